@@ -1,0 +1,1 @@
+"""Relay: a live-audio stream relay that does not fail when it matters."""

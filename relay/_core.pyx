@@ -1,0 +1,1 @@
+# _core.pyx: the data plane's face: what Python may call.

@@ -1,0 +1,57 @@
+"""Builds the one extension, relay._core; everything else about the package is in pyproject.toml.
+
+RELAY_BUILD=release (default)  assertions compiled out, -O2
+RELAY_BUILD=checked            assertions and invariants in, -O1 -g
+RELAY_BUILD=asan               checked, under AddressSanitizer and UndefinedBehaviorSanitizer
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+if not sys.platform.startswith("linux"):
+    sys.exit("relay-audio builds on Linux only: its engine uses epoll, eventfd and memfd_create")
+
+KINDS = {
+    "release": (["-O2", "-DCYTHON_WITHOUT_ASSERTIONS"], []),
+    "checked": (["-O1", "-g", "-DRELAY_CHECKED=1"], []),
+    "asan": (
+        ["-O1", "-g", "-DRELAY_CHECKED=1", "-fno-omit-frame-pointer"]
+        + ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+        ["-fsanitize=address,undefined"],
+    ),
+}
+kind = os.environ.get("RELAY_BUILD", "release")
+if kind not in KINDS:
+    sys.exit(f"RELAY_BUILD={kind!r} is not known; choose one of {', '.join(KINDS)}")
+compile_args, link_args = KINDS[kind]
+
+rooms = sorted(str(path) for path in Path("relay/_core").iterdir() if path.suffix in {".pxd", ".h"})
+core = Extension(
+    "relay._core",
+    ["relay/_core.pyx"],
+    include_dirs=["relay/_core"],
+    depends=rooms,
+    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wno-unused-function", *compile_args],
+    extra_link_args=link_args,
+    libraries=["dl"],
+)
+
+setup(
+    ext_modules=cythonize(
+        [core],
+        build_dir=f"build/cython-{kind}",
+        compiler_directives={
+            "language_level": "3",
+            "boundscheck": False,
+            "wraparound": False,
+            "initializedcheck": False,
+            "cdivision": True,
+            "binding": False,
+            "legacy_implicit_noexcept": False,
+        },
+    )
+)
