@@ -1,1 +1,432 @@
 # _core.pyx: the data plane's face: what Python may call.
+#
+# Rules of this room
+#   1. Converts: Python objects to pointers and lengths, status integers to exceptions. Decides nothing.
+#   2. Every call checks that its object is open and that the process has not forked.
+#   3. Nothing here blocks, except close(), which joins the engine's threads.
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from relay._core.atomics cimport add_u32, load_u32, load_u64, ref_take, sub_u32
+from relay._core.engine cimport (
+    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
+    engine_open, engine_remove, engine_t, now_us, wall_ms,
+)
+from relay._core.ring cimport (
+    FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
+    ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
+    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_was_overtaken, header_t, title_t,
+)
+from relay._core.stream cimport (
+    STREAM_FULL, WRITER_LOCAL, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
+    stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
+    stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
+)
+
+import os
+
+from relay.errors import MountError, RelayError, SourceError
+
+cdef extern from *:
+    """
+    #if defined(__SANITIZE_ADDRESS__)
+    #define RELAY_BUILD_NAME "asan"
+    #elif defined(RELAY_CHECKED)
+    #define RELAY_BUILD_NAME "checked"
+    #else
+    #define RELAY_BUILD_NAME "release"
+    #endif
+    """
+    const char* RELAY_BUILD_NAME
+
+BUILD = RELAY_BUILD_NAME.decode()
+_pid = os.getpid()
+
+
+def _after_fork():
+    global _pid
+    _pid = -1
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+cdef int check_process() except -1:
+    if _pid == -1:
+        raise RelayError(
+            "this process was forked: an engine works in the process that opened it alone; "
+            "open a new one in a freshly started process"
+        )
+    return 0
+
+
+cdef class Buffer:
+    """A borrowed run of bytes from any bytes-like object, given back when it goes."""
+
+    cdef Py_buffer view
+    cdef const uint8_t* bytes
+    cdef size_t size
+
+    def __cinit__(self, data):
+        PyObject_GetBuffer(data, &self.view, PyBUF_SIMPLE)
+        self.bytes = <const uint8_t*>self.view.buf
+        self.size = <size_t>self.view.len
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)
+
+
+cdef class Engine:
+    """The data plane of one node: its streams and its threads."""
+
+    cdef engine_t engine
+    cdef bint is_open
+
+    def __cinit__(self, *, int streams_max=4096):
+        if engine_open(&self.engine, streams_max) != 0:
+            raise MemoryError(f"no memory for a table of {streams_max} streams")
+        self.is_open = True
+        self.configure()
+
+    cdef int check(self) except -1:
+        check_process()
+        if not self.is_open:
+            raise RelayError("the engine is closed")
+        return 0
+
+    def close(self):
+        """Ends the threads. The memory of streams goes with their last handle."""
+        self.is_open = False
+
+    def __dealloc__(self):
+        # Handles keep their Engine alive, so none is left here.
+        if self.engine.table != NULL:
+            engine_close(&self.engine)
+
+    def configure(self, mount=None, *, int burst_ms=3000, int pace_ms=200, int lag_ms_max=15000,
+                  int stall_ms=15000, int linger_s=60, int catchup_ms=10000, int ring_s=20,
+                  int ring_bytes_max=64 << 20, int ahead_ms=5000, int listeners_max=0):
+        """Sets the defaults of all streams, or with `mount` of one; before the threads start."""
+        self.check()
+        cdef stream_config_t config
+        cdef bytes name
+        config.burst_us = burst_ms * <uint64_t>1000
+        config.pace_us = pace_ms * <uint64_t>1000
+        config.lag_us_max = lag_ms_max * <uint64_t>1000
+        config.stall_us = stall_ms * <uint64_t>1000
+        config.linger_us = linger_s * <uint64_t>1000000
+        config.catchup_us = catchup_ms * <uint64_t>1000
+        config.ring_us = ring_s * <uint64_t>1000000
+        config.ring_bytes_max = ring_bytes_max
+        config.ahead_us = ahead_ms * <uint64_t>1000
+        config.listeners_max = listeners_max
+        if mount is None:
+            self.engine.defaults = config
+            return
+        if self.engine.overrides_count == OVERRIDES_MAX:
+            raise RelayError(f"more than {OVERRIDES_MAX} streams have settings of their own")
+        name = mount.encode()
+        self.engine.overrides[self.engine.overrides_count].key = mount_key(name, len(name))
+        self.engine.overrides[self.engine.overrides_count].config = config
+        self.engine.overrides_count += 1
+
+    def add_stream(self, str mount):
+        """Opens a stream as configured; MountError when it is taken or the node is full."""
+        self.check()
+        cdef bytes name = mount.encode()
+        cdef const stream_config_t* config = engine_config(&self.engine, mount_key(name, len(name)))
+        cdef stream_t* stream
+        cdef int status
+        stream = stream_open(
+            name, <uint32_t>len(name), config, &self.engine.retire, &self.engine.hub
+        )
+        if stream == NULL:
+            raise MountError(f"mount {mount!r} is {len(name)} bytes long; the bound is 1 to 255")
+        add_u32(&stream.refs, 1)
+        status = engine_add(&self.engine, stream)
+        if status != 0:
+            stream_drop(stream)
+            stream_drop(stream)
+            raise MountError(mount_problem(status, mount, self.engine.streams_max))
+        return Stream.wrap(self, stream)
+
+    def find(self, str mount):
+        """The stream of this mount, or None."""
+        self.check()
+        cdef bytes name = mount.encode()
+        cdef stream_t* stream = engine_find(&self.engine, name, len(name))
+        return None if stream == NULL else Stream.wrap(self, stream)
+
+
+cdef str mount_problem(int status, str mount, int streams_max):
+    if status == ENGINE_TAKEN:
+        return f"mount {mount!r} is in use"
+    if status == ENGINE_FULL:
+        return f"no room for mount {mount!r}: this node holds {streams_max} streams (streams_max)"
+    return f"mount {mount!r} has the same key as another mount: choose another name"
+
+
+cdef class Stream:
+    """A handle on one stream; it keeps the stream's memory, not the stream's place on the node."""
+
+    cdef Engine engine
+    cdef stream_t* stream
+
+    @staticmethod
+    cdef Stream wrap(Engine engine, stream_t* stream):
+        # Takes over the caller's reference.
+        cdef Stream self = Stream.__new__(Stream)
+        self.engine = engine
+        self.stream = stream
+        return self
+
+    def __dealloc__(self):
+        if self.stream != NULL:
+            stream_drop(self.stream)
+
+    def __repr__(self):
+        return f"<Stream {self.mount}>"
+
+    @property
+    def mount(self):
+        """The public path."""
+        return self.stream.mount[:self.stream.mount_bytes].decode()
+
+    cdef ring_t* ring(self) except NULL:
+        # The newest ring, referenced: give it back with stream_ring_drop.
+        self.engine.check()
+        cdef ring_t* ring = stream_ring_take(self.stream)
+        if ring == NULL:
+            raise SourceError(f"{self.mount} has had no source yet: nothing can be read or pushed")
+        return ring
+
+    # --- the source side ---
+
+    def claim(self):
+        """Makes the caller the one writer; MountError when somebody else writes."""
+        self.engine.check()
+        if not stream_claim(self.stream, WRITER_LOCAL):
+            raise MountError(f"mount {self.mount!r} is in use")
+
+    def unclaim(self):
+        """Gives the writer's place back (end the epoch first)."""
+        stream_unclaim(self.stream)
+
+    def begin(self, *, epoch=None, int origin=0, int sequence=0, int position=0, int media_us=0):
+        """Begins an epoch and returns it (ms): the wall clock, or one more than the highest seen."""
+        self.engine.check()
+        cdef uint64_t wanted = wall_ms() if epoch is None else epoch
+        cdef uint64_t highest = load_u64(&self.stream.epoch_highest)
+        if epoch is None and wanted <= highest:
+            wanted = highest + 1
+        cdef int status = stream_begin_epoch(
+            self.stream, wanted, origin, sequence, position, media_us
+        )
+        if status == STREAM_FULL:
+            raise SourceError(
+                f"{self.mount}: too many epochs are still being heard; wait a second and come back"
+            )
+        if status != 0:
+            raise MemoryError(f"no memory for a ring of {self.mount}")
+        return wanted
+
+    def end(self):
+        """Ends the epoch: listeners stay for linger_s and hear the next one."""
+        stream_end_epoch(self.stream, now_us())
+
+    def push(self, data, int duration_us, int flags=1):
+        """Puts one whole frame (1 to 65,536 bytes, duration in µs) at the head; never blocks."""
+        cdef Buffer run = Buffer(data)
+        self.engine.check()
+        if self.stream.ring == NULL:
+            raise SourceError(f"{self.mount}: begin() an epoch before the first push()")
+        cdef int status = stream_push(self.stream, run.bytes, <uint32_t>run.size, duration_us, flags)
+        if status < 0:
+            raise SourceError(place_problem(status, self.mount, run.size))
+
+    def place(self, int sequence, int position, int media_us, data, int duration_us, int flags=1):
+        """Puts a frame where it belongs (1 placed, 0 already here, < 0 refused)."""
+        cdef Buffer run = Buffer(data)
+        self.engine.check()
+        if self.stream.ring == NULL:
+            raise SourceError(f"{self.mount}: begin() an epoch before the first place()")
+        return stream_place(self.stream, sequence, position, media_us, run.bytes,
+                            <uint32_t>run.size, duration_us, flags)
+
+    def give_up(self):
+        """Counts the hole at the head as lost and goes on after it; returns the frames lost."""
+        self.engine.check()
+        return ring_give_up(self.stream.ring)
+
+    def resize(self, int size_bytes, int frames_count):
+        """Puts a ring of another size in place; False when frames wait ahead of a hole."""
+        self.engine.check()
+        return stream_resize(self.stream, size_bytes, frames_count) == 1
+
+    def title(self, str text):
+        """Sets the title from here on (≤ 4,080 bytes of UTF-8, cut between characters)."""
+        cdef bytes data = text.encode()[:TITLE_TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()
+        if data:
+            self.push(data, 0, FRAME_TITLE)
+
+    def set_info(self, data):
+        """Publishes the header lines of the reply to listeners (≤ 4,096 bytes)."""
+        cdef Buffer run = Buffer(data)
+        self.engine.check()
+        if not stream_set_info(self.stream, run.bytes, <uint32_t>run.size):
+            raise SourceError(f"{self.mount}: {run.size} bytes of header lines; the bound is 4096")
+
+    # --- the reading side ---
+
+    def read(self, int sequence):
+        """One frame as (bytes, position, media_us, duration_us, flags), copied and verified, or None."""
+        cdef ring_t* ring = self.ring()
+        cdef frame_t frame
+        cdef bytes data
+        try:
+            if sequence >= <int64_t>load_u64(&ring.head_sequence):
+                return None
+            if not ring_read_entry(ring, sequence, &frame) or frame.flags & FRAME_TITLE:
+                return None
+            data = (<const char*>ring_at(ring, frame.position))[:frame.size_bytes]
+            if ring_was_overtaken(ring, frame.position):
+                return None
+            return data, frame.position, frame.media_us, frame.duration_us, frame.flags & 0xFF
+        finally:
+            stream_ring_drop(self.stream, ring)
+
+    def view(self):
+        """The readable run of the newest ring, without a copy (see RingView)."""
+        return RingView.wrap(self, self.ring())
+
+    def header(self):
+        """The header pages that a reader at the head needs first (b"" when the format has none)."""
+        cdef ring_t* ring = self.ring()
+        cdef header_t* header = ring_header(ring, load_u64(&ring.head_sequence))
+        cdef bytes data = b""
+        if header != NULL:
+            data = (<const char*>header.bytes)[:header.size_bytes]
+        stream_ring_drop(self.stream, ring)
+        return data
+
+    def burst_sequence(self, int burst_ms):
+        """Where a listener with this burst would begin."""
+        cdef ring_t* ring = self.ring()
+        cdef uint64_t sequence = ring_burst_sequence(ring, burst_ms * <uint64_t>1000)
+        stream_ring_drop(self.stream, ring)
+        return sequence
+
+    def snapshot(self):
+        """State and counters of this stream, as a dict."""
+        cdef stream_t* stream = self.stream
+        cdef ring_t* ring = stream_ring_take(stream)
+        state = {
+            "mount": self.mount, "listeners": load_u32(&stream.listeners),
+            "readers": load_u32(&stream.readers), "source_up": load_u32(&stream.source_up) == 1,
+            "writer": ("none", "local", "link")[load_u32(&stream.writer)],
+            "rings": load_u32(&stream.rings), "epoch": None, "title": None,
+            "counters": stream.counters,
+        }
+        if ring != NULL:
+            state.update(ring_snapshot(ring))
+            stream_ring_drop(stream, ring)
+        return state
+
+
+cdef int TITLE_TEXT_BYTES_MAX = 4000
+
+
+cdef dict ring_snapshot(ring_t* ring):
+    cdef uint64_t tail = ring_tail_sequence(ring)
+    cdef title_t* title = ring_title(ring, load_u64(&ring.head_position))
+    cdef frame_t frame
+    cdef uint64_t held_us = 0
+    if ring_read_entry(ring, tail, &frame) and tail < load_u64(&ring.head_sequence):
+        held_us = load_u64(&ring.head_media_us) - <uint64_t>frame.media_us
+    return {
+        "epoch": ring.epoch, "tail_sequence": tail, "head_sequence": load_u64(&ring.head_sequence),
+        "head_position": load_u64(&ring.head_position), "base_sequence": load_u64(&ring.base_sequence),
+        "head_media_us": load_u64(&ring.head_media_us), "held_ms": held_us // 1000,
+        "ring_bytes": ring.size_bytes, "ring_frames": ring.frames_count,
+        "reserved_sequence": load_u64(&ring.reserved_sequence),
+        "title": None if title == NULL else (
+            (<const char*>title.bytes)[:title.size_bytes].decode("utf-8", "replace")
+        ),
+    }
+
+
+cdef str place_problem(int status, str mount, size_t size):
+    if status == PLACE_FAR:
+        return f"{mount}: a frame of {size} bytes does not fit the ring; raise ring_bytes_max"
+    if status == PLACE_NO_MEMORY:
+        return f"{mount}: no memory for a ring"
+    return f"{mount}: a frame of {size} bytes; the bound is 1 to 65,536"
+
+
+cdef class RingView:
+    """A run of a ring's bytes without a copy: pins the ring's memory, not its contents.
+
+    Supports the buffer protocol (`numpy.frombuffer(view, dtype="u1")`). The writer goes on: call
+    `is_whole()` after reading; False means that the oldest bytes were overwritten meanwhile.
+    """
+
+    cdef Stream stream
+    cdef ring_t* ring
+    cdef uint64_t position
+    cdef Py_ssize_t size
+
+    @staticmethod
+    cdef RingView wrap(Stream stream, ring_t* ring):
+        # Takes over the caller's reference on the ring.
+        cdef RingView self = RingView.__new__(RingView)
+        cdef frame_t frame
+        cdef uint64_t head = load_u64(&ring.head_position)
+        self.stream = stream
+        self.ring = ring
+        self.position = head
+        if ring_read_entry(ring, ring_tail_sequence(ring), &frame):
+            self.position = frame.position if frame.position < head else head
+        self.size = <Py_ssize_t>(head - self.position)
+        return self
+
+    def __dealloc__(self):
+        if self.ring != NULL:
+            stream_ring_drop(self.stream.stream, self.ring)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, <void*>ring_at(self.ring, self.position), self.size, 1, flags)
+
+    def __len__(self):
+        return self.size
+
+    @property
+    def first_position(self):
+        """Position of the first byte."""
+        return self.position
+
+    def is_whole(self):
+        """Whether no byte of this run has been overwritten so far."""
+        return not ring_was_overtaken(self.ring, self.position)
+
+
+def measure_push(Stream stream, data, int pushes):
+    """Times `pushes` pushes of one frame inside the core: (seconds, checksum of what the ring holds).
+
+    The checksum is the sum of all readable bytes, read back after the clock has stopped.
+    """
+    cdef Buffer run = Buffer(data)
+    cdef uint32_t size = <uint32_t>run.size
+    cdef int i
+    cdef int status = 0
+    cdef uint64_t begin
+    cdef uint64_t end
+    with nogil:
+        begin = now_us()
+        for i in range(pushes):
+            status |= stream_push(stream.stream, run.bytes, size, 20000, 1)
+        end = now_us()
+    if status < 0:
+        raise SourceError(place_problem(status, stream.mount, size))
+    return (end - begin) / 1e6, sum(memoryview(stream.view()))
