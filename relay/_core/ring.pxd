@@ -19,7 +19,7 @@ from relay._core.atomics cimport (
     fence, fence_acquire, load_pointer, load_u64, load_u64_relaxed, store_pointer, store_u64,
     store_u64_relaxed,
 )
-from relay._core.frames cimport FRAME_BYTES_MAX, FRAME_CHAIN, FRAME_HEADER, FRAME_START
+from relay._core.frames_state cimport FRAME_BYTES_MAX, FRAME_CHAIN, FRAME_HEADER, FRAME_START
 from relay._core.icy cimport ICY_BLOCK_BYTES_MAX, icy_block
 from relay._core.retire cimport retire_later, retire_t
 
