@@ -1,0 +1,185 @@
+# engine.pxd: what all threads of one node share: the table of streams, retirement, counters.
+#
+# Rules of this room
+#   1. The table changes and is searched under table_lock, for a few probes; whoever finds a stream gets a
+#      reference and gives it back (stream_drop).
+#   2. Bounds: streams_max streams; a mount whose key collides with another's is refused.
+#   3. Knows no sockets; the threads (shard.pxd, backbone.pxd) know it.
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp
+
+from relay._core.atomics cimport add_u32, load_u32, store_u32
+from relay._core.handover cimport handover_close, handover_open, handover_t
+from relay._core.retire cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, retire_close, retire_open, retire_t,
+)
+from relay._core.stream cimport hub_t, mount_key, stream_config_t, stream_drop, stream_t
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec* now)
+    int CLOCK_MONOTONIC
+    int CLOCK_REALTIME
+
+cdef enum:  # engine_add
+    ENGINE_TAKEN = -1
+    ENGINE_FULL = -2
+    ENGINE_COLLISION = -3
+
+cdef enum:
+    OVERRIDES_MAX = 1024
+
+cdef struct override_t:       # [streams."/live"] of the configuration
+    uint64_t key
+    stream_config_t config
+
+cdef struct engine_t:
+    retire_t retire
+    hub_t hub
+    pthread_mutex_t table_lock
+    stream_t** table          # open addressing by key, table_size slots; owned
+    uint64_t table_size       # a power of two, at least twice streams_max
+    uint32_t streams          # in the table now
+    uint32_t streams_max
+    stream_config_t defaults  # [defaults] of the configuration; set before the threads start
+    override_t* overrides     # OVERRIDES_MAX at most; owned; set before the threads start
+    uint32_t overrides_count
+    handover_t pages          # connections for Python: the fixed table
+    handover_t sources        # PUT and SOURCE
+    uint32_t listeners        # attached now, all shards
+    uint32_t listeners_max
+    uint32_t heads_max        # unfinished request heads, each shard
+    uint32_t heads_per_address_max
+    uint64_t head_timeout_us
+    uint64_t join_wait_us
+    uint64_t node_id[2]       # 128 random bits, new at each start
+    uint32_t has_upstream     # 1: an upstream is configured
+    uint32_t directory_known  # 1: the first directory has come (or there is no upstream)
+    uint32_t upstream_up      # 1: a life sign within silence_ms (or there is no upstream)
+
+cdef inline uint64_t now_us() noexcept nogil:
+    # The monotonic clock, µs. Only the threads' outermost loops ask; rooms are handed the answer.
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000 + <uint64_t>now.tv_nsec // 1000
+
+cdef inline uint64_t wall_ms() noexcept nogil:
+    # Wall clock, ms: epochs and the Date line, nothing else.
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return <uint64_t>now.tv_sec * 1000 + <uint64_t>now.tv_nsec // 1000000
+
+cdef inline const stream_config_t* engine_config(engine_t* engine, uint64_t key) noexcept nogil:
+    # What the configuration says of the mount with this key.
+    cdef uint32_t i
+    for i in range(engine.overrides_count):
+        if engine.overrides[i].key == key:
+            return &engine.overrides[i].config
+    return &engine.defaults
+
+cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nogil:
+    if handover_open(&engine.pages, 512) != 0 or handover_open(&engine.sources, 128) != 0:
+        return -1
+    engine.table_size = 4
+    while engine.table_size < 2 * <uint64_t>streams_max:
+        engine.table_size <<= 1
+    engine.table = <stream_t**>calloc(engine.table_size, sizeof(void*))
+    engine.overrides = <override_t*>calloc(OVERRIDES_MAX, sizeof(override_t))
+    if engine.table == NULL or engine.overrides == NULL:
+        return -1
+    engine.streams_max = streams_max
+    engine.hub.event_fd = -1
+    pthread_mutex_init(&engine.table_lock, NULL)
+    retire_open(&engine.retire)
+    return 0
+
+cdef inline void engine_close(engine_t* engine) noexcept nogil:
+    # All threads have ended.
+    cdef uint64_t slot
+    for slot in range(engine.table_size):
+        if engine.table[slot] != NULL:
+            stream_drop(engine.table[slot])
+    handover_close(&engine.pages)
+    handover_close(&engine.sources)
+    retire_close(&engine.retire)
+    pthread_mutex_destroy(&engine.table_lock)
+    free(engine.overrides)
+    free(engine.table)
+    engine.table = NULL
+
+cdef inline uint64_t engine_slot(engine_t* engine, uint64_t key) noexcept nogil:
+    # The slot of this key, or the free one where it would go. Under table_lock.
+    cdef uint64_t slot = key & (engine.table_size - 1)
+    while engine.table[slot] != NULL and engine.table[slot].key != key:
+        slot = (slot + 1) & (engine.table_size - 1)
+    return slot
+
+cdef inline stream_t* engine_find_key(engine_t* engine, uint64_t key) noexcept nogil:
+    cdef stream_t* stream
+    pthread_mutex_lock(&engine.table_lock)
+    stream = engine.table[engine_slot(engine, key)]
+    if stream != NULL:
+        add_u32(&stream.refs, 1)
+    pthread_mutex_unlock(&engine.table_lock)
+    return stream
+
+cdef inline stream_t* engine_find(engine_t* engine, const char* mount, uint64_t size) noexcept nogil:
+    cdef stream_t* stream = engine_find_key(engine, mount_key(mount, size))
+    if stream != NULL and (
+        stream.mount_bytes != size or memcmp(stream.mount, mount, size) != 0
+    ):
+        stream_drop(stream)
+        return NULL
+    return stream
+
+cdef inline int engine_add(engine_t* engine, stream_t* stream) noexcept nogil:
+    # Takes over the caller's reference when it answers 0.
+    cdef uint64_t slot
+    cdef stream_t* other
+    cdef int status = 0
+    pthread_mutex_lock(&engine.table_lock)
+    slot = engine_slot(engine, stream.key)
+    other = engine.table[slot]
+    if other != NULL:
+        status = ENGINE_TAKEN
+        if other.mount_bytes != stream.mount_bytes or memcmp(
+            other.mount, stream.mount, stream.mount_bytes
+        ) != 0:
+            status = ENGINE_COLLISION
+    elif engine.streams >= engine.streams_max:
+        status = ENGINE_FULL
+    else:
+        engine.table[slot] = stream
+        engine.streams += 1
+    pthread_mutex_unlock(&engine.table_lock)
+    return status
+
+cdef inline bint engine_remove(engine_t* engine, stream_t* stream) noexcept nogil:
+    # Unlinks the stream and gives the table's reference back; its listeners are ended by their shards.
+    cdef uint64_t slot
+    cdef uint64_t probe
+    cdef uint64_t mask = engine.table_size - 1
+    cdef bint found
+    pthread_mutex_lock(&engine.table_lock)
+    slot = engine_slot(engine, stream.key)
+    found = engine.table[slot] == stream
+    if found:
+        engine.table[slot] = NULL
+        engine.streams -= 1
+        probe = (slot + 1) & mask
+        while engine.table[probe] != NULL:      # close the gap that the probe sequence would stop at
+            if ((probe - (engine.table[probe].key & mask)) & mask) >= ((probe - slot) & mask):
+                engine.table[slot] = engine.table[probe]
+                engine.table[probe] = NULL
+                slot = probe
+            probe = (probe + 1) & mask
+    pthread_mutex_unlock(&engine.table_lock)
+    if found:
+        store_u32(&stream.closed, 1)
+        stream_drop(stream)
+    return found

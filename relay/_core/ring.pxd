@@ -1,0 +1,609 @@
+# ring.pxd: the last seconds of one epoch of one stream, for one writer and many readers.
+#
+# Rules of this room
+#   1. Only the stream's writer calls ring_place and what changes the ring; any thread may call the
+#      readers, inside a turn (retire.pxd) or holding a reference.
+#   2. The head never passes a hole. Frames may be placed ahead of it; it moves when they connect.
+#   3. No torn frames: the writer stores reserved_position, copies, then stores head_position. A reader
+#      re-checks reserved_position after its send or copy (ring_was_overtaken). The same holds for
+#      the index: reserved_sequence, ring_entry_was_overtaken.
+#   4. No allocation after ring_open, except for titles and headers, which change a few times an hour.
+#   5. Memory: 1 × size_bytes + 32 B × frames_count + ≤ 8 titles × 4 KiB + ≤ 4 headers × 1 MiB.
+#   6. This room does not know sockets, listeners, streams or time.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from relay._core.atomics cimport (
+    fence, fence_acquire, load_pointer, load_u64, load_u64_relaxed, store_pointer, store_u64,
+    store_u64_relaxed,
+)
+from relay._core.frames_state cimport FRAME_BYTES_MAX, FRAME_CHAIN, FRAME_HEADER, FRAME_START
+from relay._core.icy cimport ICY_BLOCK_BYTES_MAX, icy_block
+from relay._core.retire cimport retire_later, retire_t
+
+cdef extern from "mirror.h" nogil:
+    uint8_t* mirror_open(uint64_t size_bytes)
+    void mirror_close(uint8_t* run, uint64_t size_bytes)
+    uint64_t page_bytes()
+
+cdef enum:
+    FRAME_TITLE = 8           # carries no audio: its payload is a title, its place in the order is exact
+    FRAME_PRESENT = 0x80000000  # internal: this index entry is filled (never on the wire)
+
+cdef enum:
+    RING_TITLES = 8
+    RING_HEADERS = 4
+    RING_HOLES = 8
+    TITLE_BYTES_MAX = 4080    # one ICY block: 255 × 16
+    HEADER_BYTES_MAX = 1 << 20
+
+cdef enum:  # what ring_place answers
+    PLACED = 1
+    DUPLICATE = 0             # already here, or once was
+    PLACE_FAR = -1            # further ahead (or back) than the ring can hold
+    PLACE_BAD = -2            # contradicts what is here: size, position or sequence are wrong
+    PLACE_NO_MEMORY = -3
+
+cdef struct frame_t:          # 32 bytes
+    uint64_t position         # of its first byte
+    int64_t media_us          # media time at its begin, from the epoch's begin
+    uint32_t size_bytes
+    uint32_t duration_us
+    uint32_t flags
+    uint32_t tag              # the low half of its sequence: tells whose entry this is
+
+cdef struct hole_t:           # a lost run: [from_position, to_position) was never here
+    uint64_t from_position
+    uint64_t to_position
+
+cdef struct title_t:          # immutable once published
+    uint64_t sequence
+    uint64_t position         # listeners whose cursor has reached it get it
+    uint32_t size_bytes
+    uint32_t block_bytes      # the same as an ICY block, ready to be sent
+    uint8_t bytes[TITLE_BYTES_MAX]
+    uint8_t block[ICY_BLOCK_BYTES_MAX]
+
+cdef struct header_t:         # immutable once published
+    uint64_t end_sequence     # frames from here on need this header
+    uint32_t size_bytes
+    uint8_t bytes[1]          # size_bytes of them
+
+cdef struct ring_t:
+    # fixed at ring_open; read by all
+    uint8_t* bytes            # mapped twice in a row, size_bytes each; owned
+    uint64_t size_bytes       # a multiple of the page size
+    uint64_t guard_bytes      # readers do not begin in the last guard before the writer
+    frame_t* frames           # index; owned
+    uint64_t frames_count     # a power of two
+    uint64_t epoch            # ms
+    retire_t* retire          # borrowed
+    # published by the writer, in this order around each copy
+    uint64_t reserved_position  # end of the last byte that is, or is being, written
+    uint64_t reserved_sequence  # the same for index entries
+    uint64_t head_sequence      # of the next frame; all before it is whole
+    uint64_t head_position      # byte after the last whole frame
+    uint64_t head_media_us
+    uint64_t base_sequence      # the oldest frame held; moves back by repair,
+    uint64_t base_position      # and forward only when a lost run is forgotten
+    hole_t holes[RING_HOLES]    # the newest lost runs; slot = holes_total % RING_HOLES
+    uint64_t holes_total
+    uint64_t holes_end_position  # readers at or past it need not look for holes
+    title_t* titles[RING_TITLES]
+    uint64_t titles_total
+    header_t* headers[RING_HEADERS]
+    uint64_t headers_total
+    # the writer's own
+    uint8_t* header_bytes     # the header being collected
+    uint32_t header_size_bytes
+    bint header_open
+    uint64_t frame_bytes_max  # the largest frame so far
+    # life
+    uint32_t refs             # the stream's one and one for each cursor in it; at 0 it is retired
+    uint32_t superseded       # 1: `next` is set; cursors that reached this head go on there
+    ring_t* next              # holds one reference on it
+
+cdef inline uint64_t power_of_two(uint64_t least) noexcept nogil:
+    cdef uint64_t value = 1
+    while value < least:
+        value <<= 1
+    return value
+
+cdef inline uint64_t whole_pages(uint64_t size_bytes) noexcept nogil:
+    cdef uint64_t page = page_bytes()
+    return (size_bytes + page - 1) // page * page
+
+cdef inline ring_t* ring_open(
+    uint64_t size_bytes, uint64_t frames_count, uint64_t epoch, uint64_t sequence, uint64_t position,
+    uint64_t media_us, retire_t* retire,
+) noexcept nogil:
+    # An empty ring whose first frame will be (sequence, position); NULL: no memory.
+    cdef ring_t* ring = <ring_t*>calloc(1, sizeof(ring_t))
+    if ring == NULL:
+        return NULL
+    ring.size_bytes = whole_pages(size_bytes)
+    ring.guard_bytes = ring.size_bytes // 5
+    ring.frames_count = power_of_two(frames_count)
+    ring.bytes = mirror_open(ring.size_bytes)
+    ring.frames = <frame_t*>calloc(ring.frames_count, sizeof(frame_t))
+    if ring.bytes == NULL or ring.frames == NULL:
+        if ring.bytes != NULL:
+            mirror_close(ring.bytes, ring.size_bytes)
+        free(ring.frames)
+        free(ring)
+        return NULL
+    ring.epoch = epoch
+    ring.retire = retire
+    ring.reserved_position = ring.head_position = ring.base_position = position
+    ring.reserved_sequence = ring.head_sequence = ring.base_sequence = sequence
+    ring.head_media_us = media_us
+    ring.refs = 1
+    return ring
+
+cdef inline void ring_close(void* thing) noexcept nogil:
+    cdef ring_t* ring = <ring_t*>thing
+    cdef int i
+    for i in range(RING_TITLES):
+        free(ring.titles[i])
+    for i in range(RING_HEADERS):
+        free(ring.headers[i])
+    free(ring.header_bytes)
+    mirror_close(ring.bytes, ring.size_bytes)
+    free(ring.frames)
+    free(ring)
+
+# --- readers -------------------------------------------------------------------------------------
+
+cdef inline frame_t* ring_entry(ring_t* ring, uint64_t sequence) noexcept nogil:
+    return &ring.frames[sequence & (ring.frames_count - 1)]
+
+cdef inline bint ring_has(ring_t* ring, uint64_t sequence) noexcept nogil:
+    # Writer only: is this very frame in its slot?
+    cdef frame_t* frame = ring_entry(ring, sequence)
+    return frame.flags & FRAME_PRESENT != 0 and frame.tag == <uint32_t>sequence
+
+cdef inline uint64_t audio_bytes(frame_t* frame) noexcept nogil:
+    return 0 if frame.flags & FRAME_TITLE else frame.size_bytes
+
+cdef inline const uint8_t* ring_at(ring_t* ring, uint64_t position) noexcept nogil:
+    return ring.bytes + position % ring.size_bytes
+
+cdef inline bint ring_was_overtaken(ring_t* ring, uint64_t position) noexcept nogil:
+    # After a send or copy that began at position: were these bytes being overwritten meanwhile?
+    fence_acquire()
+    return load_u64_relaxed(&ring.reserved_position) > position + ring.size_bytes
+
+cdef inline bint ring_entry_was_overtaken(ring_t* ring, uint64_t sequence) noexcept nogil:
+    fence_acquire()
+    return load_u64_relaxed(&ring.reserved_sequence) > sequence + ring.frames_count
+
+cdef inline uint64_t ring_tail_position(ring_t* ring) noexcept nogil:
+    # The oldest byte at which a reader may begin: base, or a guard away from the writer.
+    cdef uint64_t reserved = load_u64(&ring.reserved_position)
+    cdef uint64_t base = load_u64(&ring.base_position)
+    cdef uint64_t reach = ring.size_bytes - ring.guard_bytes
+    cdef uint64_t tail = reserved - reach if reserved > reach else 0
+    return tail if tail > base else base
+
+cdef inline uint64_t ring_tail_sequence(ring_t* ring) noexcept nogil:
+    # The oldest frame whose index entry and bytes may both be read.
+    cdef uint64_t reserved = load_u64(&ring.reserved_sequence)
+    cdef uint64_t low = load_u64(&ring.base_sequence)
+    cdef uint64_t high = load_u64(&ring.head_sequence)
+    cdef uint64_t reach = ring.frames_count - ring.frames_count // 8
+    cdef uint64_t tail_position = ring_tail_position(ring)
+    cdef uint64_t middle
+    if reserved > reach and reserved - reach > low:
+        low = reserved - reach
+    while low < high:
+        middle = ring_probe(ring, low, low + (high - low) // 2)
+        if ring_has(ring, middle) and ring_entry(ring, middle).position >= tail_position:
+            high = middle
+        else:
+            low = middle + 1 if ring_has(ring, middle) else low + (high - low) // 2 + 1
+    return low if low < high else high
+
+cdef inline uint64_t ring_probe(ring_t* ring, uint64_t low, uint64_t middle) noexcept nogil:
+    # The nearest frame at or before middle that is here (lost runs have no entries), not below low.
+    while middle > low and not ring_has(ring, middle):
+        middle -= 1
+    return middle
+
+cdef inline bint ring_read_entry(ring_t* ring, uint64_t sequence, frame_t* out) noexcept nogil:
+    # Copies one index entry, verified; False: lost, or overwritten.
+    memcpy(out, ring_entry(ring, sequence), sizeof(frame_t))
+    return (
+        out.tag == <uint32_t>sequence and out.flags & FRAME_PRESENT != 0
+        and not ring_entry_was_overtaken(ring, sequence)
+    )
+
+cdef inline uint64_t ring_sequence_at(ring_t* ring, uint64_t position) noexcept nogil:
+    # The frame that holds this position (the head's sequence if it lies at or past the head; the
+    # tail's if before it). Binary search over the readable run: O(log frames).
+    cdef uint64_t low = ring_tail_sequence(ring)
+    cdef uint64_t high = load_u64(&ring.head_sequence)
+    cdef uint64_t half
+    cdef uint64_t middle
+    cdef frame_t* frame
+    while low < high:
+        half = low + (high - low) // 2
+        middle = ring_probe(ring, low, half)
+        frame = ring_entry(ring, middle)
+        if not ring_has(ring, middle):
+            low = half + 1
+        elif frame.position + audio_bytes(frame) > position:
+            high = middle
+        else:
+            low = half + 1
+    return low
+
+cdef inline uint64_t ring_burst_sequence(ring_t* ring, uint64_t burst_us) noexcept nogil:
+    # Where a new listener begins: the oldest start that is at most burst_us of media behind the head
+    # (else the newest start before that), not before the tail and not across a hole. The head's
+    # sequence if there is none yet.
+    cdef uint64_t head = load_u64(&ring.head_sequence)
+    cdef uint64_t tail = ring_tail_sequence(ring)
+    cdef uint64_t head_media_us = load_u64(&ring.head_media_us)
+    cdef uint64_t found = head
+    cdef uint64_t sequence = head
+    cdef frame_t frame
+    while sequence > tail:
+        sequence -= 1
+        if not ring_read_entry(ring, sequence, &frame):
+            break
+        if head_media_us - <uint64_t>frame.media_us > burst_us and found != head:
+            break
+        if frame.flags & FRAME_START:
+            found = sequence
+    return found
+
+cdef inline uint64_t ring_start_after(ring_t* ring, uint64_t position) noexcept nogil:
+    # The first start at or after this position: where a skip lands. The head's sequence if none.
+    cdef uint64_t sequence = ring_sequence_at(ring, position)
+    cdef uint64_t head = load_u64(&ring.head_sequence)
+    cdef frame_t frame
+    while sequence < head:
+        if (
+            ring_read_entry(ring, sequence, &frame) and frame.flags & FRAME_START
+            and frame.position >= position
+        ):
+            return sequence
+        sequence += 1
+    return head
+
+cdef inline uint64_t ring_readable_end(ring_t* ring, uint64_t position) noexcept nogil:
+    # How far a reader at position may go on without a break: the head, or the next lost run. Equal to
+    # position when a lost run (or nothing yet) is right there.
+    cdef uint64_t head = load_u64(&ring.head_position)
+    cdef uint64_t end = head
+    cdef int i
+    if position >= load_u64(&ring.holes_end_position):
+        return head
+    for i in range(RING_HOLES):
+        if ring.holes[i].to_position > position and ring.holes[i].from_position < end:
+            end = ring.holes[i].from_position
+    return end if end > position else position
+
+cdef inline header_t* ring_header(ring_t* ring, uint64_t sequence) noexcept nogil:
+    # The header that a reader beginning at this frame needs first; NULL: none. Valid in this turn.
+    cdef header_t* best = NULL
+    cdef header_t* header
+    cdef int i
+    for i in range(RING_HEADERS):
+        header = <header_t*>load_pointer(<void**>&ring.headers[i])
+        if header != NULL and header.end_sequence <= sequence:
+            if best == NULL or header.end_sequence > best.end_sequence:
+                best = header
+    return best
+
+cdef inline title_t* ring_title(ring_t* ring, uint64_t position) noexcept nogil:
+    # The title in force at a cursor; NULL: none. Valid in this turn.
+    cdef title_t* best = NULL
+    cdef title_t* title
+    cdef int i
+    for i in range(RING_TITLES):
+        title = <title_t*>load_pointer(<void**>&ring.titles[i])
+        if title != NULL and title.position <= position:
+            if best == NULL or title.sequence > best.sequence:
+                best = title
+    return best
+
+# --- the writer ----------------------------------------------------------------------------------
+
+cdef inline void release_plain(void* thing) noexcept nogil:
+    free(thing)
+
+cdef inline void ring_set_header(
+    ring_t* ring, const uint8_t* bytes, uint32_t size_bytes, uint64_t end_sequence
+) noexcept nogil:
+    # Publishes a complete header; the oldest of RING_HEADERS makes room.
+    cdef int slot = <int>(ring.headers_total % RING_HEADERS)
+    cdef header_t* header = <header_t*>malloc(sizeof(header_t) + size_bytes)
+    cdef header_t* old = ring.headers[slot]
+    if header == NULL:
+        return
+    header.end_sequence = end_sequence
+    header.size_bytes = size_bytes
+    memcpy(header.bytes, bytes, size_bytes)
+    store_pointer(<void**>&ring.headers[slot], header)
+    ring.headers_total += 1
+    retire_later(ring.retire, old, release_plain)
+
+cdef inline void ring_set_title(
+    ring_t* ring, const uint8_t* bytes, uint32_t size_bytes, uint64_t sequence, uint64_t position
+) noexcept nogil:
+    # Publishes a title; the one with the lowest sequence makes room.
+    cdef int slot = 0
+    cdef int i
+    cdef title_t* old
+    cdef title_t* title
+    for i in range(RING_TITLES):
+        if ring.titles[i] == NULL:
+            slot = i
+            break
+        if ring.titles[i].sequence < ring.titles[slot].sequence:
+            slot = i
+    old = ring.titles[slot]
+    title = <title_t*>malloc(sizeof(title_t))
+    if title == NULL:
+        return
+    title.sequence = sequence
+    title.position = position
+    title.size_bytes = size_bytes if size_bytes <= TITLE_BYTES_MAX else TITLE_BYTES_MAX
+    memcpy(title.bytes, bytes, title.size_bytes)
+    title.block_bytes = icy_block(title.bytes, title.size_bytes, title.block)
+    store_pointer(<void**>&ring.titles[slot], title)
+    ring.titles_total += 1
+    retire_later(ring.retire, old, release_plain)
+
+cdef inline void ring_collect_header(ring_t* ring, frame_t* frame, uint64_t sequence) noexcept nogil:
+    # Header pages are kept as the head passes them; the first other frame completes the header.
+    cdef uint8_t* grown
+    if frame.flags & FRAME_HEADER:
+        if frame.flags & FRAME_CHAIN:
+            ring.header_size_bytes = 0
+            ring.header_open = True
+        if not ring.header_open or ring.header_size_bytes + frame.size_bytes > HEADER_BYTES_MAX:
+            return
+        grown = <uint8_t*>realloc(ring.header_bytes, ring.header_size_bytes + frame.size_bytes)
+        if grown == NULL:
+            return
+        ring.header_bytes = grown
+        memcpy(grown + ring.header_size_bytes, ring_at(ring, frame.position), frame.size_bytes)
+        ring.header_size_bytes += frame.size_bytes
+    elif ring.header_open and not frame.flags & FRAME_TITLE:
+        ring_set_header(ring, ring.header_bytes, ring.header_size_bytes, sequence)
+        ring.header_open = False
+
+cdef inline void ring_advance(ring_t* ring) noexcept nogil:
+    # Moves the head over all frames that now connect to it.
+    cdef uint64_t sequence = ring.head_sequence
+    cdef uint64_t position = ring.head_position
+    cdef uint64_t media_us = ring.head_media_us
+    cdef frame_t* frame
+    while ring_has(ring, sequence):
+        frame = ring_entry(ring, sequence)
+        if frame.position != position:
+            break
+        if frame.flags & (FRAME_HEADER | FRAME_TITLE) or ring.header_open:
+            ring_collect_header(ring, frame, sequence)
+        position += audio_bytes(frame)
+        media_us = <uint64_t>frame.media_us + frame.duration_us
+        sequence += 1
+    if sequence != ring.head_sequence:
+        store_u64(&ring.head_media_us, media_us)
+        store_u64(&ring.head_sequence, sequence)
+        store_u64(&ring.head_position, position)
+
+cdef inline void ring_write(
+    ring_t* ring, uint64_t sequence, uint64_t position, uint64_t media_us, const uint8_t* bytes,
+    uint32_t size_bytes, uint32_t duration_us, uint32_t flags,
+) noexcept nogil:
+    # Reserve, copy, index. Long frames go in pieces, so that what is reserved but not yet written
+    # never exceeds a quarter of the guard.
+    cdef frame_t* frame = ring_entry(ring, sequence)
+    cdef uint64_t piece_bytes_max = ring.guard_bytes // 4
+    cdef uint64_t done = 0
+    cdef uint64_t piece
+    if sequence >= ring.reserved_sequence:
+        store_u64_relaxed(&ring.reserved_sequence, sequence + 1)
+    if flags & FRAME_TITLE:
+        fence()
+        ring_set_title(ring, bytes, size_bytes, sequence, position)
+    else:
+        while done < size_bytes:
+            piece = size_bytes - done if size_bytes - done < piece_bytes_max else piece_bytes_max
+            if position + done + piece > ring.reserved_position:
+                store_u64_relaxed(&ring.reserved_position, position + done + piece)
+            fence()  # readers see the reservation before any byte of it changes
+            memcpy(ring.bytes + (position + done) % ring.size_bytes, bytes + done, piece)
+            done += piece
+        if size_bytes > ring.frame_bytes_max:
+            ring.frame_bytes_max = size_bytes
+    frame.position = position
+    frame.media_us = <int64_t>media_us
+    frame.size_bytes = size_bytes
+    frame.duration_us = duration_us
+    frame.tag = <uint32_t>sequence
+    frame.flags = flags | FRAME_PRESENT
+
+cdef inline bint ring_neighbours_agree(
+    ring_t* ring, uint64_t sequence, uint64_t position, uint64_t end_position
+) noexcept nogil:
+    # A frame placed away from the head must connect to those beside it that are already here.
+    cdef frame_t* frame
+    if sequence > 0 and ring_has(ring, sequence - 1):
+        frame = ring_entry(ring, sequence - 1)
+        if frame.position + audio_bytes(frame) != position:
+            return False
+    if ring_has(ring, sequence + 1) and ring_entry(ring, sequence + 1).position != end_position:
+        return False
+    return True
+
+cdef inline int ring_place_back(
+    ring_t* ring, uint64_t sequence, uint64_t position, uint64_t media_us, const uint8_t* bytes,
+    uint32_t size_bytes, uint32_t duration_us, uint32_t flags,
+) noexcept nogil:
+    # A repair of what lies before the base (a relay that restarted empty fetches its tail).
+    cdef uint64_t end_position = position + (0 if flags & FRAME_TITLE else size_bytes)
+    cdef uint64_t reach = ring.size_bytes - ring.guard_bytes
+    cdef frame_t* frame
+    if (
+        ring.reserved_sequence - sequence > ring.frames_count - ring.frames_count // 8
+        or ring.reserved_position - position > reach
+    ):
+        return PLACE_FAR
+    if end_position > ring.base_position or not ring_neighbours_agree(
+        ring, sequence, position, end_position
+    ):
+        return PLACE_BAD
+    if ring_has(ring, sequence):
+        return DUPLICATE
+    ring_write(ring, sequence, position, media_us, bytes, size_bytes, duration_us, flags)
+    while ring.base_sequence > 0 and ring_has(ring, ring.base_sequence - 1):
+        frame = ring_entry(ring, ring.base_sequence - 1)
+        store_u64(&ring.base_position, frame.position)
+        store_u64(&ring.base_sequence, ring.base_sequence - 1)
+    return PLACED
+
+cdef inline int ring_place(
+    ring_t* ring, uint64_t sequence, uint64_t position, uint64_t media_us, const uint8_t* bytes,
+    uint32_t size_bytes, uint32_t duration_us, uint32_t flags,
+) noexcept nogil:
+    # Puts one frame where it belongs: at the head, ahead of it, or before the base.
+    cdef uint64_t end_position = position + (0 if flags & FRAME_TITLE else size_bytes)
+    if size_bytes == 0 or size_bytes > FRAME_BYTES_MAX or position > (<uint64_t>1 << 62):
+        return PLACE_BAD
+    if flags & FRAME_TITLE and size_bytes > TITLE_BYTES_MAX:
+        return PLACE_BAD
+    if size_bytes > ring.guard_bytes:
+        return PLACE_FAR
+    if sequence < ring.base_sequence:
+        return ring_place_back(
+            ring, sequence, position, media_us, bytes, size_bytes, duration_us, flags
+        )
+    if sequence < ring.head_sequence:
+        return DUPLICATE
+    if sequence == ring.head_sequence:
+        if position != ring.head_position:
+            return PLACE_BAD
+    else:
+        if (
+            sequence - ring.head_sequence >= ring.frames_count // 2
+            or position < ring.head_position
+            or end_position - ring.head_position > (ring.size_bytes - ring.guard_bytes) // 2
+        ):
+            return PLACE_FAR if position >= ring.head_position else PLACE_BAD
+        if ring_has(ring, sequence):
+            return DUPLICATE
+    if not ring_neighbours_agree(ring, sequence, position, end_position):
+        return PLACE_BAD
+    ring_write(ring, sequence, position, media_us, bytes, size_bytes, duration_us, flags)
+    if sequence == ring.head_sequence:
+        ring_advance(ring)
+    return PLACED
+
+cdef inline int ring_push(
+    ring_t* ring, const uint8_t* bytes, uint32_t size_bytes, uint32_t duration_us, uint32_t flags
+) noexcept nogil:
+    # The source's way: the next frame, at the head.
+    return ring_place(
+        ring, ring.head_sequence, ring.head_position, ring.head_media_us, bytes, size_bytes,
+        duration_us, flags,
+    )
+
+cdef inline uint64_t ring_hole_end_sequence(ring_t* ring) noexcept nogil:
+    # The first frame that is here beyond the hole at the head; head_sequence when there is no hole.
+    cdef uint64_t sequence = ring.head_sequence
+    while sequence < ring.reserved_sequence and not ring_has(ring, sequence):
+        sequence += 1
+    return sequence if sequence < ring.reserved_sequence else ring.head_sequence
+
+cdef inline uint64_t ring_give_up(ring_t* ring) noexcept nogil:
+    # The hole at the head will never be filled: it is recorded, and the head jumps over it. Returns
+    # the number of frames lost.
+    cdef uint64_t sequence = ring_hole_end_sequence(ring)
+    cdef uint64_t lost = sequence - ring.head_sequence
+    cdef frame_t* frame = ring_entry(ring, sequence)
+    cdef hole_t* hole = &ring.holes[ring.holes_total % RING_HOLES]
+    if lost == 0:
+        return 0
+    if ring.holes_total >= RING_HOLES and hole.to_position > ring.base_position:
+        # A lost run is forgotten: nobody may read through it, so all before it goes out of reach.
+        ring_raise_base(ring, hole.to_position)
+    hole.from_position = ring.head_position
+    hole.to_position = frame.position
+    ring.holes_total += 1
+    ring.header_open = False
+    store_u64(&ring.holes_end_position, frame.position)
+    store_u64(&ring.head_media_us, <uint64_t>frame.media_us)
+    store_u64(&ring.head_sequence, sequence)
+    store_u64(&ring.head_position, frame.position)
+    ring_advance(ring)
+    return lost
+
+cdef inline void ring_raise_base(ring_t* ring, uint64_t position) noexcept nogil:
+    cdef uint64_t sequence = ring_sequence_at(ring, position)
+    store_u64(&ring.base_sequence, sequence)
+    store_u64(&ring.base_position, position)
+
+# --- resizing: a new ring with the same positions --------------------------------------------------
+
+cdef inline ring_t* ring_resized(ring_t* old, uint64_t size_bytes, uint64_t frames_count) noexcept nogil:
+    # A copy of the newest frames in a ring of another size; NULL: no memory, or frames lie ahead of a
+    # hole (the writer tries again later). The caller links it: old.next, the stream.
+    cdef ring_t* ring
+    cdef frame_t* frame
+    cdef uint64_t sequence
+    cdef int i
+    if old.reserved_sequence != old.head_sequence or old.header_open:
+        return NULL
+    sequence = ring_tail_sequence(old)
+    while sequence < old.head_sequence and (
+        old.head_position - ring_entry(old, sequence).position > (size_bytes - size_bytes // 5)
+        or old.head_sequence - sequence > frames_count - frames_count // 8
+    ):
+        sequence += 1
+    frame = ring_entry(old, sequence)
+    if sequence == old.head_sequence:
+        ring = ring_open(size_bytes, frames_count, old.epoch, sequence, old.head_position,
+                         old.head_media_us, old.retire)
+    else:
+        ring = ring_open(size_bytes, frames_count, old.epoch, sequence, frame.position,
+                         <uint64_t>frame.media_us, old.retire)
+    if ring == NULL:
+        return NULL
+    ring.holes_total = old.holes_total
+    ring.holes_end_position = old.holes_end_position
+    memcpy(ring.holes, old.holes, sizeof(old.holes))
+    while sequence < old.head_sequence:
+        if not ring_has(old, sequence):     # a lost run stays one
+            sequence += 1
+            continue
+        frame = ring_entry(old, sequence)
+        ring_copy_entry(ring, old, sequence, frame)
+        sequence += 1
+    ring.head_sequence = old.head_sequence
+    ring.head_position = old.head_position
+    ring.head_media_us = old.head_media_us
+    for i in range(RING_TITLES):
+        if old.titles[i] != NULL:
+            ring_set_title(ring, old.titles[i].bytes, old.titles[i].size_bytes,
+                           old.titles[i].sequence, old.titles[i].position)
+    for i in range(RING_HEADERS):
+        if old.headers[i] != NULL:
+            ring_set_header(ring, old.headers[i].bytes, old.headers[i].size_bytes,
+                            old.headers[i].end_sequence)
+    return ring
+
+cdef inline void ring_copy_entry(
+    ring_t* ring, ring_t* old, uint64_t sequence, frame_t* frame
+) noexcept nogil:
+    if not frame.flags & FRAME_TITLE:
+        ring_write(ring, sequence, frame.position, <uint64_t>frame.media_us,
+                   ring_at(old, frame.position), frame.size_bytes, frame.duration_us, frame.flags)
+    else:
+        memcpy(ring_entry(ring, sequence), frame, sizeof(frame_t))
+        ring.reserved_sequence = sequence + 1

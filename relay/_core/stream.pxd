@@ -1,0 +1,333 @@
+# stream.pxd: one stream: its mount, its rings (one an epoch, one more after a resize), who writes it.
+#
+# Rules of this room
+#   1. One writer: `writer` is claimed by an atomic word (none, local, link) before an epoch begins;
+#      all stream_… functions below the line "the writer" are called by that writer alone.
+#   2. Rings form a chain: a cursor that has reached the head of a superseded ring goes on in `next`,
+#      at the same position (resize) or at the first frame (a new epoch).
+#   3. A stream is freed when its last reference goes: the engine's table holds one, each listener, each
+#      Python handle and the backbone hold one.
+#   4. Decides nothing about listeners; knows no socket and no clock.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+from relay._core.atomics cimport (
+    add_u32, add_u64, claim_pointer, claim_u32, load_pointer, load_u32, load_u64, ref_take,
+    store_pointer, store_u32, store_u64, sub_u32, swap_pointer, swap_u32,
+)
+from relay._core.retire cimport retire_later, retire_t
+from relay._core.ring cimport (
+    FRAME_TITLE, PLACED, PLACE_NO_MEMORY, ring_close, ring_open, ring_place, ring_push,
+    ring_resized, ring_t, release_plain,
+)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_write(int fd, uint64_t value)
+
+cdef enum:
+    MOUNT_BYTES_MAX = 255
+    INFO_BYTES_MAX = 4096
+    RINGS_MAX = 8             # live rings of one stream: a source that flaps faster is refused
+
+cdef enum:  # who writes
+    WRITER_NONE = 0
+    WRITER_LOCAL = 1
+    WRITER_LINK = 2
+
+cdef enum:
+    STREAM_FULL = -10         # RINGS_MAX reached
+
+cdef struct info_t:           # immutable once published: what listeners and children are told
+    uint32_t size_bytes
+    uint8_t bytes[INFO_BYTES_MAX]   # HTTP header lines, each ended by CRLF, Content-Type first
+
+cdef struct stream_config_t:  # per mount; units in the names; set before the first epoch
+    uint64_t burst_us
+    uint64_t pace_us
+    uint64_t lag_us_max
+    uint64_t stall_us
+    uint64_t linger_us
+    uint64_t catchup_us
+    uint64_t ring_us
+    uint64_t ring_bytes_max
+    uint64_t ahead_us
+    uint32_t listeners_max    # 0: no bound of its own
+
+cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
+    uint64_t received_bytes_total
+    uint64_t received_frames_total
+    uint64_t epochs_total
+    uint64_t duplicates_total
+    uint64_t refused_frames_total   # contradict the ring: PLACE_BAD, PLACE_FAR
+    uint64_t repaired_frames_total
+    uint64_t lost_frames_total
+    uint64_t lost_runs_total
+    uint64_t titles_total
+    uint64_t junk_bytes_total
+    uint64_t sent_bytes_total       # shards, added once a turn
+    uint64_t joins_total            # shards
+    uint64_t skips_total            # shards
+    uint64_t drops_total            # shards
+
+cdef struct hub_t:            # where writers tell the backbone that a stream has something new
+    int event_fd              # -1: there is no backbone
+    uint32_t asleep           # 1: the backbone waits in poll; the next writer wakes it
+    stream_t* dirty           # a stack of streams, linked by dirty_next
+
+cdef struct stream_t:
+    char mount[MOUNT_BYTES_MAX + 1]
+    uint32_t mount_bytes
+    uint64_t key              # hash of the mount: its name on the backbone
+    stream_config_t config
+    retire_t* retire          # borrowed
+    hub_t* hub                # borrowed
+    ring_t* ring              # the newest; NULL before the first epoch; holds one reference
+    info_t* info              # what the reply says; NULL until known
+    uint32_t refs
+    uint32_t writer           # WRITER_…
+    uint32_t source_up        # 1: an epoch is open
+    uint32_t closed           # 1: unlinked from the table; its listeners are ended
+    uint32_t rings            # live rings of this stream
+    uint64_t epoch_highest    # ms; the next epoch is higher
+    uint64_t origin           # low half of the origin's node id
+    uint32_t listeners        # attached now, all shards
+    uint32_t readers          # Python subscribers
+    uint32_t downstream       # children subscribed (owner: backbone)
+    uint64_t source_down_us   # when the last epoch ended (monotonic; 0: never)
+    uint64_t lag_free_until_us  # until then lag is a repair's doing and not judged (owner: the writer)
+    uint64_t wanted_us        # when somebody last wanted it (monotonic)
+    uint64_t fit_media_us     # media time of the next look at the ring's size
+    uint64_t fit_position     # position and media time at the last look
+    uint64_t fit_from_media_us
+    uint64_t fit_sequence
+    uint32_t dirty
+    stream_t* dirty_next
+    void* link                # the backbone's own record of this stream; owner: backbone
+    stream_counters_t counters
+
+cdef inline uint64_t mount_key(const char* mount, uint64_t size) noexcept nogil:
+    # FNV-1a, 64 bits, then one round of mixing: the same on every node (docs/wire.md).
+    cdef uint64_t key = <uint64_t>0xCBF29CE484222325
+    cdef uint64_t i
+    for i in range(size):
+        key = (key ^ <uint8_t>mount[i]) * <uint64_t>0x100000001B3
+    key ^= key >> 32
+    key *= <uint64_t>0xD6E8FEB86659FD93
+    return key ^ (key >> 32)
+
+cdef inline stream_t* stream_open(
+    const char* mount, uint32_t mount_bytes, const stream_config_t* config, retire_t* retire,
+    hub_t* hub,
+) noexcept nogil:
+    cdef stream_t* stream
+    if mount_bytes == 0 or mount_bytes > MOUNT_BYTES_MAX:
+        return NULL
+    stream = <stream_t*>calloc(1, sizeof(stream_t))
+    if stream == NULL:
+        return NULL
+    memcpy(stream.mount, mount, mount_bytes)
+    stream.mount_bytes = mount_bytes
+    stream.key = mount_key(mount, mount_bytes)
+    stream.config = config[0]
+    stream.retire = retire
+    stream.hub = hub
+    stream.refs = 1
+    return stream
+
+cdef inline void stream_release(void* thing) noexcept nogil:
+    cdef stream_t* stream = <stream_t*>thing
+    free(stream.info)
+    free(stream)
+
+cdef inline void stream_drop(stream_t* stream) noexcept nogil:
+    # Gives one reference back; the last one retires the stream and its ring.
+    cdef ring_t* ring
+    if sub_u32(&stream.refs, 1) == 0:
+        ring = <ring_t*>swap_pointer(<void**>&stream.ring, NULL)
+        if ring != NULL:
+            stream_ring_drop(stream, ring)
+        retire_later(stream.retire, stream, stream_release)
+
+cdef inline void stream_ring_drop(stream_t* stream, ring_t* ring) noexcept nogil:
+    # Gives back a reference on one of this stream's rings; a ring that goes lets its successor go.
+    cdef ring_t* after
+    while ring != NULL and sub_u32(&ring.refs, 1) == 0:
+        after = ring.next
+        retire_later(stream.retire, ring, ring_close)
+        sub_u32(&stream.rings, 1)
+        ring = after
+
+cdef inline ring_t* stream_ring_take(stream_t* stream) noexcept nogil:
+    # The newest ring with a reference taken; NULL before the first epoch. Only inside a turn or by the
+    # writer (who alone replaces it).
+    cdef ring_t* ring
+    while True:
+        ring = <ring_t*>load_pointer(<void**>&stream.ring)
+        if ring == NULL or ref_take(&ring.refs):
+            return ring
+
+cdef inline void hub_tell(hub_t* hub, stream_t* stream) noexcept nogil:
+    # Something is new in this stream: put it on the stack once, wake the backbone if it sleeps.
+    cdef void* top
+    if hub.event_fd < 0 or swap_u32(&stream.dirty, 1) == 1:
+        return
+    add_u32(&stream.refs, 1)
+    while True:
+        top = load_pointer(<void**>&hub.dirty)
+        stream.dirty_next = <stream_t*>top
+        if claim_pointer(<void**>&hub.dirty, top, stream):
+            break
+    if load_u32(&hub.asleep) and swap_u32(&hub.asleep, 0):
+        eventfd_write(hub.event_fd, 1)
+
+cdef inline stream_t* hub_take(hub_t* hub) noexcept nogil:
+    # All streams that have something new, linked by dirty_next. The taker reads dirty_next, then clears
+    # `dirty`, then gives the reference back (stream_drop).
+    return <stream_t*>swap_pointer(<void**>&hub.dirty, NULL)
+
+cdef inline bint stream_claim(stream_t* stream, uint32_t writer) noexcept nogil:
+    return claim_u32(&stream.writer, WRITER_NONE, writer)
+
+cdef inline void stream_unclaim(stream_t* stream) noexcept nogil:
+    store_u32(&stream.writer, WRITER_NONE)
+
+# --- the writer ----------------------------------------------------------------------------------
+
+cdef inline bint stream_set_info(stream_t* stream, const uint8_t* bytes, uint32_t size) noexcept nogil:
+    # Publishes what the reply to a listener says. False: too long, or no memory.
+    cdef info_t* info
+    if size > INFO_BYTES_MAX:
+        return False
+    info = <info_t*>malloc(sizeof(info_t))
+    if info == NULL:
+        return False
+    info.size_bytes = size
+    memcpy(info.bytes, bytes, size)
+    retire_later(stream.retire, swap_pointer(<void**>&stream.info, info), release_plain)
+    return True
+
+cdef inline void stream_link_ring(stream_t* stream, ring_t* ring) noexcept nogil:
+    # Makes this the newest ring. Cursors find it by the old one's `next`, newcomers by stream.ring.
+    cdef ring_t* old = <ring_t*>load_pointer(<void**>&stream.ring)
+    add_u32(&stream.rings, 1)
+    if old != NULL:
+        add_u32(&ring.refs, 1)
+        old.next = ring
+        store_u32(&old.superseded, 1)
+    store_pointer(<void**>&stream.ring, ring)
+    if old != NULL:
+        stream_ring_drop(stream, old)
+
+cdef inline int stream_begin_epoch(
+    stream_t* stream, uint64_t epoch, uint64_t origin, uint64_t sequence, uint64_t position,
+    uint64_t media_us,
+) noexcept nogil:
+    # Opens the ring of a new epoch; 320 kbit/s and 50 frames a second until they are known.
+    cdef uint64_t size_bytes = stream.config.ring_us * 40 // 1000 * 5 // 4
+    cdef uint64_t frames_count = stream.config.ring_us // 20000 * 5 // 4 + 64
+    cdef ring_t* ring
+    if load_u32(&stream.rings) >= RINGS_MAX:
+        return STREAM_FULL
+    if size_bytes < 5 * 65536:
+        size_bytes = 5 * 65536
+    if size_bytes > stream.config.ring_bytes_max:
+        size_bytes = stream.config.ring_bytes_max
+    ring = ring_open(size_bytes, frames_count, epoch, sequence, position, media_us, stream.retire)
+    if ring == NULL:
+        return PLACE_NO_MEMORY
+    stream.fit_position = position
+    stream.fit_sequence = sequence
+    stream.fit_from_media_us = media_us
+    stream.fit_media_us = media_us + 1000000
+    stream.origin = origin
+    store_u64(&stream.epoch_highest, epoch)
+    stream_link_ring(stream, ring)
+    store_u32(&stream.source_up, 1)
+    stream.counters.epochs_total += 1
+    hub_tell(stream.hub, stream)
+    return 0
+
+cdef inline void stream_end_epoch(stream_t* stream, uint64_t now_us) noexcept nogil:
+    # The source is gone: listeners stay where they are until the next epoch or the end of the linger.
+    stream.source_down_us = now_us
+    store_u32(&stream.source_up, 0)
+    hub_tell(stream.hub, stream)
+
+cdef inline int stream_resize(stream_t* stream, uint64_t size_bytes, uint64_t frames) noexcept nogil:
+    # Puts a larger or smaller ring in the place of the newest. 0: nothing done.
+    cdef ring_t* ring
+    if load_u32(&stream.rings) >= RINGS_MAX:
+        return 0
+    ring = ring_resized(stream.ring, size_bytes, frames)
+    if ring == NULL:
+        return 0
+    stream_link_ring(stream, ring)
+    return 1
+
+cdef inline void stream_fit(stream_t* stream) noexcept nogil:
+    # After the first second of media, then every five: does the ring hold ring_us at this bit rate?
+    # Grows when it does not by far; shrinks only at the first look, when the rate becomes known.
+    cdef ring_t* ring = stream.ring
+    cdef uint64_t media_us = ring.head_media_us - stream.fit_from_media_us
+    cdef uint64_t bytes = ring.head_position - stream.fit_position
+    cdef uint64_t frames = ring.head_sequence - stream.fit_sequence
+    cdef uint64_t ring_us = stream.config.ring_us
+    cdef bint first = stream.fit_from_media_us + 1500000 > stream.fit_media_us
+    stream.fit_position = ring.head_position
+    stream.fit_sequence = ring.head_sequence
+    stream.fit_from_media_us = ring.head_media_us
+    stream.fit_media_us = ring.head_media_us + 5000000
+    if media_us == 0:
+        return
+    bytes = <uint64_t>(<double>bytes * ring_us / media_us * 1.25)
+    frames = <uint64_t>(<double>frames * ring_us / media_us * 1.25) + 64
+    if bytes < 8 * ring.frame_bytes_max:
+        bytes = 8 * ring.frame_bytes_max
+    if bytes > stream.config.ring_bytes_max:
+        bytes = stream.config.ring_bytes_max
+    if frames > (<uint64_t>1 << 20):
+        frames = <uint64_t>1 << 20
+    if bytes > ring.size_bytes or frames > ring.frames_count:
+        stream_resize(
+            stream, bytes if bytes > ring.size_bytes else ring.size_bytes,
+            frames if frames > ring.frames_count else ring.frames_count,
+        )
+    elif first and bytes + bytes // 4 < ring.size_bytes:
+        stream_resize(stream, bytes, frames)
+
+cdef inline int stream_place(
+    stream_t* stream, uint64_t sequence, uint64_t position, uint64_t media_us,
+    const uint8_t* bytes, uint32_t size_bytes, uint32_t duration_us, uint32_t flags,
+) noexcept nogil:
+    # One frame into the newest ring, where it belongs (see ring_place for the answers).
+    cdef int status
+    if size_bytes > stream.ring.guard_bytes and not flags & FRAME_TITLE:
+        stream_resize(stream, 8 * <uint64_t>size_bytes, stream.ring.frames_count)
+    status = ring_place(
+        stream.ring, sequence, position, media_us, bytes, size_bytes, duration_us, flags
+    )
+    if status == PLACED:
+        stream.counters.received_bytes_total += size_bytes
+        stream.counters.received_frames_total += 1
+        if flags & FRAME_TITLE:
+            stream.counters.titles_total += 1
+        if stream.ring.head_media_us >= stream.fit_media_us:
+            stream_fit(stream)
+        hub_tell(stream.hub, stream)
+    elif status == 0:
+        stream.counters.duplicates_total += 1
+    else:
+        stream.counters.refused_frames_total += 1
+    return status
+
+cdef inline int stream_push(
+    stream_t* stream, const uint8_t* bytes, uint32_t size_bytes, uint32_t duration_us,
+    uint32_t flags,
+) noexcept nogil:
+    # The next frame of a local source, at the head.
+    return stream_place(
+        stream, stream.ring.head_sequence, stream.ring.head_position, stream.ring.head_media_us,
+        bytes, size_bytes, duration_us, flags,
+    )
