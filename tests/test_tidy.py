@@ -19,13 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Who may import whom, room by room (docs/architecture.md draws it). A room is a module of relay/,
 # or a package of it; inside web/ and formats/ the modules may know one another.
-GROUND = {"errors", "config"}
+GROUND = {"errors", "address", "options", "config"}
 CORE = GROUND | {"_core"}
 FORMATS = CORE | {"formats"}
 NODE = FORMATS | {"source", "backbone", "web"}
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors"},
+    "address": {"errors"},
+    "options": {"address", "errors"},
+    "config": {"options", "address", "errors"},
     "_core": {"errors"},
     "formats": CORE,
     "source": FORMATS,
@@ -34,10 +36,12 @@ KNOWS: dict[str, set[str]] = {
     "node": NODE,
     "__init__": NODE | {"node"},
     "serve": NODE | {"node", "__init__"},
-    "programme": CORE,
-    "push": FORMATS | {"programme"},
-    "status": CORE,
-    "demo": FORMATS | {"programme", "push"},
+    "media": GROUND,
+    "icecast": GROUND | {"media"},
+    "programme": GROUND | {"media"},
+    "push": GROUND | {"media", "icecast"},
+    "status": GROUND,
+    "demo": GROUND | {"media", "icecast", "programme", "push", "status"},
     "cli": NODE | {"node", "__init__", "serve", "push", "demo", "programme", "status"},
     "__main__": {"cli"},
 }
@@ -45,21 +49,27 @@ KNOWS: dict[str, set[str]] = {
 # Header rooms of the core: a room may cimport rooms of a lower rank only.
 CORE_RANK: dict[str, int] = {
     "__init__": 0,
-    "retire": 0,
+    "atomics": 0,
     "pace": 0,
     "http_head": 0,
-    "frames": 0,
-    "frames_": 1,  # frames_mpeg, frames_adts, frames_ogg, …
+    "frames_state": 0,
+    "frames_": 1,  # the scanners: frames_mpeg, frames_adts, frames_ogg
+    "retire": 1,
+    "icy": 1,
     "wire": 1,
-    "ring": 2,
-    "icy": 3,
+    "frames": 2,  # the door to the scanners
+    "handover": 2,
+    "ring": 3,
     "stream": 4,
     "cursor": 5,
+    "listener": 5,
+    "engine": 5,
     "hop": 5,
     "repair": 5,
-    "shard": 6,
-    "backbone": 6,
-    "engine": 7,
+    "connection": 6,
+    "door": 7,
+    "shard": 8,
+    "backbone": 8,
 }
 
 FUNCTION_LINES_MAX = 60
