@@ -12,6 +12,7 @@
 #   6. A source that sends nothing but tags (ID3: up to 256 MiB each) has no frames and no end:
 #      silence is for the caller to bound.
 
+from relay._core.frames_adts cimport scan_adts
 from relay._core.frames_mpeg cimport scan_mpeg
 from relay._core.frames_state cimport *
 
@@ -32,4 +33,6 @@ cdef inline int64_t scan_next(
     """
     if scan.kind == SCAN_MPEG:
         return scan_mpeg(scan, bytes, size, cut)
+    if scan.kind == SCAN_ADTS:
+        return scan_adts(scan, bytes, size, cut)
     return SCAN_UNKNOWN_KIND
