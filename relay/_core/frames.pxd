@@ -14,6 +14,7 @@
 
 from relay._core.frames_adts cimport scan_adts
 from relay._core.frames_mpeg cimport scan_mpeg
+from relay._core.frames_ogg cimport scan_ogg
 from relay._core.frames_state cimport *
 
 
@@ -35,4 +36,6 @@ cdef inline int64_t scan_next(
         return scan_mpeg(scan, bytes, size, cut)
     if scan.kind == SCAN_ADTS:
         return scan_adts(scan, bytes, size, cut)
+    if scan.kind == SCAN_OGG:
+        return scan_ogg(scan, bytes, size, cut)
     return SCAN_UNKNOWN_KIND
