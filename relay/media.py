@@ -108,7 +108,13 @@ CONTAINER_OPTIONS = {
     "mp3": {"write_xing": "0", "id3v2_version": "0", "write_id3v1": "0"},
     "ogg": {"page_duration": str(PAGE_US)},
 }
-ENCODER_OPTIONS = {"libopus": {"vbr": "constrained"}}  # a live stream keeps to its bit rate
+ENCODER_OPTIONS = {
+    "libopus": {"vbr": "constrained"},  # a live stream keeps to its bit rate
+    "vorbis": {"strict": "experimental"},
+}
+# PyAV's wheels carry no libvorbis; FFmpeg's own encoder has two channels or none.
+STAND_INS = {"libvorbis": "vorbis"}
+STEREO_ENCODERS = frozenset({"vorbis"})
 
 
 def choose_shape(found: str, codec: str | None, bitrate: int | None) -> tuple[Shape, bool]:
@@ -217,11 +223,12 @@ class Encoder:
         self._sink = Sink()
         self._container = _open_output(shape, self._sink, tags or {})
         self._rate_hz = rate_hz
-        added = self._container.add_stream(
-            shape.encoder, rate_hz, options=ENCODER_OPTIONS.get(shape.encoder)
-        )
+        encoder = _encoder_name(shape)
+        options = ENCODER_OPTIONS.get(encoder)
+        added = self._container.add_stream(encoder, rate_hz, options=options)
         self._stream = cast("AudioStream", added)
-        self._stream.codec_context.layout = "mono" if channels == 1 else "stereo"
+        mono = channels == 1 and encoder not in STEREO_ENCODERS
+        self._stream.codec_context.layout = "mono" if mono else "stereo"
         if shape.bitrate:
             self._stream.codec_context.bit_rate = bitrate or shape.bitrate
         self._resampler: AudioResampler | None = None
@@ -267,6 +274,13 @@ class Encoder:
             frame.pts, frame.time_base = self._samples, Fraction(1, self._rate_hz)
             self._samples += frame.samples
             self._container.mux(self._stream.encode(frame))
+
+
+def _encoder_name(shape: Shape) -> str:
+    import av
+
+    known = shape.encoder in av.codecs_available
+    return shape.encoder if known else STAND_INS.get(shape.encoder, shape.encoder)
 
 
 def _open_output(shape: Shape, sink: Sink, tags: Mapping[str, str]) -> OutputContainer:

@@ -119,12 +119,10 @@ class Link:
             raise self._found
         return self._found
 
-    def wait(self) -> Connection:
-        """The connection. Blocks until there is one; raises as `poll`."""
-        while True:
-            if (connection := self.poll()) is not None:
-                return connection
-            self._ready.wait()
+    def wait(self, timeout_s: float | None = None) -> Connection | None:
+        """The connection. Blocks until there is one, ≤ `timeout_s`; raises as `poll`."""
+        self._ready.wait(timeout_s)
+        return self.poll()
 
     def lost(self, error: PushError) -> None:
         """The connection failed: open the next one after a back-off, unless that is pointless."""
@@ -158,7 +156,8 @@ class Link:
                 if error.final:
                     found = error
                 elif 0 < self._retries <= self._backoff.failures:
-                    found = SourceError(f"gave up after {self._retries} retries: {error}")
+                    plural = "retry" if self._retries == 1 else "retries"
+                    found = SourceError(f"gave up after {self._retries} {plural}: {error}")
                 else:
                     after_s = self._wait_s(error)
             except Exception as error:  # the caller waits for a result, whatever it is
@@ -269,8 +268,8 @@ class Push:
 
     def carry(self, pieces: Iterable[Piece]) -> None:
         """Send the whole input. Blocks until it ends."""
-        if not self._reader.live:
-            self._link.wait()  # a file begins when somebody takes it
+        # A file begins when somebody takes it; what is live may wait as long as it may run ahead.
+        self._link.wait(AHEAD_S if self._reader.live else None)
         for piece in pieces:
             if self._clock is not None and (delay_s := self._clock.delay_s(piece.media_s)):
                 time.sleep(delay_s)
@@ -293,9 +292,9 @@ class Push:
 
     def stop(self) -> None:
         """Interrupted: end the run if there is one, and wait for nobody."""
-        connection = self._link.poll()
-        if connection is not None and connection is self._run_of and self._run is not None:
-            with suppress(SourceError, *av_errors()):
+        with suppress(SourceError, *av_errors()):
+            connection = self._link.poll()
+            if connection is not None and connection is self._run_of and self._run is not None:
                 connection.close(self._run.finish())
 
     def _deliver(self, piece: Piece) -> Connection | None:
@@ -409,13 +408,13 @@ def open_run(
 
 
 def _carry(job: Push, reader: Reader, link: Link, encode: bool) -> None:
-    """Read and send to the end; at an interrupt, end what is on its way cleanly."""
+    """Read and send to the end; whatever stops it, what is on its way ends whole."""
     pieces = reader.pieces(decode=encode)
     pump = Pump(pieces) if reader.live else None
     try:
         job.carry(pump or pieces)
         job.finish()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SourceError):
         job.stop()
         raise
     finally:
@@ -435,4 +434,4 @@ def _title_aside(target: Target, title: str, say: Callable[[str], None]) -> None
         except PushError as error:
             say(str(error))
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, name="relay push: title", daemon=True).start()
