@@ -8,8 +8,11 @@
 #      re-checks reserved_position after its send or copy (ring_was_overtaken). The same holds for
 #      the index: reserved_sequence, ring_entry_was_overtaken.
 #   4. No allocation after ring_open, except for titles and headers, which change a few times an hour.
-#   5. Memory: 1 × size_bytes + 32 B × frames_count + ≤ 8 titles × 4 KiB + ≤ 4 headers × 1 MiB.
-#   6. This room does not know sockets, listeners, streams or time.
+#   5. What comes from a wire is bounded before use (RING_NUMBER_MAX, FRAME_BYTES_MAX) and refused when
+#      it contradicts its neighbours; the head and the base move over what connects, and only forward
+#      or back.
+#   6. Memory: 1 × size_bytes + 32 B × frames_count + ≤ 8 titles × 4 KiB + ≤ 4 headers × 1 MiB.
+#   7. This room does not know sockets, listeners, streams or time.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -37,6 +40,16 @@ cdef enum:
     RING_HOLES = 8
     TITLE_BYTES_MAX = 4080    # one ICY block: 255 × 16
     HEADER_BYTES_MAX = 1 << 20
+    RING_FRAMES_MAX = 1 << 20
+
+cdef extern from *:
+    """
+    #define RELAY_RING_BYTES_MAX ((uint64_t)1 << 40)
+    #define RELAY_RING_NUMBER_MAX ((uint64_t)1 << 62)
+    """
+    const uint64_t RING_BYTES_MAX "RELAY_RING_BYTES_MAX"
+    # Sequences, positions and media times end here, so that sums of two never overflow.
+    const uint64_t RING_NUMBER_MAX "RELAY_RING_NUMBER_MAX"
 
 cdef enum:  # what ring_place answers
     PLACED = 1
@@ -116,8 +129,14 @@ cdef inline ring_t* ring_open(
     uint64_t size_bytes, uint64_t frames_count, uint64_t epoch, uint64_t sequence, uint64_t position,
     uint64_t media_us, retire_t* retire,
 ) noexcept nogil:
-    # An empty ring whose first frame will be (sequence, position); NULL: no memory.
-    cdef ring_t* ring = <ring_t*>calloc(1, sizeof(ring_t))
+    # An empty ring whose first frame will be (sequence, position); NULL: no memory, or out of bounds.
+    cdef ring_t* ring
+    if (
+        size_bytes == 0 or size_bytes > RING_BYTES_MAX or frames_count > RING_FRAMES_MAX
+        or sequence > RING_NUMBER_MAX or position > RING_NUMBER_MAX or media_us > RING_NUMBER_MAX
+    ):
+        return NULL
+    ring = <ring_t*>calloc(1, sizeof(ring_t))
     if ring == NULL:
         return NULL
     ring.size_bytes = whole_pages(size_bytes)
@@ -460,6 +479,8 @@ cdef inline int ring_place_back(
     ring_write(ring, sequence, position, media_us, bytes, size_bytes, duration_us, flags)
     while ring.base_sequence > 0 and ring_has(ring, ring.base_sequence - 1):
         frame = ring_entry(ring, ring.base_sequence - 1)
+        if frame.position + audio_bytes(frame) != ring.base_position:
+            break
         store_u64(&ring.base_position, frame.position)
         store_u64(&ring.base_sequence, ring.base_sequence - 1)
     return PLACED
@@ -470,11 +491,14 @@ cdef inline int ring_place(
 ) noexcept nogil:
     # Puts one frame where it belongs: at the head, ahead of it, or before the base.
     cdef uint64_t end_position = position + (0 if flags & FRAME_TITLE else size_bytes)
-    if size_bytes == 0 or size_bytes > FRAME_BYTES_MAX or position > (<uint64_t>1 << 62):
+    if size_bytes == 0 or size_bytes > FRAME_BYTES_MAX:
         return PLACE_BAD
-    if flags & FRAME_TITLE and size_bytes > TITLE_BYTES_MAX:
+    if sequence > RING_NUMBER_MAX or position > RING_NUMBER_MAX or media_us > RING_NUMBER_MAX:
         return PLACE_BAD
-    if size_bytes > ring.guard_bytes:
+    if flags & FRAME_TITLE:     # its bytes are not in the ring: it is no header and no start
+        if size_bytes > TITLE_BYTES_MAX or flags & (FRAME_START | FRAME_HEADER | FRAME_CHAIN):
+            return PLACE_BAD
+    elif size_bytes > ring.guard_bytes:
         return PLACE_FAR
     if sequence < ring.base_sequence:
         return ring_place_back(
@@ -512,8 +536,11 @@ cdef inline int ring_push(
 
 cdef inline uint64_t ring_hole_end_sequence(ring_t* ring) noexcept nogil:
     # The first frame that is here beyond the hole at the head; head_sequence when there is no hole.
+    # One that claims a position before the head lies: it counts as not here.
     cdef uint64_t sequence = ring.head_sequence
-    while sequence < ring.reserved_sequence and not ring_has(ring, sequence):
+    while sequence < ring.reserved_sequence and not (
+        ring_has(ring, sequence) and ring_entry(ring, sequence).position >= ring.head_position
+    ):
         sequence += 1
     return sequence if sequence < ring.reserved_sequence else ring.head_sequence
 
