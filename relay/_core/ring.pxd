@@ -69,6 +69,7 @@ cdef struct frame_t:          # 32 bytes
 cdef struct hole_t:           # a lost run: [from_position, to_position) was never here
     uint64_t from_position
     uint64_t to_position
+    uint64_t to_sequence      # the first frame after it
 
 cdef struct title_t:          # immutable once published
     uint64_t sequence
@@ -98,7 +99,8 @@ cdef struct ring_t:
     uint64_t head_media_us
     uint64_t base_sequence      # the oldest frame held; moves back by repair,
     uint64_t base_position      # and forward only when a lost run is forgotten
-    hole_t holes[RING_HOLES]    # the newest lost runs; slot = holes_total % RING_HOLES
+    hole_t holes[RING_HOLES]    # the newest lost runs; slot = holes_total % RING_HOLES; a slot is
+                                # reused only after the base was raised past what it said
     uint64_t holes_total
     uint64_t holes_end_position  # readers at or past it need not look for holes
     title_t* titles[RING_TITLES]
@@ -294,12 +296,17 @@ cdef inline uint64_t ring_readable_end(ring_t* ring, uint64_t position) noexcept
     # position when a lost run (or nothing yet) is right there.
     cdef uint64_t head = load_u64(&ring.head_position)
     cdef uint64_t end = head
+    cdef uint64_t begin
     cdef int i
     if position >= load_u64(&ring.holes_end_position):
-        return head
+        return head if head > position else position
     for i in range(RING_HOLES):
-        if ring.holes[i].to_position > position and ring.holes[i].from_position < end:
-            end = ring.holes[i].from_position
+        begin = load_u64_relaxed(&ring.holes[i].from_position)
+        if load_u64_relaxed(&ring.holes[i].to_position) > position and begin < end:
+            end = begin
+    fence_acquire()     # a slot that was reused meanwhile shows in the base, which was raised first
+    if load_u64_relaxed(&ring.base_position) > position:
+        return position
     return end if end > position else position
 
 cdef inline header_t* ring_header(ring_t* ring, uint64_t sequence) noexcept nogil:
@@ -549,28 +556,35 @@ cdef inline uint64_t ring_give_up(ring_t* ring) noexcept nogil:
     # the number of frames lost.
     cdef uint64_t sequence = ring_hole_end_sequence(ring)
     cdef uint64_t lost = sequence - ring.head_sequence
+    cdef uint64_t i
     cdef frame_t* frame = ring_entry(ring, sequence)
-    cdef hole_t* hole = &ring.holes[ring.holes_total % RING_HOLES]
     if lost == 0:
         return 0
-    if ring.holes_total >= RING_HOLES and hole.to_position > ring.base_position:
-        # A lost run is forgotten: nobody may read through it, so all before it goes out of reach.
-        ring_raise_base(ring, hole.to_position)
-    hole.from_position = ring.head_position
-    hole.to_position = frame.position
-    ring.holes_total += 1
+    for i in range(lost):   # lost sequences have no entries, not even after 2^32 frames
+        ring_entry(ring, ring.head_sequence + i).flags = 0
+    ring_add_hole(ring, ring.head_position, frame.position, sequence)
     ring.header_open = False
-    store_u64(&ring.holes_end_position, frame.position)
     store_u64(&ring.head_media_us, <uint64_t>frame.media_us)
     store_u64(&ring.head_sequence, sequence)
     store_u64(&ring.head_position, frame.position)
     ring_advance(ring)
     return lost
 
-cdef inline void ring_raise_base(ring_t* ring, uint64_t position) noexcept nogil:
-    cdef uint64_t sequence = ring_sequence_at(ring, position)
-    store_u64(&ring.base_sequence, sequence)
-    store_u64(&ring.base_position, position)
+cdef inline void ring_add_hole(
+    ring_t* ring, uint64_t from_position, uint64_t to_position, uint64_t to_sequence
+) noexcept nogil:
+    # Records a lost run. The one that it replaces is forgotten: nobody may read through it, so first
+    # all before it goes out of reach (ring_readable_end looks at the base last).
+    cdef hole_t* hole = &ring.holes[ring.holes_total % RING_HOLES]
+    if hole.to_position > ring.base_position:
+        store_u64(&ring.base_sequence, hole.to_sequence)
+        store_u64(&ring.base_position, hole.to_position)
+    fence_release()
+    store_u64_relaxed(&hole.from_position, from_position)
+    store_u64_relaxed(&hole.to_position, to_position)
+    hole.to_sequence = to_sequence
+    ring.holes_total += 1
+    store_u64(&ring.holes_end_position, to_position)
 
 # --- resizing: a new ring with the same positions --------------------------------------------------
 
