@@ -357,7 +357,7 @@ cdef inline void ring_set_header(
 cdef inline void ring_set_title(
     ring_t* ring, const uint8_t* bytes, uint32_t size_bytes, uint64_t sequence, uint64_t position
 ) noexcept nogil:
-    # Publishes a title; the one with the lowest sequence makes room.
+    # Publishes a title; the one with the lowest sequence makes room (a repair may bring that very one).
     cdef int slot = 0
     cdef int i
     cdef title_t* old
@@ -369,6 +369,8 @@ cdef inline void ring_set_title(
         if ring.titles[i].sequence < ring.titles[slot].sequence:
             slot = i
     old = ring.titles[slot]
+    if old != NULL and old.sequence > sequence:
+        return
     title = <title_t*>malloc(sizeof(title_t))
     if title == NULL:
         return
@@ -387,10 +389,13 @@ cdef inline void ring_collect_header(ring_t* ring, frame_t* frame, uint64_t sequ
         if frame.flags & FRAME_CHAIN:
             ring.header_size_bytes = 0
             ring.header_open = True
-        if not ring.header_open or ring.header_size_bytes + frame.size_bytes > HEADER_BYTES_MAX:
+        if not ring.header_open:
             return
-        grown = <uint8_t*>realloc(ring.header_bytes, ring.header_size_bytes + frame.size_bytes)
+        grown = NULL
+        if ring.header_size_bytes + frame.size_bytes <= HEADER_BYTES_MAX:
+            grown = <uint8_t*>realloc(ring.header_bytes, ring.header_size_bytes + frame.size_bytes)
         if grown == NULL:
+            ring.header_open = False    # a header with a page missing is worse than none
             return
         ring.header_bytes = grown
         memcpy(grown + ring.header_size_bytes, ring_at(ring, frame.position), frame.size_bytes)
@@ -593,13 +598,15 @@ cdef inline ring_t* ring_resized(ring_t* old, uint64_t size_bytes, uint64_t fram
     # hole (the writer tries again later). The caller links it: old.next, the stream.
     cdef ring_t* ring
     cdef frame_t* frame
+    cdef header_t* header
     cdef uint64_t sequence
     cdef int i
     if old.reserved_sequence != old.head_sequence or old.header_open:
         return NULL
     sequence = ring_tail_sequence(old)
     while sequence < old.head_sequence and (
-        old.head_position - ring_entry(old, sequence).position > (size_bytes - size_bytes // 5)
+        not ring_has(old, sequence)     # a lost run is no place to begin
+        or old.head_position - ring_entry(old, sequence).position > (size_bytes - size_bytes // 5)
         or old.head_sequence - sequence > frames_count - frames_count // 8
     ):
         sequence += 1
@@ -629,10 +636,10 @@ cdef inline ring_t* ring_resized(ring_t* old, uint64_t size_bytes, uint64_t fram
         if old.titles[i] != NULL:
             ring_set_title(ring, old.titles[i].bytes, old.titles[i].size_bytes,
                            old.titles[i].sequence, old.titles[i].position)
-    for i in range(RING_HEADERS):
-        if old.headers[i] != NULL:
-            ring_set_header(ring, old.headers[i].bytes, old.headers[i].size_bytes,
-                            old.headers[i].end_sequence)
+    for i in range(RING_HEADERS):       # the oldest first: it is the next to make room
+        header = old.headers[(old.headers_total + i) % RING_HEADERS]
+        if header != NULL:
+            ring_set_header(ring, header.bytes, header.size_bytes, header.end_sequence)
     return ring
 
 cdef inline void ring_copy_entry(
