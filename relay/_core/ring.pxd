@@ -19,8 +19,8 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport (
-    fence, fence_acquire, load_pointer, load_u64, load_u64_relaxed, store_pointer, store_u64,
-    store_u64_relaxed,
+    fence_acquire, fence_release, load_pointer, load_u64, load_u64_relaxed, store_pointer, store_u64,
+    store_u64_relaxed, sub_u32,
 )
 from relay._core.frames cimport FRAME_BYTES_MAX, FRAME_CHAIN, FRAME_HEADER, FRAME_START
 from relay._core.retire cimport retire_later, retire_t
@@ -419,6 +419,7 @@ cdef inline void ring_advance(ring_t* ring) noexcept nogil:
         position += audio_bytes(frame)
         media_us = <uint64_t>frame.media_us + frame.duration_us
         sequence += 1
+    assert position <= ring.reserved_position and sequence <= ring.reserved_sequence
     if sequence != ring.head_sequence:
         store_u64(&ring.head_media_us, media_us)
         store_u64(&ring.head_sequence, sequence)
@@ -437,14 +438,17 @@ cdef inline void ring_write(
     if sequence >= ring.reserved_sequence:
         store_u64_relaxed(&ring.reserved_sequence, sequence + 1)
     if flags & FRAME_TITLE:
-        fence()
+        if position > ring.reserved_position:   # the head may come to stand here
+            store_u64_relaxed(&ring.reserved_position, position)
+        fence_release()
         ring_set_title(ring, bytes, size_bytes, sequence, position)
     else:
         while done < size_bytes:
             piece = size_bytes - done if size_bytes - done < piece_bytes_max else piece_bytes_max
             if position + done + piece > ring.reserved_position:
                 store_u64_relaxed(&ring.reserved_position, position + done + piece)
-            fence()  # readers see the reservation before any byte of it changes
+            fence_release()  # readers see the reservation before any byte of it changes
+            assert piece > 0 and (position + done) % ring.size_bytes + piece <= 2 * ring.size_bytes
             memcpy(ring.bytes + (position + done) % ring.size_bytes, bytes + done, piece)
             done += piece
         if size_bytes > ring.frame_bytes_max:
