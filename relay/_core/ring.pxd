@@ -113,7 +113,8 @@ cdef struct ring_t:
     bint header_open
     uint64_t frame_bytes_max  # the largest frame so far
     # life
-    uint32_t refs             # the stream's one and one for each cursor in it; at 0 it is retired
+    uint32_t refs             # the stream's one and one for each cursor in it; at 0 `next` is let go
+    uint32_t pins             # one for all refs together, one for each view; at 0 it is retired
     uint32_t superseded       # 1: `next` is set; cursors that reached this head go on there
     ring_t* next              # holds one reference on it
 
@@ -158,6 +159,7 @@ cdef inline ring_t* ring_open(
     ring.reserved_sequence = ring.head_sequence = ring.base_sequence = sequence
     ring.head_media_us = media_us
     ring.refs = 1
+    ring.pins = 1
     return ring
 
 cdef inline void ring_close(void* thing) noexcept nogil:
@@ -171,6 +173,11 @@ cdef inline void ring_close(void* thing) noexcept nogil:
     mirror_close(ring.bytes, ring.size_bytes)
     free(ring.frames)
     free(ring)
+
+cdef inline void ring_unpin(ring_t* ring) noexcept nogil:
+    # A view pins the bytes alone: it does not hold back the rings that come after.
+    if sub_u32(&ring.pins, 1) == 0:
+        retire_later(ring.retire, ring, ring_close)
 
 # --- readers -------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from relay._core.atomics cimport (
 )
 from relay._core.retire cimport retire_later, retire_t
 from relay._core.ring cimport (
-    FRAME_TITLE, PLACED, PLACE_NO_MEMORY, ring_close, ring_open, ring_place, ring_push,
-    ring_resized, ring_t, release_plain,
+    FRAME_TITLE, PLACED, PLACE_BAD, PLACE_NO_MEMORY, RING_FRAMES_MAX, RING_NUMBER_MAX, ring_open,
+    ring_place, ring_resized, ring_t, ring_unpin, release_plain,
 )
 
 cdef extern from "<sys/eventfd.h>" nogil:
@@ -154,13 +154,13 @@ cdef inline void stream_ring_drop(stream_t* stream, ring_t* ring) noexcept nogil
     cdef ring_t* after
     while ring != NULL and sub_u32(&ring.refs, 1) == 0:
         after = ring.next
-        retire_later(stream.retire, ring, ring_close)
+        ring_unpin(ring)
         sub_u32(&stream.rings, 1)
         ring = after
 
 cdef inline ring_t* stream_ring_take(stream_t* stream) noexcept nogil:
     # The newest ring with a reference taken; NULL before the first epoch. Only inside a turn or by the
-    # writer (who alone replaces it).
+    # writer (who alone replaces it). Give it back with stream_ring_drop.
     cdef ring_t* ring
     while True:
         ring = <ring_t*>load_pointer(<void**>&stream.ring)
