@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from relay._core.atomics cimport (
-    add_u32, add_u64, claim_pointer, claim_u32, load_pointer, load_u32, load_u64, ref_take,
+    add_u32, claim_pointer, claim_u32, fence, load_pointer, load_u32, ref_take,
     store_pointer, store_u32, store_u64, sub_u32, swap_pointer, swap_u32,
 )
 from relay._core.retire cimport retire_later, retire_t
@@ -178,13 +178,30 @@ cdef inline void hub_tell(hub_t* hub, stream_t* stream) noexcept nogil:
         stream.dirty_next = <stream_t*>top
         if claim_pointer(<void**>&hub.dirty, top, stream):
             break
+    fence()     # the stream is on the stack before `asleep` is read (the backbone does the reverse)
     if load_u32(&hub.asleep) and swap_u32(&hub.asleep, 0):
         eventfd_write(hub.event_fd, 1)
 
 cdef inline stream_t* hub_take(hub_t* hub) noexcept nogil:
-    # All streams that have something new, linked by dirty_next. The taker reads dirty_next, then clears
-    # `dirty`, then gives the reference back (stream_drop).
+    # All streams that have something new; for each of them: hub_next, look at it, stream_drop.
     return <stream_t*>swap_pointer(<void**>&hub.dirty, NULL)
+
+cdef inline stream_t* hub_next(stream_t* stream) noexcept nogil:
+    # The stream taken after this one. From here on a writer puts this one on the stack again. A swap,
+    # not a store: what the taker reads next (the head) must not be read before `dirty` is clear, or
+    # a frame that is pushed between the two is seen by nobody.
+    cdef stream_t* after = stream.dirty_next
+    swap_u32(&stream.dirty, 0)
+    return after
+
+cdef inline bint hub_sleep(hub_t* hub) noexcept nogil:
+    # Before the backbone waits in poll: True when nothing is new, and whoever brings something wakes it.
+    swap_u32(&hub.asleep, 1)
+    fence()
+    if load_pointer(<void**>&hub.dirty) == NULL:
+        return True
+    swap_u32(&hub.asleep, 0)
+    return False
 
 cdef inline bint stream_claim(stream_t* stream, uint32_t writer) noexcept nogil:
     return claim_u32(&stream.writer, WRITER_NONE, writer)
