@@ -5,6 +5,7 @@
 #   2. Every call checks that its object is open and that the process has not forked.
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -14,10 +15,12 @@ from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
     engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
+from relay._core.retire cimport RETIRE_PYTHON, turn_begin, turn_end
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
     ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
-    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_was_overtaken, header_t, title_t,
+    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, header_t,
+    title_t,
 )
 from relay._core.stream cimport (
     STREAM_FULL, WRITER_LOCAL, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
@@ -78,13 +81,18 @@ cdef class Buffer:
         PyBuffer_Release(&self.view)
 
 
+cdef uint32_t size_u32(Buffer run) noexcept:
+    # A size that the core refuses stays one that it refuses.
+    return <uint32_t>run.size if run.size < 0xFFFFFFFF else 0xFFFFFFFF
+
+
 cdef class Engine:
     """The data plane of one node: its streams and its threads."""
 
     cdef engine_t engine
     cdef bint is_open
 
-    def __cinit__(self, *, int streams_max=4096):
+    def __cinit__(self, *, uint32_t streams_max=4096):
         if engine_open(&self.engine, streams_max) != 0:
             raise MemoryError(f"no memory for a table of {streams_max} streams")
         self.is_open = True
@@ -168,6 +176,7 @@ cdef str mount_problem(int status, str mount, int streams_max):
     return f"mount {mount!r} has the same key as another mount: choose another name"
 
 
+@cython.no_gc_clear     # its engine must outlive it
 cdef class Stream:
     """A handle on one stream; it keeps the stream's memory, not the stream's place on the node."""
 
@@ -197,10 +206,23 @@ cdef class Stream:
     cdef ring_t* ring(self) except NULL:
         # The newest ring, referenced: give it back with stream_ring_drop.
         self.engine.check()
-        cdef ring_t* ring = stream_ring_take(self.stream)
+        cdef ring_t* ring = self.take_ring()
         if ring == NULL:
             raise SourceError(f"{self.mount} has had no source yet: nothing can be read or pushed")
         return ring
+
+    cdef ring_t* take_ring(self) noexcept:
+        # Another thread may replace the ring: it is found and referenced within one turn.
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        cdef ring_t* ring = stream_ring_take(self.stream)
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        return ring
+
+    cdef int check_source(self) except -1:
+        self.engine.check()
+        if self.stream.ring == NULL:
+            raise SourceError(f"{self.mount}: begin() an epoch before the first frame")
+        return 0
 
     # --- the source side ---
 
@@ -214,7 +236,8 @@ cdef class Stream:
         """Gives the writer's place back (end the epoch first)."""
         stream_unclaim(self.stream)
 
-    def begin(self, *, epoch=None, int origin=0, int sequence=0, int position=0, int media_us=0):
+    def begin(self, *, epoch=None, uint64_t origin=0, uint64_t sequence=0, uint64_t position=0,
+              uint64_t media_us=0):
         """Begins an epoch and returns it (ms): the wall clock, or one more than the highest seen."""
         self.engine.check()
         cdef uint64_t wanted = wall_ms() if epoch is None else epoch
@@ -228,6 +251,8 @@ cdef class Stream:
             raise SourceError(
                 f"{self.mount}: too many epochs are still being heard; wait a second and come back"
             )
+        if status == PLACE_BAD:
+            raise SourceError(f"{self.mount}: sequence, position and media time end at 2**62")
         if status != 0:
             raise MemoryError(f"no memory for a ring of {self.mount}")
         return wanted
@@ -236,33 +261,30 @@ cdef class Stream:
         """Ends the epoch: listeners stay for linger_s and hear the next one."""
         stream_end_epoch(self.stream, now_us())
 
-    def push(self, data, int duration_us, int flags=1):
+    def push(self, data, uint32_t duration_us, uint32_t flags=1):
         """Puts one whole frame (1 to 65,536 bytes, duration in µs) at the head; never blocks."""
         cdef Buffer run = Buffer(data)
-        self.engine.check()
-        if self.stream.ring == NULL:
-            raise SourceError(f"{self.mount}: begin() an epoch before the first push()")
-        cdef int status = stream_push(self.stream, run.bytes, <uint32_t>run.size, duration_us, flags)
+        self.check_source()
+        cdef int status = stream_push(self.stream, run.bytes, size_u32(run), duration_us, flags)
         if status < 0:
             raise SourceError(place_problem(status, self.mount, run.size))
 
-    def place(self, int sequence, int position, int media_us, data, int duration_us, int flags=1):
+    def place(self, uint64_t sequence, uint64_t position, uint64_t media_us, data,
+              uint32_t duration_us, uint32_t flags=1):
         """Puts a frame where it belongs (1 placed, 0 already here, < 0 refused)."""
         cdef Buffer run = Buffer(data)
-        self.engine.check()
-        if self.stream.ring == NULL:
-            raise SourceError(f"{self.mount}: begin() an epoch before the first place()")
+        self.check_source()
         return stream_place(self.stream, sequence, position, media_us, run.bytes,
-                            <uint32_t>run.size, duration_us, flags)
+                            size_u32(run), duration_us, flags)
 
     def give_up(self):
         """Counts the hole at the head as lost and goes on after it; returns the frames lost."""
-        self.engine.check()
+        self.check_source()
         return ring_give_up(self.stream.ring)
 
-    def resize(self, int size_bytes, int frames_count):
+    def resize(self, uint64_t size_bytes, uint64_t frames_count):
         """Puts a ring of another size in place; False when frames wait ahead of a hole."""
-        self.engine.check()
+        self.check_source()
         return stream_resize(self.stream, size_bytes, frames_count) == 1
 
     def title(self, str text):
@@ -275,18 +297,20 @@ cdef class Stream:
         """Publishes the header lines of the reply to listeners (≤ 4,096 bytes)."""
         cdef Buffer run = Buffer(data)
         self.engine.check()
-        if not stream_set_info(self.stream, run.bytes, <uint32_t>run.size):
+        if not stream_set_info(self.stream, run.bytes, size_u32(run)):
             raise SourceError(f"{self.mount}: {run.size} bytes of header lines; the bound is 4096")
 
     # --- the reading side ---
 
-    def read(self, int sequence):
+    def read(self, uint64_t sequence):
         """One frame as (bytes, position, media_us, duration_us, flags), copied and verified, or None."""
         cdef ring_t* ring = self.ring()
         cdef frame_t frame
         cdef bytes data
         try:
-            if sequence >= <int64_t>load_u64(&ring.head_sequence):
+            if sequence >= load_u64(&ring.head_sequence):
+                return None
+            if sequence < load_u64(&ring.base_sequence):    # may be under repair at this moment
                 return None
             if not ring_read_entry(ring, sequence, &frame) or frame.flags & FRAME_TITLE:
                 return None
@@ -304,10 +328,13 @@ cdef class Stream:
     def header(self):
         """The header pages that a reader at the head needs first (b"" when the format has none)."""
         cdef ring_t* ring = self.ring()
-        cdef header_t* header = ring_header(ring, load_u64(&ring.head_sequence))
+        cdef header_t* header
         cdef bytes data = b""
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        header = ring_header(ring, load_u64(&ring.head_sequence))
         if header != NULL:
             data = (<const char*>header.bytes)[:header.size_bytes]
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
         stream_ring_drop(self.stream, ring)
         return data
 
@@ -321,7 +348,7 @@ cdef class Stream:
     def snapshot(self):
         """State and counters of this stream, as a dict."""
         cdef stream_t* stream = self.stream
-        cdef ring_t* ring = stream_ring_take(stream)
+        cdef ring_t* ring = self.take_ring()
         state = {
             "mount": self.mount, "listeners": load_u32(&stream.listeners),
             "readers": load_u32(&stream.readers), "source_up": load_u32(&stream.source_up) == 1,
@@ -340,20 +367,24 @@ cdef int TITLE_TEXT_BYTES_MAX = 4000
 
 cdef dict ring_snapshot(ring_t* ring):
     cdef uint64_t tail = ring_tail_sequence(ring)
-    cdef title_t* title = ring_title(ring, load_u64(&ring.head_position))
+    cdef title_t* title
+    cdef bytes title_text = b""
     cdef frame_t frame
     cdef uint64_t held_us = 0
     if ring_read_entry(ring, tail, &frame) and tail < load_u64(&ring.head_sequence):
         held_us = load_u64(&ring.head_media_us) - <uint64_t>frame.media_us
+    turn_begin(ring.retire, RETIRE_PYTHON)
+    title = ring_title(ring, load_u64(&ring.head_position))
+    if title != NULL:
+        title_text = (<const char*>title.bytes)[:title.size_bytes]
+    turn_end(ring.retire, RETIRE_PYTHON)
     return {
         "epoch": ring.epoch, "tail_sequence": tail, "head_sequence": load_u64(&ring.head_sequence),
         "head_position": load_u64(&ring.head_position), "base_sequence": load_u64(&ring.base_sequence),
         "head_media_us": load_u64(&ring.head_media_us), "held_ms": held_us // 1000,
         "ring_bytes": ring.size_bytes, "ring_frames": ring.frames_count,
         "reserved_sequence": load_u64(&ring.reserved_sequence),
-        "title": None if title == NULL else (
-            (<const char*>title.bytes)[:title.size_bytes].decode("utf-8", "replace")
-        ),
+        "title": title_text.decode("utf-8", "replace") if title_text else None,
     }
 
 
@@ -365,8 +396,10 @@ cdef str place_problem(int status, str mount, size_t size):
     return f"{mount}: a frame of {size} bytes; the bound is 1 to 65,536"
 
 
+@cython.no_gc_clear     # its engine must outlive it
 cdef class RingView:
-    """A run of a ring's bytes without a copy: pins the ring's memory, not its contents.
+    """A run of a ring's bytes without a copy, since its last lost run at most: pins the ring's
+    memory, not its contents.
 
     Supports the buffer protocol (`numpy.frombuffer(view, dtype="u1")`). The writer goes on: call
     `is_whole()` after reading; False means that the oldest bytes were overwritten meanwhile.
@@ -379,21 +412,25 @@ cdef class RingView:
 
     @staticmethod
     cdef RingView wrap(Stream stream, ring_t* ring):
-        # Takes over the caller's reference on the ring.
+        # Takes over the caller's reference on the ring, and keeps a pin instead.
         cdef RingView self = RingView.__new__(RingView)
         cdef frame_t frame
         cdef uint64_t head = load_u64(&ring.head_position)
         self.stream = stream
         self.ring = ring
+        add_u32(&ring.pins, 1)
+        stream_ring_drop(stream.stream, ring)
         self.position = head
         if ring_read_entry(ring, ring_tail_sequence(ring), &frame):
             self.position = frame.position if frame.position < head else head
+        if self.position < load_u64(&ring.holes_end_position) <= head:
+            self.position = ring.holes_end_position     # a lost run is not in any view
         self.size = <Py_ssize_t>(head - self.position)
         return self
 
     def __dealloc__(self):
         if self.ring != NULL:
-            stream_ring_drop(self.stream.stream, self.ring)
+            ring_unpin(self.ring)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, <void*>ring_at(self.ring, self.position), self.size, 1, flags)
@@ -411,21 +448,27 @@ cdef class RingView:
         return not ring_was_overtaken(self.ring, self.position)
 
 
-def measure_push(Stream stream, data, int pushes):
+def measure_push(Stream stream, data, uint32_t pushes):
     """Times `pushes` pushes of one frame inside the core: (seconds, checksum of what the ring holds).
 
-    The checksum is the sum of all readable bytes, read back after the clock has stopped.
+    The first 4 bytes of each frame are its number (little endian). The checksum is the sum of all
+    readable bytes, read back after the clock has stopped.
     """
-    cdef Buffer run = Buffer(data)
-    cdef uint32_t size = <uint32_t>run.size
-    cdef int i
+    cdef bytearray frame = bytearray(data)
+    cdef uint8_t* run = frame
+    cdef uint32_t size = <uint32_t>len(frame)
+    cdef uint32_t i
     cdef int status = 0
     cdef uint64_t begin
     cdef uint64_t end
+    stream.check_source()
+    if size < 4:
+        raise SourceError(f"a frame of {size} bytes has no room for its number")
     with nogil:
         begin = now_us()
         for i in range(pushes):
-            status |= stream_push(stream.stream, run.bytes, size, 20000, 1)
+            memcpy(run, &i, 4)
+            status |= stream_push(stream.stream, run, size, 20000, 1)
         end = now_us()
     if status < 0:
         raise SourceError(place_problem(status, stream.mount, size))
