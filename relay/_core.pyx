@@ -473,3 +473,281 @@ def measure_push(Stream stream, data, uint32_t pushes):
     if status < 0:
         raise SourceError(place_problem(status, stream.mount, size))
     return (end - begin) / 1e6, sum(memoryview(stream.view()))
+
+
+# --- for tests alone: the rooms without the face -------------------------------------------------
+
+from relay._core.atomics cimport store_u32
+from relay._core.engine cimport engine_find_key
+from relay._core.retire cimport retire_close, retire_later, retire_open, retire_sweep, retire_t
+from relay._core.ring cimport (
+    ring_close, ring_open, ring_readable_end, ring_resized, ring_sequence_at, ring_start_after,
+    ring_tail_position,
+)
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int us)
+
+
+cdef class RetireProbe:
+    """Retirement with counted things: `freed` of them have gone."""
+
+    cdef retire_t retire
+    cdef uint64_t freed[1]
+
+    def __cinit__(self):
+        retire_open(&self.retire)
+
+    def __dealloc__(self):
+        retire_close(&self.retire)
+
+    def begin(self, int reader):
+        """A turn of this reader begins."""
+        turn_begin(&self.retire, reader)
+
+    def end(self, int reader):
+        """It ends."""
+        turn_end(&self.retire, reader)
+
+    def retire_one(self):
+        """Retires one counted thing."""
+        retire_later(&self.retire, self.freed, count_freed)
+
+    def sweep(self):
+        """Frees what nobody can see any more."""
+        retire_sweep(&self.retire)
+
+    @property
+    def counts(self):
+        """(retired and waiting, freed)."""
+        return self.retire.retired_count, self.freed[0]
+
+
+cdef void count_freed(void* thing) noexcept nogil:
+    (<uint64_t*>thing)[0] += 1
+
+
+cdef class RingProbe:
+    """One ring with the arguments of ring_open; its methods are ring.pxd's functions."""
+
+    cdef RetireProbe owner
+    cdef ring_t* ring
+    cdef uint32_t stop
+
+    def __cinit__(self, uint64_t size_bytes=0, uint64_t frames_count=0, *, uint64_t sequence=0,
+                  uint64_t position=0, uint64_t media_us=0, RingProbe resized=None):
+        self.owner = RetireProbe() if resized is None else resized.owner
+        if resized is not None:
+            self.ring = ring_resized(resized.ring, size_bytes, frames_count)
+        else:
+            self.ring = ring_open(size_bytes, frames_count, 1, sequence, position, media_us,
+                                  &self.owner.retire)
+        if self.ring == NULL:
+            raise MemoryError("no ring")
+
+    def __dealloc__(self):
+        if self.ring != NULL:
+            ring_close(self.ring)
+
+    @property
+    def state(self):
+        """The numbers of the ring, as a dict."""
+        cdef ring_t* ring = self.ring
+        return {
+            "size_bytes": ring.size_bytes, "guard_bytes": ring.guard_bytes,
+            "frames_count": ring.frames_count, "reserved_position": ring.reserved_position,
+            "reserved_sequence": ring.reserved_sequence, "head_sequence": ring.head_sequence,
+            "head_position": ring.head_position, "head_media_us": ring.head_media_us,
+            "base_sequence": ring.base_sequence, "base_position": ring.base_position,
+            "tail_sequence": ring_tail_sequence(ring), "tail_position": ring_tail_position(ring),
+            "holes_total": ring.holes_total,
+        }
+
+    def place(self, uint64_t sequence, uint64_t position, uint64_t media_us, data,
+              uint32_t duration_us, uint32_t flags=1):
+        """ring_place."""
+        cdef Buffer run = Buffer(data)
+        return ring_place(self.ring, sequence, position, media_us, run.bytes, <uint32_t>run.size,
+                          duration_us, flags)
+
+    def give_up(self):
+        """ring_give_up."""
+        return ring_give_up(self.ring)
+
+    def bytes_at(self, uint64_t position, size_t size):
+        """A copy of the ring's bytes, unchecked (size ≤ the ring's)."""
+        return (<const char*>ring_at(self.ring, position))[:min(size, self.ring.size_bytes)]
+
+    def entry(self, uint64_t sequence):
+        """ring_read_entry: (position, size_bytes, media_us, duration_us, flags) or None."""
+        cdef frame_t frame
+        if not ring_read_entry(self.ring, sequence, &frame):
+            return None
+        return (frame.position, frame.size_bytes, frame.media_us, frame.duration_us,
+                frame.flags & 0xFF)
+
+    def readable_end(self, uint64_t position):
+        """ring_readable_end."""
+        return ring_readable_end(self.ring, position)
+
+    def start_after(self, uint64_t position):
+        """ring_start_after."""
+        return ring_start_after(self.ring, position)
+
+    def sequence_at(self, uint64_t position):
+        """ring_sequence_at."""
+        return ring_sequence_at(self.ring, position)
+
+    def burst_sequence(self, uint64_t burst_us):
+        """ring_burst_sequence."""
+        return ring_burst_sequence(self.ring, burst_us)
+
+    def was_overtaken(self, uint64_t position):
+        """ring_was_overtaken."""
+        return bool(ring_was_overtaken(self.ring, position))
+
+    def entry_was_overtaken(self, uint64_t sequence):
+        """ring_entry_was_overtaken."""
+        return bool(ring_entry_was_overtaken(self.ring, sequence))
+
+    def header(self, uint64_t sequence):
+        """The bytes of ring_header, or None."""
+        cdef header_t* header = ring_header(self.ring, sequence)
+        return None if header == NULL else (<const char*>header.bytes)[:header.size_bytes]
+
+    def title(self, uint64_t position):
+        """The bytes of ring_title, or None."""
+        cdef title_t* title = ring_title(self.ring, position)
+        return None if title == NULL else (<const char*>title.bytes)[:title.size_bytes]
+
+    def write_unpaced(self):
+        """Pushes stamped frames as fast as it can until stop_writing(); no GIL."""
+        cdef uint64_t words[STAMPED_WORDS_MAX]
+        cdef uint32_t size
+        cdef uint32_t i
+        with nogil:
+            while not load_u32(&self.stop):
+                size = stamped_words(self.ring.head_sequence)
+                for i in range(size):
+                    words[i] = self.ring.head_sequence
+                ring_push(self.ring, <uint8_t*>words, 8 * size, 1000, 1)
+
+    def stop_writing(self):
+        """Ends write_unpaced."""
+        store_u32(&self.stop, 1)
+
+    def read_slowly(self, uint32_t runs, bint check):
+        """Copies `runs` runs of a few frames in small pieces, giving way in between; no GIL.
+
+        With `check` the copy of a run that was overtaken meanwhile is thrown away, as after a send.
+        Returns (runs delivered, runs thrown away, frames delivered, frames torn among them).
+        """
+        cdef uint64_t[4] result
+        memset(result, 0, sizeof(result))
+        with nogil:
+            read_slowly(self.ring, runs, check, result)
+        return tuple(result)
+
+
+cdef enum:
+    STAMPED_WORDS_MAX = 184
+    RUN_WORDS_MAX = 1024
+    RUN_BYTES_MAX = 8192
+    PIECE_BYTES = 512
+
+
+cdef uint32_t stamped_words(uint64_t sequence) noexcept nogil:
+    # 8 to 183 words of 8 bytes: the size of a stamped frame, told by its sequence alone.
+    return 8 + <uint32_t>((sequence * <uint64_t>0x9E3779B97F4A7C15) >> 32) % 176
+
+
+cdef void read_slowly(ring_t* ring, uint32_t runs, bint check, uint64_t* result) noexcept nogil:
+    cdef uint64_t words[RUN_WORDS_MAX]
+    cdef uint64_t sequence
+    cdef uint64_t size
+    cdef uint64_t done
+    cdef uint32_t run
+    cdef frame_t frame
+    for run in range(runs):
+        sequence = ring_tail_sequence(ring)
+        if not ring_read_entry(ring, sequence, &frame):
+            continue
+        size = load_u64(&ring.head_position) - frame.position
+        if size > RUN_BYTES_MAX:
+            size = RUN_BYTES_MAX
+        done = 0
+        while done < size:      # the kernel's copy, with the reader preempted inside it
+            memcpy(<uint8_t*>words + done, ring_at(ring, frame.position + done),
+                   size - done if size - done < PIECE_BYTES else PIECE_BYTES)
+            done += PIECE_BYTES
+            if run % 4 == 1:
+                sched_yield()
+        if run % 64 == 2:
+            usleep(20)
+        if check and ring_was_overtaken(ring, frame.position):
+            result[1] += 1
+            continue
+        result[0] += 1
+        count_torn(words, size // 8, sequence, result)
+
+
+cdef void count_torn(
+    const uint64_t* words, uint64_t count, uint64_t sequence, uint64_t* result
+) noexcept nogil:
+    cdef uint64_t at = 0
+    cdef uint64_t i
+    cdef bint torn
+    while at + stamped_words(sequence) <= count:
+        torn = False
+        for i in range(at, at + stamped_words(sequence)):
+            torn = torn or words[i] != sequence
+        result[2] += 1
+        result[3] += torn
+        at += stamped_words(sequence)
+        sequence += 1
+
+
+cdef class TableProbe:
+    """The table of streams with keys of the test's choice: removing must keep every probe run whole."""
+
+    cdef engine_t engine
+
+    def __cinit__(self, uint32_t streams_max):
+        if engine_open(&self.engine, streams_max) != 0:
+            raise MemoryError("no table")
+
+    def __dealloc__(self):
+        if self.engine.table != NULL:
+            engine_close(&self.engine)
+
+    def add(self, bytes mount, uint64_t key):
+        """engine_add."""
+        cdef stream_t* stream = stream_open(
+            mount, <uint32_t>len(mount), &self.engine.defaults, &self.engine.retire, &self.engine.hub
+        )
+        stream.key = key
+        cdef int status = engine_add(&self.engine, stream)
+        if status != 0:
+            stream_drop(stream)
+        return status
+
+    def remove(self, uint64_t key):
+        """engine_remove of the stream with this key."""
+        cdef stream_t* stream = engine_find_key(&self.engine, key)
+        if stream == NULL:
+            return False
+        cdef bint found = engine_remove(&self.engine, stream)
+        stream_drop(stream)
+        return found
+
+    def find(self, uint64_t key):
+        """The mount of the stream with this key, or None; engine_find_key."""
+        cdef stream_t* stream = engine_find_key(&self.engine, key)
+        if stream == NULL:
+            return None
+        mount = stream.mount[:stream.mount_bytes]
+        stream_drop(stream)
+        return mount
