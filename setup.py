@@ -19,8 +19,14 @@ KINDS = {
     "release": (["-O2", "-DCYTHON_WITHOUT_ASSERTIONS"], []),
     "checked": (["-O1", "-g", "-DRELAY_CHECKED=1"], []),
     "asan": (
-        ["-O1", "-g", "-DRELAY_CHECKED=1", "-fno-omit-frame-pointer"]
-        + ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+        [
+            "-O1",
+            "-g",
+            "-DRELAY_CHECKED=1",
+            "-fno-omit-frame-pointer",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=undefined",
+        ],
         ["-fsanitize=address,undefined"],
     ),
 }
@@ -35,7 +41,13 @@ core = Extension(
     ["relay/_core.pyx"],
     include_dirs=["relay/_core"],
     depends=rooms,
-    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wno-unused-function", *compile_args],
+    extra_compile_args=[
+        "-std=c11",
+        "-D_GNU_SOURCE",
+        "-Wall",
+        "-Wno-unused-function",
+        *compile_args,
+    ],
     extra_link_args=link_args,
     libraries=["dl"],
 )

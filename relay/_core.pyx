@@ -6,19 +6,30 @@
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memmove, memset
 
-from relay._core.atomics cimport add_u32, load_u32, load_u64, ref_take, sub_u32
+from relay._core.atomics cimport add_u32, load_u32, load_u64, ref_take, store_u32, sub_u32
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
     engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
+from relay._core.frames cimport (
+    FRAME_BYTES_MAX, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open,
+    scan_reason, scan_t,
+)
+from relay._core.handover cimport entry_t, eventfd_write, handover_t, handover_take
+from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_unlock, retire_sweep
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
     ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
     ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_was_overtaken, header_t, title_t,
 )
+from relay._core.connection cimport (
+    PARTING_MAX, shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
+)
+from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
     STREAM_FULL, WRITER_LOCAL, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
     stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
@@ -78,15 +89,54 @@ cdef class Buffer:
         PyBuffer_Release(&self.view)
 
 
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    int pthread_join(pthread_t thread, void** result)
+
+cdef extern from "thread.h" nogil:
+    int thread_start(pthread_t* thread, void* (*body)(void*) noexcept nogil, void* argument)
+
+cdef extern from "door.h" nogil:
+    int door_open(const char* host, uint16_t* port, int* fds, int count)
+    const char* gai_strerror(int code)
+
+
+cdef void* shard_main(void* shard) noexcept nogil:
+    shard_run(<shard_t*>shard)
+    return NULL
+
+
+cdef enum:
+    SHARDS_MAX = 64
+
+
 cdef class Engine:
-    """The data plane of one node: its streams and its threads."""
+    """The data plane of one node: its streams, its doors and its threads."""
 
     cdef engine_t engine
+    cdef shard_t* shards[SHARDS_MAX]
+    cdef pthread_t threads[SHARDS_MAX]
+    cdef int shards_count
+    cdef int shards_wanted
     cdef bint is_open
+    cdef bint is_running
 
-    def __cinit__(self, *, int streams_max=4096):
+    def __cinit__(self, *, int streams_max=4096, int threads=1, int listeners_max=0,
+                  int heads_max=2048, int heads_per_address_max=64, int head_timeout_ms=10000,
+                  int join_wait_ms=2000):
+        if not 1 <= threads <= SHARDS_MAX:
+            raise ValueError(f"threads is {threads}; the bound is 1 to {SHARDS_MAX}")
         if engine_open(&self.engine, streams_max) != 0:
             raise MemoryError(f"no memory for a table of {streams_max} streams")
+        self.engine.listeners_max = listeners_max or places_within_limit(heads_max)
+        self.engine.heads_max = heads_max
+        self.engine.heads_per_address_max = heads_per_address_max
+        self.engine.head_timeout_us = head_timeout_ms * <uint64_t>1000
+        self.engine.join_wait_us = join_wait_ms * <uint64_t>1000
+        self.engine.directory_known = self.engine.upstream_up = 1
+        node_id = os.urandom(16)
+        memcpy(self.engine.node_id, <const char*>node_id, 16)
+        self.shards_wanted = threads
         self.is_open = True
         self.configure()
 
@@ -96,14 +146,151 @@ cdef class Engine:
             raise RelayError("the engine is closed")
         return 0
 
+    def listen(self, str host, int port):
+        """Binds the listeners' door and returns its (host, port); OSError when it cannot."""
+        self.check()
+        cdef int fds[SHARDS_MAX]
+        cdef uint16_t actual = <uint16_t>port
+        cdef bytes name = host.encode()
+        cdef int i
+        if self.shards_count > 0:
+            raise RelayError("the engine listens already")
+        cdef int status = door_open(name, &actual, fds, self.shards_wanted)
+        if status <= -4096:
+            raise OSError(f"{host}: {gai_strerror(4096 + status).decode()}")
+        if status < 0:
+            raise OSError(-status, f"{os.strerror(-status)}: {host}:{port}")
+        for i in range(self.shards_wanted):
+            self.add_shard(i, fds[i])
+        return host, actual
+
+    cdef int add_shard(self, int number, int listen_fd) except -1:
+        cdef uint32_t records = self.engine.listeners_max + self.engine.heads_max + PARTING_MAX
+        cdef shard_t* shard = <shard_t*>calloc(1, sizeof(shard_t))
+        if shard == NULL or shard_open(shard, &self.engine, number, records, listen_fd) != 0:
+            raise MemoryError(f"no memory for {records} connections")
+        self.shards[number] = shard
+        self.shards_count += 1
+        return 0
+
+    def start(self):
+        """Starts the engine's threads."""
+        self.check()
+        cdef int i
+        for i in range(self.shards_count):
+            if thread_start(&self.threads[i], shard_main, self.shards[i]) != 0:
+                raise RelayError("the system refuses to start another thread")
+        self.is_running = True
+
+    def stop_accepting(self):
+        """Closes the door: who listens hears its frame to the end, nobody new comes in."""
+        cdef int i
+        for i in range(self.shards_count):
+            store_u32(&self.shards[i].draining, 1)
+            eventfd_write(self.shards[i].wake_fd, 1)
+
     def close(self):
-        """Ends the threads. The memory of streams goes with their last handle."""
+        """Ends the threads and the connections; blocks for one turn. The memory of a stream goes with
+        its last handle."""
+        cdef int i
+        cdef pthread_t thread
+        if not self.is_open:
+            return
+        check_process()
         self.is_open = False
+        for i in range(self.shards_count):
+            store_u32(&self.shards[i].stop, 1)
+            eventfd_write(self.shards[i].wake_fd, 1)
+        for i in range(self.shards_count):
+            if self.is_running:
+                thread = self.threads[i]
+                with nogil:
+                    pthread_join(thread, NULL)
+            shard_close(self.shards[i])
+            free(self.shards[i])
+        self.shards_count = 0
 
     def __dealloc__(self):
         # Handles keep their Engine alive, so none is left here.
-        if self.engine.table != NULL:
+        if self.engine.table != NULL and _pid != -1:
+            self.close()
             engine_close(&self.engine)
+
+    # --- connections for Python ---
+
+    @property
+    def page_fd(self):
+        """Readable while take_page has something (an eventfd)."""
+        return self.engine.pages.event_fd
+
+    @property
+    def source_fd(self):
+        """Readable while take_source has something (an eventfd)."""
+        return self.engine.sources.event_fd
+
+    def take_page(self):
+        """The next connection of the slow door as (fd, bytes read, (address, port)), or None. The
+        descriptor is the caller's."""
+        self.check()
+        return take_entry(&self.engine.pages)
+
+    def take_source(self):
+        """The next PUT or SOURCE, as take_page."""
+        self.check()
+        return take_entry(&self.engine.sources)
+
+    # --- what it holds ---
+
+    @property
+    def node_id(self):
+        """128 random bits, new at each start, as 32 hexadecimal digits."""
+        return (<const char*>self.engine.node_id)[:16].hex()
+
+    @property
+    def listeners_max(self):
+        """How many listeners fit."""
+        return self.engine.listeners_max
+
+    def streams(self):
+        """All streams of this node."""
+        self.check()
+        cdef uint64_t slot
+        cdef stream_t* stream
+        found = []
+        pthread_mutex_lock(&self.engine.table_lock)
+        for slot in range(self.engine.table_size):
+            stream = self.engine.table[slot]
+            if stream != NULL:
+                add_u32(&stream.refs, 1)
+                found.append(Stream.wrap(self, stream))
+        pthread_mutex_unlock(&self.engine.table_lock)
+        return found
+
+    def remove_stream(self, Stream stream):
+        """Takes a stream off the node; its listeners are ended."""
+        self.check()
+        engine_remove(&self.engine, stream.stream)
+
+    def snapshot(self):
+        """Counters of the doors and shards, each shard's as of its last turn, added up."""
+        self.check()
+        retire_sweep(&self.engine.retire)
+        cdef shard_counters_t counters
+        cdef int i
+        shards = []
+        for i in range(self.shards_count):
+            shard_snapshot(self.shards[i], &counters)
+            shards.append(shard_dict(&counters))
+        return {
+            "listeners": load_u32(&self.engine.listeners),
+            "listeners_max": self.engine.listeners_max,
+            "streams": self.engine.streams,
+            "upstream_up": load_u32(&self.engine.upstream_up) == 1,
+            "directory_known": load_u32(&self.engine.directory_known) == 1,
+            "pages_waiting": self.engine.pages.count, "sources_waiting": self.engine.sources.count,
+            "retired": self.engine.retire.retired_count,
+            "shards": shards, **add_up(shards),
+        }
 
     def configure(self, mount=None, *, int burst_ms=3000, int pace_ms=200, int lag_ms_max=15000,
                   int stall_ms=15000, int linger_s=60, int catchup_ms=10000, int ring_s=20,
@@ -158,6 +345,48 @@ cdef class Engine:
         cdef bytes name = mount.encode()
         cdef stream_t* stream = engine_find(&self.engine, name, len(name))
         return None if stream == NULL else Stream.wrap(self, stream)
+
+
+cdef int places_within_limit(int heads_max):
+    # RLIMIT_NOFILE less what unfinished heads and the node itself may need.
+    import resource
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(16, min(limit, 1 << 18) - heads_max - 512)
+
+
+cdef tuple take_entry(handover_t* queue):
+    import ipaddress
+    cdef entry_t entry
+    if not handover_take(queue, &entry):
+        return None
+    data = (<const char*>entry.bytes)[:entry.size_bytes]
+    address = ipaddress.IPv6Address((<const char*>entry.address)[:16])
+    free(entry.bytes)
+    return entry.fd, data, (str(address.ipv4_mapped or address), entry.port)
+
+
+_END_REASONS = ("none", "closed", "reset", "stalled", "torn", "stream", "garbage", "shutdown", "memory")
+_REFUSALS = ("not_found", "full", "upstream", "malformed", "too_large", "method", "busy", "descriptors")
+
+
+cdef dict shard_dict(shard_counters_t* counters):
+    cdef dict found = counters[0]
+    ended = found.pop("ended_total")
+    refused = found.pop("refused_total")
+    found.update({f"ended_{name}_total": ended[i] for i, name in enumerate(_END_REASONS) if i})
+    found.update({f"refused_{name}_total": refused[i] for i, name in enumerate(_REFUSALS)})
+    return found
+
+
+cdef dict add_up(list shards):
+    total = {}
+    for shard in shards:
+        for name, value in shard.items():
+            if name.endswith("_max"):
+                total[name] = max(total.get(name, 0), value)
+            elif name != "listeners":
+                total[name] = total.get(name, 0) + value
+    return total
 
 
 cdef str mount_problem(int status, str mount, int streams_max):
@@ -365,6 +594,124 @@ cdef str place_problem(int status, str mount, size_t size):
     return f"{mount}: a frame of {size} bytes; the bound is 1 to 65,536"
 
 
+_SCAN_KINDS = {"mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG}
+
+
+cdef class Source:
+    """Cuts the bytes of one epoch's source into frames and pushes each whole one into the ring.
+
+    The caller has claimed the stream and begun the epoch. One thread at a time; never blocks.
+    """
+
+    cdef Stream stream
+    cdef scan_t scan
+    cdef uint8_t* carry            # bytes of a frame that is not whole yet; owned
+    cdef size_t carry_bytes
+    cdef uint64_t began_us         # when the first frame came, moved on while the source lags
+    cdef uint64_t fed_media_us
+
+    def __cinit__(self, Stream stream, str kind):
+        self.stream = stream
+        self.carry = <uint8_t*>malloc(CARRY_BYTES)
+        if self.carry == NULL:
+            raise MemoryError("no memory for a source")
+        scan_open(&self.scan, _SCAN_KINDS[kind])
+
+    def __dealloc__(self):
+        free(self.carry)
+
+    def feed(self, data):
+        """Takes any bytes and returns how far the source is ahead of real time, in µs of media (below 0:
+        behind). SourceError when it does not send what its format promises."""
+        cdef Buffer run = Buffer(data)
+        cdef int64_t step
+        cdef uint64_t now
+        self.stream.engine.check()
+        if self.stream.stream.ring == NULL:
+            raise SourceError(f"{self.stream.mount}: begin() an epoch before the first feed()")
+        with nogil:
+            step = self.take(run.bytes, run.size)
+            now = now_us()
+        if step < 0:
+            raise SourceError(f"{self.stream.mount}: {scan_reason(step).decode()}")
+        return self.ahead_us(now)
+
+    cdef int64_t ahead_us(self, uint64_t now) noexcept:
+        cdef int64_t ahead
+        if self.fed_media_us == 0:
+            self.began_us = now
+            return 0
+        ahead = <int64_t>self.fed_media_us - <int64_t>(now - self.began_us)
+        if ahead < -2000000:       # what it did not send for long, it may not send all at once later
+            self.began_us = now - self.fed_media_us - 2000000
+            return -2000000
+        return ahead
+
+    cdef int64_t take(self, const uint8_t* bytes, size_t size) noexcept nogil:
+        # Whole frames go straight from the caller's bytes into the ring; only a frame that two feeds
+        # share passes through the carry buffer.
+        cdef size_t piece
+        cdef int64_t used = 0
+        while self.carry_bytes > 0 and size > 0:
+            piece = CARRY_BYTES - self.carry_bytes
+            piece = piece if piece < size else size
+            memcpy(self.carry + self.carry_bytes, bytes, piece)
+            used = self.cut(self.carry, self.carry_bytes + piece)
+            if used < 0:
+                return used
+            if <size_t>used >= self.carry_bytes:     # all that was carried is gone: on in place
+                bytes += <size_t>used - self.carry_bytes
+                size -= <size_t>used - self.carry_bytes
+                self.carry_bytes = 0
+            else:
+                self.carry_bytes += piece - <size_t>used
+                memmove(self.carry, self.carry + used, self.carry_bytes)
+                bytes += piece
+                size -= piece
+        if self.carry_bytes == 0 and size > 0:
+            used = self.cut(bytes, size)
+            if used < 0:
+                return used
+            self.carry_bytes = size - <size_t>used   # less than a step needs: ≤ FRAME_BYTES_MAX
+            memcpy(self.carry, bytes + used, self.carry_bytes)
+        return 0
+
+    cdef int64_t cut(self, const uint8_t* bytes, size_t size) noexcept nogil:
+        # All whole frames at the front; the bytes used, or < 0.
+        cdef cut_t cut
+        cdef size_t used = 0
+        cdef int64_t step
+        while used < size:
+            step = scan_next(&self.scan, bytes + used, size - used, &cut)
+            if step < 0:
+                return step
+            if step == 0:
+                break
+            used += <size_t>step
+            self.stream.stream.counters.junk_bytes_total += cut.skipped_bytes
+            if cut.frame_bytes > 0:
+                self.fed_media_us += cut.duration_us
+                stream_push(self.stream.stream, bytes + used - cut.frame_bytes, cut.frame_bytes,
+                            cut.duration_us, cut.flags)
+        return <int64_t>used
+
+    @property
+    def bitrate_bps(self):
+        """What the format's headers and the frames so far say; 0: not known yet."""
+        return scan_bit_rate_bps(&self.scan)
+
+    @property
+    def totals(self):
+        """What was found and counted, by the names of scan_t."""
+        cdef dict found = self.scan
+        found.pop("ogg_tracks", None)
+        return found
+
+
+cdef enum:
+    CARRY_BYTES = 2 * FRAME_BYTES_MAX
+
+
 cdef class RingView:
     """A run of a ring's bytes without a copy: pins the ring's memory, not its contents.
 
@@ -430,3 +777,94 @@ def measure_push(Stream stream, data, int pushes):
     if status < 0:
         raise SourceError(place_problem(status, stream.mount, size))
     return (end - begin) / 1e6, sum(memoryview(stream.view()))
+
+
+
+# ---- frames: a face on the scanners, for tests and benchmarks ----
+from libc.stdint cimport int64_t as _scan_int64_t
+from posix.time cimport CLOCK_MONOTONIC as _SCAN_CLOCK, clock_gettime as _scan_clock, timespec as _scan_timespec
+from relay._core.frames cimport (
+    SCAN_ADTS,
+    SCAN_MPEG,
+    SCAN_OGG,
+    cut_t,
+    scan_bit_rate_bps,
+    scan_next,
+    scan_open,
+    scan_reason,
+    scan_t,
+)
+from relay.errors import SourceError as _SourceError
+
+_SCAN_KINDS = {"mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG}
+
+
+cdef class Scanner:
+    """Cuts bytes into frames; keeps what is not whole yet. Not for two threads at once; never blocks."""
+
+    cdef scan_t _scan
+    cdef bytes _carry
+    cdef readonly unsigned long long skipped_bytes_total
+
+    def __cinit__(self, str kind):
+        scan_open(&self._scan, _SCAN_KINDS[kind])
+        self._carry = b""
+
+    def feed(self, data):
+        """The frames that became whole, as (bytes, duration in µs, flags). Raises SourceError."""
+        cdef bytes joined = self._carry + bytes(data)
+        cdef const unsigned char* front = joined
+        cdef size_t size = len(joined), used = 0
+        cdef _scan_int64_t step
+        cdef cut_t cut
+        frames = []
+        while True:
+            step = scan_next(&self._scan, front + used, size - used, &cut)
+            if step <= 0:
+                break
+            assert step == <_scan_int64_t>cut.skipped_bytes + cut.frame_bytes and used + step <= size
+            self.skipped_bytes_total += cut.skipped_bytes
+            used += step
+            if cut.frame_bytes:
+                frames.append((joined[used - cut.frame_bytes:used], cut.duration_us, cut.flags))
+        self._carry = joined[used:]
+        if step < 0:
+            raise _SourceError(scan_reason(step).decode())
+        return frames
+
+    def measure(self, bytes data, int rounds):
+        """Scan data from its beginning `rounds` times, without the GIL: (seconds, frames, bytes in frames)."""
+        cdef scan_t scan
+        cdef cut_t cut
+        cdef const unsigned char* front = data
+        cdef size_t size = len(data), used
+        cdef _scan_int64_t step
+        cdef unsigned long long frames = 0, frame_bytes = 0
+        cdef _scan_timespec begin, end
+        cdef int kind = self._scan.kind
+        with nogil:
+            _scan_clock(_SCAN_CLOCK, &begin)
+            for _ in range(rounds):
+                scan_open(&scan, kind)
+                used = 0
+                while True:
+                    step = scan_next(&scan, front + used, size - used, &cut)
+                    if step <= 0:
+                        break
+                    used += step
+                frames += scan.frames_total
+                frame_bytes += scan.frame_bytes_total
+            _scan_clock(_SCAN_CLOCK, &end)
+        return (end.tv_sec - begin.tv_sec) + (end.tv_nsec - begin.tv_nsec) * 1e-9, frames, frame_bytes
+
+    @property
+    def pending_bytes(self):
+        """Bytes fed that are neither discarded nor part of a frame yet."""
+        return len(self._carry)
+
+    @property
+    def totals(self):
+        """What was found and counted so far, by the names of scan_t."""
+        found = self._scan
+        found.pop("ogg_tracks")
+        return found | {"bit_rate_bps": scan_bit_rate_bps(&self._scan)}

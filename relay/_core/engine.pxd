@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from relay._core.atomics cimport add_u32, load_u32, store_u32
+from relay._core.handover cimport handover_close, handover_open, handover_t
 from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, retire_close, retire_open, retire_t,
@@ -48,6 +49,14 @@ cdef struct engine_t:
     stream_config_t defaults  # [defaults] of the configuration; set before the threads start
     override_t* overrides     # OVERRIDES_MAX at most; owned; set before the threads start
     uint32_t overrides_count
+    handover_t pages          # connections for Python: the fixed table
+    handover_t sources        # PUT and SOURCE
+    uint32_t listeners        # attached now, all shards
+    uint32_t listeners_max
+    uint32_t heads_max        # unfinished request heads, each shard
+    uint32_t heads_per_address_max
+    uint64_t head_timeout_us
+    uint64_t join_wait_us
     uint64_t node_id[2]       # 128 random bits, new at each start
     uint32_t has_upstream     # 1: an upstream is configured
     uint32_t directory_known  # 1: the first directory has come (or there is no upstream)
@@ -74,6 +83,8 @@ cdef inline const stream_config_t* engine_config(engine_t* engine, uint64_t key)
     return &engine.defaults
 
 cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nogil:
+    if handover_open(&engine.pages, 512) != 0 or handover_open(&engine.sources, 128) != 0:
+        return -1
     engine.table_size = 4
     while engine.table_size < 2 * <uint64_t>streams_max:
         engine.table_size <<= 1
@@ -93,6 +104,8 @@ cdef inline void engine_close(engine_t* engine) noexcept nogil:
     for slot in range(engine.table_size):
         if engine.table[slot] != NULL:
             stream_drop(engine.table[slot])
+    handover_close(&engine.pages)
+    handover_close(&engine.sources)
     retire_close(&engine.retire)
     pthread_mutex_destroy(&engine.table_lock)
     free(engine.overrides)

@@ -96,6 +96,7 @@ cdef struct stream_t:
     uint32_t readers          # Python subscribers
     uint32_t downstream       # children subscribed (owner: backbone)
     uint64_t source_down_us   # when the last epoch ended (monotonic; 0: never)
+    uint64_t lag_free_until_us  # until then lag is a repair's doing and not judged (owner: the writer)
     uint64_t wanted_us        # when somebody last wanted it (monotonic)
     uint64_t fit_media_us     # media time of the next look at the ring's size
     uint64_t fit_position     # position and media time at the last look
