@@ -19,13 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Who may import whom, room by room (docs/architecture.md draws it). A room is a module of relay/,
 # or a package of it; inside web/ and formats/ the modules may know one another.
-GROUND = {"errors", "config"}
+GROUND = {"errors", "address", "options", "config"}
 CORE = GROUND | {"_core"}
 FORMATS = CORE | {"formats"}
 NODE = FORMATS | {"source", "backbone", "web"}
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors"},
+    "address": {"errors"},
+    "options": {"errors", "address"},
+    "config": {"errors", "address", "options"},
     "_core": {"errors"},
     "formats": CORE,
     "source": FORMATS,
@@ -45,21 +47,26 @@ KNOWS: dict[str, set[str]] = {
 # Header rooms of the core: a room may cimport rooms of a lower rank only.
 CORE_RANK: dict[str, int] = {
     "__init__": 0,
-    "retire": 0,
-    "pace": 0,
+    "atomics": 0,
+    "frames_state": 0,
     "http_head": 0,
-    "frames": 0,
-    "frames_": 1,  # frames_mpeg, frames_adts, frames_ogg, …
+    "icy": 0,
+    "pace": 0,
     "wire": 1,
-    "ring": 2,
-    "icy": 3,
+    "zmq_api": 0,
+    "frames_": 1,  # frames_mpeg, frames_adts, frames_ogg, …
+    "retire": 1,
+    "frames": 2,
+    "handover": 2,
+    "ring": 3,
     "stream": 4,
-    "cursor": 5,
     "hop": 5,
-    "repair": 5,
-    "shard": 6,
-    "backbone": 6,
-    "engine": 7,
+    "engine": 5,
+    "listener": 6,
+    "connection": 7,
+    "door": 8,
+    "shard": 9,
+    "backbone": 9,
 }
 
 FUNCTION_LINES_MAX = 60
