@@ -10,7 +10,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from relay._core.atomics cimport add_u32, load_u32, load_u64, ref_take, store_u32, sub_u32
+from relay._core.atomics cimport (
+    add_u32, load_pointer, load_u32, load_u64, ref_take, store_u32, sub_u32,
+)
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
     engine_open, engine_remove, engine_t, now_us, wall_ms,
@@ -20,7 +22,9 @@ from relay._core.frames cimport (
     scan_reason, scan_t,
 )
 from relay._core.handover cimport entry_t, eventfd_write, handover_t, handover_take
-from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_unlock, retire_sweep
+from relay._core.retire cimport (
+    RETIRE_READERS_MAX, pthread_mutex_lock, pthread_mutex_unlock, retire_sweep, turn_begin, turn_end,
+)
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
     ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
@@ -31,7 +35,7 @@ from relay._core.connection cimport (
 )
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
-    STREAM_FULL, WRITER_LOCAL, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
+    STREAM_FULL, WRITER_LOCAL, info_t, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
     stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
     stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
@@ -426,7 +430,7 @@ cdef class Stream:
     cdef ring_t* ring(self) except NULL:
         # The newest ring, referenced: give it back with stream_ring_drop.
         self.engine.check()
-        cdef ring_t* ring = stream_ring_take(self.stream)
+        cdef ring_t* ring = guest_ring(self.stream)
         if ring == NULL:
             raise SourceError(f"{self.mount} has had no source yet: nothing can be read or pushed")
         return ring
@@ -509,6 +513,18 @@ cdef class Stream:
 
     # --- the reading side ---
 
+    def info(self):
+        """The header lines of the reply to listeners; b"" until they are known."""
+        self.engine.check()
+        cdef info_t* info
+        cdef bytes data = b""
+        turn_begin(self.stream.retire, GUEST)
+        info = <info_t*>load_pointer(<void**>&self.stream.info)
+        if info != NULL:
+            data = (<const char*>info.bytes)[:info.size_bytes]
+        turn_end(self.stream.retire, GUEST)
+        return data
+
     def read(self, int sequence):
         """One frame as (bytes, position, media_us, duration_us, flags), copied and verified, or None."""
         cdef ring_t* ring = self.ring()
@@ -533,10 +549,13 @@ cdef class Stream:
     def header(self):
         """The header pages that a reader at the head needs first (b"" when the format has none)."""
         cdef ring_t* ring = self.ring()
-        cdef header_t* header = ring_header(ring, load_u64(&ring.head_sequence))
+        cdef header_t* header
         cdef bytes data = b""
+        turn_begin(self.stream.retire, GUEST)
+        header = ring_header(ring, load_u64(&ring.head_sequence))
         if header != NULL:
             data = (<const char*>header.bytes)[:header.size_bytes]
+        turn_end(self.stream.retire, GUEST)
         stream_ring_drop(self.stream, ring)
         return data
 
@@ -550,7 +569,7 @@ cdef class Stream:
     def snapshot(self):
         """State and counters of this stream, as a dict."""
         cdef stream_t* stream = self.stream
-        cdef ring_t* ring = stream_ring_take(stream)
+        cdef ring_t* ring = guest_ring(stream)
         state = {
             "mount": self.mount, "listeners": load_u32(&stream.listeners),
             "readers": load_u32(&stream.readers), "source_up": load_u32(&stream.source_up) == 1,
@@ -559,17 +578,35 @@ cdef class Stream:
             "counters": stream.counters,
         }
         if ring != NULL:
-            state.update(ring_snapshot(ring))
+            state.update(ring_snapshot(stream, ring))
             stream_ring_drop(stream, ring)
         return state
 
 
 cdef int TITLE_TEXT_BYTES_MAX = 4000
 
+# The reader of all Python threads: the GIL lets one at a time in, and nothing between turn_begin and
+# turn_end may give it up (bytes are made there, no containers).
+cdef int GUEST = RETIRE_READERS_MAX - 1
 
-cdef dict ring_snapshot(ring_t* ring):
+
+cdef ring_t* guest_ring(stream_t* stream) noexcept:
+    # The newest ring with a reference taken, for a Python thread that is not its writer.
+    turn_begin(stream.retire, GUEST)
+    cdef ring_t* ring = stream_ring_take(stream)
+    turn_end(stream.retire, GUEST)
+    return ring
+
+
+cdef dict ring_snapshot(stream_t* stream, ring_t* ring):
     cdef uint64_t tail = ring_tail_sequence(ring)
-    cdef title_t* title = ring_title(ring, load_u64(&ring.head_position))
+    cdef title_t* title
+    cdef bytes text = None
+    turn_begin(stream.retire, GUEST)
+    title = ring_title(ring, load_u64(&ring.head_position))
+    if title != NULL:
+        text = (<const char*>title.bytes)[:title.size_bytes]
+    turn_end(stream.retire, GUEST)
     cdef frame_t frame
     cdef uint64_t held_us = 0
     if ring_read_entry(ring, tail, &frame) and tail < load_u64(&ring.head_sequence):
@@ -580,9 +617,7 @@ cdef dict ring_snapshot(ring_t* ring):
         "head_media_us": load_u64(&ring.head_media_us), "held_ms": held_us // 1000,
         "ring_bytes": ring.size_bytes, "ring_frames": ring.frames_count,
         "reserved_sequence": load_u64(&ring.reserved_sequence),
-        "title": None if title == NULL else (
-            (<const char*>title.bytes)[:title.size_bytes].decode("utf-8", "replace")
-        ),
+        "title": None if text is None else text.decode("utf-8", "replace"),
     }
 
 
