@@ -847,7 +847,7 @@ cdef class Scanner:
         self._carry = b""
 
     def feed(self, data):
-        """Return the frames that became whole: (bytes, duration in µs, flags). Raises SourceError."""
+        """Return the frames that are whole now: (bytes, duration µs, flags). Raises SourceError."""
         cdef bytes joined = self._carry + bytes(data)
         cdef const uint8_t* front = joined
         cdef size_t size = len(joined), used = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ from tools.proxy import Proxies
 import relay
 
 ROOT = Path(__file__).resolve().parent.parent
+IMPORTS_CORE = re.compile(
+    r"^\s*(import relay\._core|from relay\._core import|from relay import .*_core)", re.MULTILINE
+)
 
 
 def core_build() -> tuple[str, str]:
@@ -55,12 +59,14 @@ def pytest_report_header() -> str:
     return "relay core: {}, {}".format(*core_build())
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `core` each test whose file names relay._core: those run on the checked build too."""
+    """Mark each test whose file imports relay._core as `core`: run on the checked build too."""
     names_core: dict[Path, bool] = {}
     for item in items:
         if item.path not in names_core:
-            names_core[item.path] = "relay._core" in item.path.read_text(encoding="utf-8")
+            text = item.path.read_text(encoding="utf-8")
+            names_core[item.path] = IMPORTS_CORE.search(text) is not None
         if names_core[item.path]:
             item.add_marker("core")
 

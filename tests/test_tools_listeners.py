@@ -150,7 +150,7 @@ def test_stalled_listener_reads_nothing_until_it_resumes(stage: Stage, crowd: Cr
     def act(peer: socket.socket) -> None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
         peer.sendall(OK + b"a")
-        wait_until(lambda: not listener.reading)
+        wait_until(lambda: crowd.all and not crowd.all[0].reading)
         peer.sendall(data)
 
     stage.play(act)
@@ -190,7 +190,7 @@ def test_reset_connection_is_an_end_with_its_name(stage: Stage, crowd: Crowd) ->
 
     def act(peer: socket.socket) -> None:
         peer.sendall(OK + b"a")
-        wait_until(lambda: listener.audio_bytes == 1)
+        wait_until(lambda: crowd.all and crowd.all[0].audio_bytes == 1)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     stage.play(act)

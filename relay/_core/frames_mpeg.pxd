@@ -80,7 +80,7 @@ cdef inline int mpeg_header(const uint8_t* bytes, mpeg_header_t* header) noexcep
         return 0
     row = layer - 1 if version == 3 else (3 if layer == 1 else 4)
     header.bit_rate_bps = mpeg_bit_rates_kbps[row][bit_rate_index] * <uint32_t>1000
-    header.rate_hz = mpeg_rates_hz[rate_index] >> (0 if version == 3 else (1 if version == 2 else 2))
+    header.rate_hz = mpeg_rates_hz[rate_index] >> (2 if version == 0 else 3 - version)
     header.channels = 1 if (word >> 6) & 3 == 3 else 2
     # §2.4.2.1: 384 samples in layer I, 1152 in II and III; 13818-3 §2.4.2.1: 576 in III of MPEG 2.
     header.samples = 384 if layer == 1 else (576 if layer == 3 and version != 3 else 1152)

@@ -109,7 +109,7 @@ cdef inline uint32_t ogg_crc(uint32_t crc, const uint8_t* bytes, size_t size) no
 
 
 cdef inline int ogg_page(const uint8_t* bytes, size_t size, ogg_page_t* page) noexcept nogil:
-    """1 if a page is whole at the front, 0 = more needed, -1 = no page. The CRC is not looked at."""
+    """1 if a page is whole at the front, 0 = more needed, -1 = no page; the CRC is not checked."""
     cdef uint32_t segment
     if memcmp(bytes, b"OggS", 4) != 0:
         return -1
@@ -239,7 +239,9 @@ cdef inline uint64_t ogg_samples(ogg_track_t* track, const ogg_page_t* page) noe
     return counted if counted <= <uint64_t>jump else <uint64_t>jump
 
 
-cdef inline void ogg_identify(ogg_track_t* track, const uint8_t* packet, size_t size) noexcept nogil:
+cdef inline void ogg_identify(
+    ogg_track_t* track, const uint8_t* packet, size_t size
+) noexcept nogil:
     """Which codec the first packet of a stream announces, its clock, and its headers to come."""
     if size >= 19 and memcmp(packet, b"OpusHead", 8) == 0:  # RFC 7845 §5.1; always 48 kHz: §4
         track.codec = OGG_OPUS
