@@ -4,8 +4,9 @@
 #   1. One line for each public name of _core.pyx; a name that goes there goes here.
 #   2. What only tests and benchmarks call is typed loosely at the end.
 
-from typing_extensions import Buffer
 from typing import Any, final
+
+from typing_extensions import Buffer
 
 BUILD: str
 

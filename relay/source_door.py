@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from relay.address import check_mount, printable
+from relay.auth import credentials, same_secret
 from relay.errors import MountError, RelayError, SourceError
 from relay.formats import format_of
 from relay.source_http import (
@@ -39,11 +40,9 @@ from relay.source_http import (
     Request,
     RequestError,
     body_of,
-    credentials,
     parse_head,
     reply,
     reply_unauthorized,
-    same_secret,
 )
 
 if TYPE_CHECKING:

@@ -9,16 +9,13 @@ Rules of this room
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from relay.auth import REALM, as_text
 from relay.errors import SourceError
 
 HEAD_BYTES_MAX = 8192
@@ -26,7 +23,6 @@ FIELDS_MAX = 64
 CHUNK_LINE_BYTES_MAX = 256
 CHUNK_BYTES_MAX = 1 << 31
 METHODS = "GET, HEAD, OPTIONS, PUT, SOURCE, POST"
-REALM = "Icecast2 Server"  # what encoders were written against
 
 _END = re.compile(rb"\r?\n\r?\n")
 _REQUEST = re.compile(r"([A-Z]{1,16}) ([\x21-\x7e]{1,2048}) (HTTP/1\.[01]|ICE/1\.0)")
@@ -91,20 +87,12 @@ def parse_head(data: bytes | bytearray) -> tuple[Request, int] | None:
         if len(data) >= HEAD_BYTES_MAX:
             raise RequestError(f"the head is longer than {HEAD_BYTES_MAX} bytes", 431)
         return None
-    lines = _decode(bytes(data[: end.start()])).replace("\r\n", "\n").split("\n")
+    lines = as_text(bytes(data[: end.start()])).replace("\r\n", "\n").split("\n")
     found = _REQUEST.fullmatch(lines[0])
     if found is None:
         raise RequestError("the first line is no HTTP request")
     version = "HTTP/1.0" if found[3] == "ICE/1.0" else found[3]
     return Request(found[1], found[2], version, _parse_fields(lines[1:])), end.end()
-
-
-def _decode(raw: bytes) -> str:
-    """Header bytes as text: UTF-8 where they are that, else Latin-1 (which never fails)."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
 
 
 def _parse_fields(lines: list[str]) -> dict[str, str]:
@@ -120,26 +108,6 @@ def _parse_fields(lines: list[str]) -> dict[str, str]:
             raise RequestError(f"{name} is given twice")  # RFC 9112 §6.3: smuggling
         fields.setdefault(name, value.strip(" \t"))
     return fields
-
-
-def credentials(header: str | None) -> tuple[str, str] | None:
-    """User and password of an `Authorization: Basic` value; None when there are none."""
-    scheme, _, encoded = (header or "").partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        user, colon, password = _decode(base64.b64decode(encoded.strip(), validate=True)).partition(
-            ":"
-        )
-    except (binascii.Error, ValueError):
-        return None
-    return (user, password) if colon else None
-
-
-def same_secret(given: str, wanted: str | None) -> bool:
-    """Compare in a time that tells nothing about `wanted`, not even its length."""
-    digests = [hashlib.sha256(t.encode(errors="replace")).digest() for t in (given, wanted or "")]
-    return hmac.compare_digest(*digests) and bool(wanted)
 
 
 class Reply(NamedTuple):

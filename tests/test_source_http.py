@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 
@@ -20,11 +19,9 @@ from relay.source_http import (
     RequestError,
     SizedBody,
     body_of,
-    credentials,
     parse_head,
     reply,
     reply_unauthorized,
-    same_secret,
 )
 
 FFMPEG = (
@@ -155,31 +152,6 @@ def test_any_bytes_give_a_request_or_a_refusal(data: bytes) -> None:
 def test_values_that_are_not_utf8_are_latin1() -> None:
     """Old encoders send names in Latin-1."""
     assert request(b"PUT /x HTTP/1.1\r\nice-name: caf\xe9\r\n\r\n").headers["ice-name"] == "café"
-
-
-@pytest.mark.parametrize(
-    ("header", "found"),
-    [
-        ("Basic " + base64.b64encode(b"source:p:w").decode(), ("source", "p:w")),
-        ("basic " + base64.b64encode("source:pä".encode()).decode(), ("source", "pä")),
-        ("Basic " + base64.b64encode(b"nocolon").decode(), None),
-        ("Basic !!!", None),
-        ("Bearer c291cmNlOnB3", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_basic_credentials_are_read(header: str | None, found: tuple[str, str] | None) -> None:
-    """RFC 7617: user and password, the password may hold colons; anything else is nobody."""
-    assert credentials(header) == found
-
-
-def test_no_password_set_means_nobody_gets_in() -> None:
-    """A node without passwords refuses all sources rather than taking any."""
-    assert same_secret("pw", "pw")
-    assert not same_secret("pw", "other")
-    assert not same_secret("", None)
-    assert not same_secret("", "")
 
 
 def test_refusals_fit_the_buffers_of_encoders() -> None:
