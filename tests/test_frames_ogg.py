@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools.encoders import (
     CHAIN,
-    FRAME_BYTES_MAX,
     HEADER,
     START,
     Frame,
@@ -411,17 +410,6 @@ def test_damage_costs_the_page_it_hits_and_no_other(at: int, fault: str, seed: i
     broken = damaged(LIVE, begin, begin + len(PAGES[at]), fault, seed)
     found = [one for one, _, _ in scan("ogg", broken)]
     assert found == PAGES[:at] + PAGES[at + (fault != "junk") :]
-
-
-@settings(deadline=None, max_examples=60)
-@given(data=st.binary(max_size=5000), seed=st.integers(0, 2**32), size=st.integers(0, 60_000))
-def test_random_bytes_never_break_a_scanner(data: bytes, seed: int, size: int) -> None:
-    """No crash, no frame over its bound, and never more in hand than one page."""
-    scanner = Scanner("ogg")
-    for piece in (data, noise(seed, size), LIVE[:3000], data):
-        for found, _, _ in scanner.feed(piece):
-            assert 0 < len(found) <= FRAME_BYTES_MAX
-    assert scanner.pending_bytes <= FRAME_BYTES_MAX
 
 
 @settings(deadline=None, max_examples=150)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 
 import pytest
-from tools.encoders import encode, noise, scan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tools.encoders import FRAME_BYTES_MAX, encode, noise, scan
 
 from relay._core import Scanner
 from relay.errors import SourceError
@@ -146,6 +149,20 @@ def test_what_only_looks_like_a_tag_is_junk(broken: bytes) -> None:
     assert scanner.totals["tag_bytes_total"] == 0
 
 
+@pytest.mark.parametrize(("kind", "lost"), [("mpeg", 2), ("adts", 2), ("ogg", 1)])
+def test_bytes_lost_within_a_frame_cost_it_and_the_next(kind: str, lost: int) -> None:
+    """In lock the next frame's head completes the broken one; a page has its checksum."""
+    data = (
+        stream(kind)
+        if kind != "ogg"
+        else encode("libopus", "ogg", 48000, muxer=(("page_duration", "20000"),))
+    )
+    frames = [frame for frame, _, _ in scan(kind, data)]
+    begin = sum(map(len, frames[:20]))
+    found = [frame for frame, _, _ in scan(kind, data[: begin + 60] + data[begin + 70 :])]
+    assert [frame for frame in found if frame in frames] == frames[:20] + frames[20 + lost :]
+
+
 @pytest.mark.parametrize("kind", ["mpeg", "adts", "ogg"])
 def test_bytes_are_either_frames_or_skipped_or_pending(kind: str) -> None:
     """Nothing appears and nothing vanishes."""
@@ -161,3 +178,24 @@ def test_an_unknown_kind_of_scanner_is_an_error() -> None:
     """A misspelt kind is a bug in the caller."""
     with pytest.raises(KeyError):
         Scanner("mp3")
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    kind=st.sampled_from(["mpeg", "adts", "ogg"]),
+    lead=st.binary(max_size=200),
+    seed=st.integers(0, 2**32),
+    size=st.integers(0, 60_000),
+)
+def test_random_bytes_never_break_a_scanner(kind: str, lead: bytes, seed: int, size: int) -> None:
+    """No crash, no frame over its bound, never more in hand than one frame; before, or on air."""
+    scanner = Scanner(kind)
+    with suppress(SourceError):  # random bytes may be the magic number of another container
+        scanner.feed(lead + noise(seed, size))
+        assert scanner.pending_bytes <= FRAME_BYTES_MAX
+    scanner = Scanner(kind)
+    for piece in (stream(kind), lead + noise(seed, size), stream(kind), lead):
+        for frame, duration_us, _ in scanner.feed(piece):
+            assert 0 < len(frame) <= FRAME_BYTES_MAX
+            assert duration_us <= 10_000_000
+        assert scanner.pending_bytes <= FRAME_BYTES_MAX
