@@ -11,7 +11,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from relay._core.atomics cimport add_u32, load_u32, load_u64, ref_take, store_u32, sub_u32
+from relay._core.atomics cimport (
+    add_u32, load_pointer, load_u32, load_u64, ref_take, store_u32, sub_u32,
+)
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
     engine_open, engine_remove, engine_t, now_us, wall_ms,
@@ -35,7 +37,7 @@ from relay._core.connection cimport (
 )
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
-    STREAM_FULL, WRITER_LOCAL, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
+    STREAM_FULL, WRITER_LOCAL, info_t, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
     stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
     stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
@@ -529,6 +531,18 @@ cdef class Stream:
             raise SourceError(f"{self.mount}: {run.size} bytes of header lines; the bound is 4096")
 
     # --- the reading side ---
+
+    def info(self):
+        """The header lines of the reply to listeners; b"" until they are known."""
+        self.engine.check()
+        cdef info_t* info
+        cdef bytes data = b""
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        info = <info_t*>load_pointer(<void**>&self.stream.info)
+        if info != NULL:
+            data = (<const char*>info.bytes)[:info.size_bytes]
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        return data
 
     def read(self, uint64_t sequence):
         """One frame as (bytes, position, media_us, duration_us, flags), copied and verified, or None."""
