@@ -15,7 +15,17 @@ from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, retire_close, retire_open, retire_t,
 )
-from relay._core.stream cimport hub_t, mount_key, stream_config_t, stream_drop, stream_t
+from relay._core.stream cimport (
+    hub_t, hub_take, mount_key, stream_config_t, stream_drop, stream_t,
+)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned int value, int flags)
+    int EFD_CLOEXEC
+    int EFD_NONBLOCK
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -83,13 +93,39 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
         return -1
     engine.streams_max = streams_max
     engine.hub.event_fd = -1
+    engine.hub.kept_fd = -1
+    engine.directory_known = 1
+    engine.upstream_up = 1
     pthread_mutex_init(&engine.table_lock, NULL)
     retire_open(&engine.retire)
     return 0
 
+cdef inline int engine_hub_open(engine_t* engine) noexcept nogil:
+    # From here on writers tell the backbone what is new. -1: no descriptor.
+    if engine.hub.kept_fd < 0:
+        engine.hub.kept_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    engine.hub.event_fd = engine.hub.kept_fd
+    return -1 if engine.hub.kept_fd < 0 else 0
+
+cdef inline void engine_hub_drain(engine_t* engine) noexcept nogil:
+    cdef stream_t* stream = hub_take(&engine.hub)
+    cdef stream_t* after
+    while stream != NULL:
+        after = stream.dirty_next
+        store_u32(&stream.dirty, 0)
+        stream_drop(stream)
+        stream = after
+
+cdef inline void engine_hub_close(engine_t* engine) noexcept nogil:
+    engine.hub.event_fd = -1
+    engine_hub_drain(engine)
+
 cdef inline void engine_close(engine_t* engine) noexcept nogil:
     # All threads have ended.
     cdef uint64_t slot
+    engine_hub_close(engine)
+    if engine.hub.kept_fd >= 0:
+        close(engine.hub.kept_fd)
     for slot in range(engine.table_size):
         if engine.table[slot] != NULL:
             stream_drop(engine.table[slot])
