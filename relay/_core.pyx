@@ -14,9 +14,13 @@ from libc.string cimport memcpy, memmove, memset
 from relay._core.atomics cimport (
     add_u32, load_pointer, load_u32, load_u64, ref_take, store_u32, sub_u32,
 )
+from relay._core.backbone cimport backbone_main, backbone_subscribe
+from relay._core.backbone_state cimport (
+    PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
+)
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
-    engine_open, engine_remove, engine_t, now_us, wall_ms,
+    engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
 from relay._core.frames cimport (
     FRAME_BYTES_MAX, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open,
@@ -24,8 +28,10 @@ from relay._core.frames cimport (
 )
 from relay._core.handover cimport entry_t, eventfd_write, handover_t, handover_take
 from relay._core.retire cimport (
-    RETIRE_PYTHON, pthread_mutex_lock, pthread_mutex_unlock, retire_sweep, turn_begin, turn_end,
+    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    retire_sweep, turn_begin, turn_end,
 )
+from relay._core.hop cimport PEER_VERSION, peer_t
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
     ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
@@ -41,6 +47,9 @@ from relay._core.stream cimport (
     stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
     stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
+from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
+from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.zmq_api cimport zmq_api_load
 
 import os
 
@@ -95,13 +104,6 @@ cdef class Buffer:
         PyBuffer_Release(&self.view)
 
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned long pthread_t
-    int pthread_join(pthread_t thread, void** result)
-
-cdef extern from "thread.h" nogil:
-    int thread_start(pthread_t* thread, void* (*body)(void*) noexcept nogil, void* argument)
-
 cdef extern from "door.h" nogil:
     int door_open(const char* host, uint16_t* port, int* fds, int count)
     const char* gai_strerror(int code)
@@ -143,8 +145,8 @@ cdef class Engine:
         self.engine.head_timeout_us = head_timeout_ms * <uint64_t>1000
         self.engine.join_wait_us = join_wait_ms * <uint64_t>1000
         self.engine.directory_known = self.engine.upstream_up = 1
-        node_id = os.urandom(16)
-        memcpy(self.engine.node_id, <const char*>node_id, 16)
+        self.engine.node_id[0] = int.from_bytes(os.urandom(8), "little") | 1
+        self.engine.node_id[1] = int.from_bytes(os.urandom(8), "little")
         self.shards_wanted = threads
         self.is_open = True
         self.configure()
@@ -253,7 +255,7 @@ cdef class Engine:
     @property
     def node_id(self):
         """128 random bits, new at each start, as 32 hexadecimal digits."""
-        return (<const char*>self.engine.node_id)[:16].hex()
+        return node_hex(self.engine.node_id)
 
     @property
     def listeners_max(self):
@@ -833,3 +835,213 @@ def measure_push(Stream stream, data, uint32_t pushes):
     if status < 0:
         raise SourceError(place_problem(status, stream.mount, size))
     return (end - begin) / 1e6, sum(memoryview(stream.view()))
+
+
+# --- the backbone ----------------------------------------------------------------------------------
+
+REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "full")
+UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
+LINK_STATES = ("idle", "joining", "live", "ended")
+
+cdef struct link_view_t:
+    char mount[256]
+    uint32_t mount_bytes
+    uint32_t state
+    uint32_t hops
+    bint subscribed
+    bint from_upstream
+    uint32_t downstream
+    uint64_t epoch
+    uint64_t told_epoch
+    uint64_t sent_sequence
+    uint64_t hole_us
+    bint tail_whole
+
+
+cdef class Backbone:
+    """The thread between nodes; relay/backbone.py makes its sockets and keeps them."""
+
+    cdef Engine engine
+    cdef backbone_t bone
+    cdef bint is_open
+
+    def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
+                  size_t sub, int router_port, str advertise, str upstream_host, int silence_ms,
+                  int repair_wait_ms, prefetch, int subscriptions_max):
+        engine.check()
+        cdef backbone_t* bone = &self.bone
+        cdef const char* missing = zmq_api_load(&bone.api, module.encode())
+        cdef bytes name
+        if missing != NULL:
+            raise RelayError(
+                f"{module} gives no libzmq ({missing.decode()}); install pyzmq 26 or newer"
+            )
+        if engine.engine.hub.event_fd >= 0:
+            raise RelayError("this engine has a backbone already: close it first")
+        self.engine = engine
+        bone.engine = &engine.engine
+        bone.context = <void*>context
+        bone.xpub = <void*>xpub
+        bone.router = <void*>router
+        bone.sub = <void*>sub
+        bone.router_port = router_port
+        bone.silence_us = silence_ms * <uint64_t>1000
+        bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
+        copy_text(bone.advertise, advertise)
+        copy_text(bone.upstream_host, upstream_host)
+        for mount in prefetch[:PREFETCH_MAX]:
+            name = mount.encode()
+            bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
+            bone.prefetch_count += 1
+        pthread_mutex_init(&bone.turn_lock, NULL)
+        if backbone_open(bone, subscriptions_max) != 0:
+            raise MemoryError(f"no memory for a backbone of {subscriptions_max} subscriptions")
+        self.begin()
+
+    cdef int begin(self) except -1:
+        cdef backbone_t* bone = &self.bone
+        if engine_hub_open(bone.engine) != 0:
+            raise RelayError("no file descriptor left for the backbone: raise the file limit")
+        if bone.sub != NULL:
+            bone.engine.has_upstream = 1
+            bone.engine.directory_known = bone.engine.upstream_up = 0
+            backbone_subscribe(bone)
+        if thread_start(&bone.thread, backbone_main, bone) != 0:
+            engine_hub_close(bone.engine)
+            raise RelayError("no thread left for the backbone: raise the process limit")
+        self.is_open = True
+        return 0
+
+    def stop(self):
+        """Says goodbye to the children and joins the thread. The sockets are the caller's again."""
+        if not self.is_open or _pid == -1:
+            return
+        self.is_open = False
+        store_u32(&self.bone.stop, 1)
+        self.wake()
+        with nogil:
+            pthread_join(self.bone.thread, NULL)
+        engine_hub_close(self.bone.engine)
+        backbone_free(&self.bone)
+
+    cdef void wake(self):
+        eventfd_write(self.bone.engine.hub.kept_fd, 1)
+
+    def __dealloc__(self):
+        self.stop()
+        if not self.is_open:
+            backbone_free(&self.bone)
+
+    def goodbye(self):
+        """Tells the children to switch now; the thread goes on until stop()."""
+        self.engine.check()
+        store_u32(&self.bone.goodbye, 1)
+        self.wake()
+
+    def fault(self, *, int drop_every=0, int version=0, bint cut=False):
+        """For tests: drop each n-th run that comes; say this version in beacons; end without a word."""
+        self.bone.fault_drop_every = drop_every
+        self.bone.fault_version = version
+        self.bone.goodbye_said = cut
+
+    @property
+    def node_id(self):
+        """This node's id, 32 hexadecimal digits."""
+        return node_hex(self.engine.engine.node_id)
+
+    def snapshot(self):
+        """What the thread saw at the end of a turn: upstream, streams, counters."""
+        check_process()
+        cdef backbone_t* bone = &self.bone
+        cdef backbone_counters_t counters
+        cdef peer_t peer
+        cdef link_view_t* views = NULL
+        cdef uint32_t count = 0
+        cdef uint64_t now
+        if not self.is_open:
+            raise RelayError("the backbone is closed")
+        with nogil:
+            pthread_mutex_lock(&bone.turn_lock)
+            counters = bone.counters
+            peer = bone.peer
+            views = <link_view_t*>malloc((bone.links + 1) * sizeof(link_view_t))
+            if views != NULL:
+                count = backbone_views(bone, views)
+            now = now_us()
+            pthread_mutex_unlock(&bone.turn_lock)
+        try:
+            return {
+                "node_id": self.node_id,
+                "upstream": None if bone.sub == NULL else {
+                    "state": UPSTREAM_STATES[peer.state],
+                    "node_id": node_hex(bone.peer_id) if bone.peer_id[0] else None,
+                    "version": bone.peer_version if peer.state == PEER_VERSION else WIRE_PROTOCOL,
+                    "sign_age_ms": (now - peer.sign_us) // 1000 if peer.sign_us else None,
+                    "load": bone.peer_load, "hops": bone.peer_path_count + 1,
+                    "repair_address": bone.peer_address.decode() or None,
+                    "directory_known": bone.engine.directory_known == 1,
+                },
+                "load": bone.load, "subscriptions": bone.demand.count,
+                "directory_version": bone.directory_version,
+                "links": [view_dict(&views[i], now) for i in range(count)],
+                "counters": counters_dict(counters),
+            }
+        finally:
+            free(views)
+
+
+cdef str node_hex(uint64_t* node_id):
+    return f"{node_id[1]:016x}{node_id[0]:016x}"
+
+
+cdef int copy_text(char* to, str text) except -1:
+    cdef bytes data = text.encode()
+    if len(data) > WIRE_ADDRESS_BYTES_MAX:
+        raise RelayError(f"an address of {len(data)} bytes; the bound is {WIRE_ADDRESS_BYTES_MAX}")
+    memcpy(to, <const char*>data, len(data) + 1)
+    return 0
+
+
+cdef uint32_t backbone_views(backbone_t* bone, link_view_t* views) noexcept nogil:
+    cdef uint32_t count = 0
+    cdef uint64_t slot
+    cdef link_t* link
+    cdef link_view_t* view
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link == NULL or link.stream == NULL:
+            continue
+        view = &views[count]
+        memcpy(view.mount, link.mount, 256)
+        view.mount_bytes = link.mount_bytes
+        view.state = link.hop.state
+        view.hops = link.told_hops + 1 if link.from_upstream else 0
+        view.subscribed = link.hop.subscribed
+        view.from_upstream = link.from_upstream
+        view.downstream = load_u32(&link.stream.downstream)
+        view.epoch = link.hop.epoch
+        view.told_epoch = link.hop.told_epoch
+        view.sent_sequence = link.out.sequence
+        view.hole_us = link.hop.hole_us
+        view.tail_whole = link.hop.back_over or not link.hop.subscribed
+        count += 1
+    return count
+
+
+cdef dict view_dict(link_view_t* view, uint64_t now):
+    return {
+        "mount": view.mount[:view.mount_bytes].decode("utf-8", "replace"),
+        "state": LINK_STATES[view.state], "hops": view.hops, "subscribed": bool(view.subscribed),
+        "from_upstream": bool(view.from_upstream), "downstream": bool(view.downstream),
+        "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
+        "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
+        "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
+    }
+
+
+cdef dict counters_dict(backbone_counters_t counters):
+    cdef dict every = counters
+    refused = every.pop("refused_total")
+    every["refused"] = dict(zip(REFUSALS[1:], refused[1:]))
+    every["refused_total"] = sum(refused)
+    return every
