@@ -477,13 +477,14 @@ def measure_push(Stream stream, data, uint32_t pushes):
 
 # --- for tests alone: the rooms without the face -------------------------------------------------
 
-from relay._core.atomics cimport store_u32
+from relay._core.atomics cimport store_u32, store_u64
 from relay._core.engine cimport engine_find_key
 from relay._core.retire cimport retire_close, retire_later, retire_open, retire_sweep, retire_t
 from relay._core.ring cimport (
     ring_close, ring_open, ring_readable_end, ring_resized, ring_sequence_at, ring_start_after,
     ring_tail_position,
 )
+from relay._core.stream cimport eventfd_write, hub_next, hub_sleep, hub_take, hub_tell
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
@@ -751,3 +752,83 @@ cdef class TableProbe:
         mount = stream.mount[:stream.mount_bytes]
         stream_drop(stream)
         return mount
+
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int EFD_NONBLOCK
+    int eventfd(unsigned int count, int flags)
+    int eventfd_read(int fd, uint64_t* value)
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* files, unsigned long count, int timeout_ms)
+    short POLLIN
+
+
+cdef class HubProbe:
+    """One stream, one writer that tells the hub, one backbone that sleeps when nothing is new."""
+
+    cdef engine_t engine
+    cdef stream_t* stream
+    cdef uint64_t seen
+    cdef uint32_t stop
+
+    def __cinit__(self):
+        if engine_open(&self.engine, 1) != 0:
+            raise MemoryError("no table")
+        self.engine.hub.event_fd = eventfd(0, EFD_NONBLOCK)
+        self.stream = stream_open(
+            b"/hub", 4, &self.engine.defaults, &self.engine.retire, &self.engine.hub
+        )
+
+    def __dealloc__(self):
+        stream_drop(self.stream)
+        engine_close(&self.engine)
+        os.close(self.engine.hub.event_fd)
+
+    def write_bursts(self, uint32_t bursts, uint64_t patience_us):
+        """1 to 8 changes at once, then waits until they are seen; returns how many never were."""
+        cdef uint64_t* told = &self.stream.counters.received_frames_total
+        cdef uint64_t missed = 0
+        cdef uint64_t until
+        cdef uint32_t burst
+        cdef uint32_t i
+        with nogil:
+            for burst in range(bursts):
+                for i in range(1 + stamped_words(burst) % 8):
+                    store_u64(told, told[0] + 1)
+                    hub_tell(&self.engine.hub, self.stream)
+                until = now_us() + patience_us
+                while load_u64(&self.seen) != told[0] and now_us() < until:
+                    sched_yield()
+                missed += load_u64(&self.seen) != told[0]
+            store_u32(&self.stop, 1)
+            eventfd_write(self.engine.hub.event_fd, 1)
+        return missed
+
+    def serve(self):
+        """The backbone: takes what is new, sleeps, until the writer ends; returns how often it slept."""
+        cdef stream_t* stream
+        cdef stream_t* after
+        cdef pollfd file
+        cdef uint64_t woken
+        cdef uint64_t sleeps = 0
+        file.fd = self.engine.hub.event_fd
+        file.events = POLLIN
+        with nogil:
+            while not load_u32(&self.stop):
+                stream = hub_take(&self.engine.hub)
+                while stream != NULL:
+                    after = hub_next(stream)
+                    store_u64(&self.seen, load_u64(&stream.counters.received_frames_total))
+                    stream_drop(stream)
+                    stream = after
+                if hub_sleep(&self.engine.hub):
+                    sleeps += 1
+                    poll(&file, 1, 1000)
+                    eventfd_read(file.fd, &woken)
+                    store_u32(&self.engine.hub.asleep, 0)
+        return sleeps

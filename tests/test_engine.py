@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay._core import Engine, TableProbe
+from relay._core import Engine, HubProbe, TableProbe
 from relay.errors import MountError, RelayError
 
 TAKEN, FULL, COLLISION = -1, -2, -3
@@ -139,3 +140,13 @@ def test_mount_with_the_key_of_another_is_refused():
     assert table.add(b"/one", 7) == 0
     assert table.add(b"/two", 7) == COLLISION
     assert table.find(7) == b"/one"
+
+
+def test_backbone_sleeps_and_misses_nothing():
+    """Each change is seen, whether it comes while the backbone looks, lies down or sleeps."""
+    hub = HubProbe()
+    with ThreadPoolExecutor(2) as threads:
+        sleeps = threads.submit(hub.serve)
+        missed = threads.submit(hub.write_bursts, 5000, 500_000)
+    assert missed.result() == 0
+    assert sleeps.result() > 0

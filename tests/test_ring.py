@@ -425,6 +425,7 @@ def test_lying_frame_far_ahead_cannot_pull_the_head_back():
     assert ring.state["head_position"] == 5100
     assert ring.give_up() == 14
     assert ring.state["head_position"] == 5600
+    assert ring.entry(20) is None
     assert ring.sequence_at(5100) == 25
     assert ring.burst_sequence(10**9) == 25
 
