@@ -790,21 +790,26 @@ cdef class HubProbe:
         os.close(self.engine.hub.event_fd)
 
     def write_bursts(self, uint32_t bursts, uint64_t patience_us):
-        """1 to 8 changes at once, then waits until they are seen; returns how many never were."""
+        """1 to 8 changes within µs, then waits until they are seen; True when they never are."""
         cdef uint64_t* told = &self.stream.counters.received_frames_total
-        cdef uint64_t missed = 0
+        cdef bint missed = False
         cdef uint64_t until
         cdef uint32_t burst
         cdef uint32_t i
+        cdef uint32_t spin
         with nogil:
             for burst in range(bursts):
                 for i in range(1 + stamped_words(burst) % 8):
+                    for spin in range(100 * stamped_words(told[0])):     # any moment of a turn
+                        load_u64(&self.seen)
                     store_u64(told, told[0] + 1)
                     hub_tell(&self.engine.hub, self.stream)
                 until = now_us() + patience_us
                 while load_u64(&self.seen) != told[0] and now_us() < until:
-                    sched_yield()
-                missed += load_u64(&self.seen) != told[0]
+                    pass
+                if load_u64(&self.seen) != told[0]:
+                    missed = True
+                    break
             store_u32(&self.stop, 1)
             eventfd_write(self.engine.hub.event_fd, 1)
         return missed
@@ -828,7 +833,7 @@ cdef class HubProbe:
                     stream = after
                 if hub_sleep(&self.engine.hub):
                     sleeps += 1
-                    poll(&file, 1, 1000)
+                    poll(&file, 1, 10000)
                     eventfd_read(file.fd, &woken)
                     store_u32(&self.engine.hub.asleep, 0)
         return sleeps
