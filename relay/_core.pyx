@@ -7,26 +7,49 @@
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memmove, memset
 
-from relay._core.atomics cimport add_u32, load_u32, load_u64, ref_take, sub_u32
+from relay._core.atomics cimport (
+    add_u32, load_pointer, load_u32, load_u64, ref_take, store_u32, sub_u32,
+)
+from relay._core.backbone cimport backbone_main, backbone_subscribe
+from relay._core.backbone_state cimport (
+    PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
+)
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
-    engine_open, engine_remove, engine_t, now_us, wall_ms,
+    engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
-from relay._core.retire cimport RETIRE_PYTHON, turn_begin, turn_end
+from relay._core.frames cimport (
+    FRAME_BYTES_MAX, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open,
+    scan_reason, scan_t,
+)
+from relay._core.handover cimport entry_t, eventfd_write, handover_t, handover_take
+from relay._core.retire cimport (
+    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    retire_sweep, turn_begin, turn_end,
+)
+from relay._core.hop cimport PEER_VERSION, peer_t
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
     ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
     ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, header_t,
     title_t,
 )
+from relay._core.connection cimport (
+    PARTING_MAX, shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
+)
+from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
-    STREAM_FULL, WRITER_LOCAL, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
+    STREAM_FULL, WRITER_LOCAL, info_t, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
     stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
     stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
+from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
+from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.zmq_api cimport zmq_api_load
 
 import os
 
@@ -81,20 +104,50 @@ cdef class Buffer:
         PyBuffer_Release(&self.view)
 
 
+cdef extern from "door.h" nogil:
+    int door_open(const char* host, uint16_t* port, int* fds, int count)
+    const char* gai_strerror(int code)
+
+
+cdef void* shard_main(void* shard) noexcept nogil:
+    shard_run(<shard_t*>shard)
+    return NULL
+
+
+cdef enum:
+    SHARDS_MAX = 64
 cdef uint32_t size_u32(Buffer run) noexcept:
     # A size that the core refuses stays one that it refuses.
     return <uint32_t>run.size if run.size < 0xFFFFFFFF else 0xFFFFFFFF
 
 
 cdef class Engine:
-    """The data plane of one node: its streams and its threads."""
+    """The data plane of one node: its streams, its doors and its threads."""
 
     cdef engine_t engine
+    cdef shard_t* shards[SHARDS_MAX]
+    cdef pthread_t threads[SHARDS_MAX]
+    cdef int shards_count
+    cdef int shards_wanted
     cdef bint is_open
+    cdef bint is_running
 
-    def __cinit__(self, *, uint32_t streams_max=4096):
+    def __cinit__(self, *, uint32_t streams_max=4096, int threads=1, int listeners_max=0,
+                  int heads_max=2048, int heads_per_address_max=64, int head_timeout_ms=10000,
+                  int join_wait_ms=2000):
+        if not 1 <= threads <= SHARDS_MAX:
+            raise ValueError(f"threads is {threads}; the bound is 1 to {SHARDS_MAX}")
         if engine_open(&self.engine, streams_max) != 0:
             raise MemoryError(f"no memory for a table of {streams_max} streams")
+        self.engine.listeners_max = listeners_max or places_within_limit(heads_max)
+        self.engine.heads_max = heads_max
+        self.engine.heads_per_address_max = heads_per_address_max
+        self.engine.head_timeout_us = head_timeout_ms * <uint64_t>1000
+        self.engine.join_wait_us = join_wait_ms * <uint64_t>1000
+        self.engine.directory_known = self.engine.upstream_up = 1
+        self.engine.node_id[0] = int.from_bytes(os.urandom(8), "little") | 1
+        self.engine.node_id[1] = int.from_bytes(os.urandom(8), "little")
+        self.shards_wanted = threads
         self.is_open = True
         self.configure()
 
@@ -104,14 +157,151 @@ cdef class Engine:
             raise RelayError("the engine is closed")
         return 0
 
+    def listen(self, str host, int port):
+        """Binds the listeners' door and returns its (host, port); OSError when it cannot."""
+        self.check()
+        cdef int fds[SHARDS_MAX]
+        cdef uint16_t actual = <uint16_t>port
+        cdef bytes name = host.encode()
+        cdef int i
+        if self.shards_count > 0:
+            raise RelayError("the engine listens already")
+        cdef int status = door_open(name, &actual, fds, self.shards_wanted)
+        if status <= -4096:
+            raise OSError(f"{host}: {gai_strerror(4096 + status).decode()}")
+        if status < 0:
+            raise OSError(-status, f"{os.strerror(-status)}: {host}:{port}")
+        for i in range(self.shards_wanted):
+            self.add_shard(i, fds[i])
+        return host, actual
+
+    cdef int add_shard(self, int number, int listen_fd) except -1:
+        cdef uint32_t records = self.engine.listeners_max + self.engine.heads_max + PARTING_MAX
+        cdef shard_t* shard = <shard_t*>calloc(1, sizeof(shard_t))
+        if shard == NULL or shard_open(shard, &self.engine, number, records, listen_fd) != 0:
+            raise MemoryError(f"no memory for {records} connections")
+        self.shards[number] = shard
+        self.shards_count += 1
+        return 0
+
+    def start(self):
+        """Starts the engine's threads."""
+        self.check()
+        cdef int i
+        for i in range(self.shards_count):
+            if thread_start(&self.threads[i], shard_main, self.shards[i]) != 0:
+                raise RelayError("the system refuses to start another thread")
+        self.is_running = True
+
+    def stop_accepting(self):
+        """Closes the door: who listens hears its frame to the end, nobody new comes in."""
+        cdef int i
+        for i in range(self.shards_count):
+            store_u32(&self.shards[i].draining, 1)
+            eventfd_write(self.shards[i].wake_fd, 1)
+
     def close(self):
-        """Ends the threads. The memory of streams goes with their last handle."""
+        """Ends the threads and the connections; blocks for one turn. The memory of a stream goes with
+        its last handle."""
+        cdef int i
+        cdef pthread_t thread
+        if not self.is_open:
+            return
+        check_process()
         self.is_open = False
+        for i in range(self.shards_count):
+            store_u32(&self.shards[i].stop, 1)
+            eventfd_write(self.shards[i].wake_fd, 1)
+        for i in range(self.shards_count):
+            if self.is_running:
+                thread = self.threads[i]
+                with nogil:
+                    pthread_join(thread, NULL)
+            shard_close(self.shards[i])
+            free(self.shards[i])
+        self.shards_count = 0
 
     def __dealloc__(self):
         # Handles keep their Engine alive, so none is left here.
-        if self.engine.table != NULL:
+        if self.engine.table != NULL and _pid != -1:
+            self.close()
             engine_close(&self.engine)
+
+    # --- connections for Python ---
+
+    @property
+    def page_fd(self):
+        """Readable while take_page has something (an eventfd)."""
+        return self.engine.pages.event_fd
+
+    @property
+    def source_fd(self):
+        """Readable while take_source has something (an eventfd)."""
+        return self.engine.sources.event_fd
+
+    def take_page(self):
+        """The next connection of the slow door as (fd, bytes read, (address, port)), or None. The
+        descriptor is the caller's."""
+        self.check()
+        return take_entry(&self.engine.pages)
+
+    def take_source(self):
+        """The next PUT or SOURCE, as take_page."""
+        self.check()
+        return take_entry(&self.engine.sources)
+
+    # --- what it holds ---
+
+    @property
+    def node_id(self):
+        """128 random bits, new at each start, as 32 hexadecimal digits."""
+        return node_hex(self.engine.node_id)
+
+    @property
+    def listeners_max(self):
+        """How many listeners fit."""
+        return self.engine.listeners_max
+
+    def streams(self):
+        """All streams of this node."""
+        self.check()
+        cdef uint64_t slot
+        cdef stream_t* stream
+        found = []
+        pthread_mutex_lock(&self.engine.table_lock)
+        for slot in range(self.engine.table_size):
+            stream = self.engine.table[slot]
+            if stream != NULL:
+                add_u32(&stream.refs, 1)
+                found.append(Stream.wrap(self, stream))
+        pthread_mutex_unlock(&self.engine.table_lock)
+        return found
+
+    def remove_stream(self, Stream stream):
+        """Takes a stream off the node; its listeners are ended."""
+        self.check()
+        engine_remove(&self.engine, stream.stream)
+
+    def snapshot(self):
+        """Counters of the doors and shards, each shard's as of its last turn, added up."""
+        self.check()
+        retire_sweep(&self.engine.retire)
+        cdef shard_counters_t counters
+        cdef int i
+        shards = []
+        for i in range(self.shards_count):
+            shard_snapshot(self.shards[i], &counters)
+            shards.append(shard_dict(&counters))
+        return {
+            "listeners": load_u32(&self.engine.listeners),
+            "listeners_max": self.engine.listeners_max,
+            "streams": self.engine.streams,
+            "upstream_up": load_u32(&self.engine.upstream_up) == 1,
+            "directory_known": load_u32(&self.engine.directory_known) == 1,
+            "pages_waiting": self.engine.pages.count, "sources_waiting": self.engine.sources.count,
+            "retired": self.engine.retire.retired_count,
+            "shards": shards, **add_up(shards),
+        }
 
     def configure(self, mount=None, *, int burst_ms=3000, int pace_ms=200, int lag_ms_max=15000,
                   int stall_ms=15000, int linger_s=60, int catchup_ms=10000, int ring_s=20,
@@ -166,6 +356,48 @@ cdef class Engine:
         cdef bytes name = mount.encode()
         cdef stream_t* stream = engine_find(&self.engine, name, len(name))
         return None if stream == NULL else Stream.wrap(self, stream)
+
+
+cdef int places_within_limit(int heads_max):
+    # RLIMIT_NOFILE less what unfinished heads and the node itself may need.
+    import resource
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(16, min(limit, 1 << 18) - heads_max - 512)
+
+
+cdef tuple take_entry(handover_t* queue):
+    import ipaddress
+    cdef entry_t entry
+    if not handover_take(queue, &entry):
+        return None
+    data = (<const char*>entry.bytes)[:entry.size_bytes]
+    address = ipaddress.IPv6Address((<const char*>entry.address)[:16])
+    free(entry.bytes)
+    return entry.fd, data, (str(address.ipv4_mapped or address), entry.port)
+
+
+_END_REASONS = ("none", "closed", "reset", "stalled", "torn", "stream", "garbage", "shutdown", "memory")
+_REFUSALS = ("not_found", "full", "upstream", "malformed", "too_large", "method", "busy", "descriptors")
+
+
+cdef dict shard_dict(shard_counters_t* counters):
+    cdef dict found = counters[0]
+    ended = found.pop("ended_total")
+    refused = found.pop("refused_total")
+    found.update({f"ended_{name}_total": ended[i] for i, name in enumerate(_END_REASONS) if i})
+    found.update({f"refused_{name}_total": refused[i] for i, name in enumerate(_REFUSALS)})
+    return found
+
+
+cdef dict add_up(list shards):
+    total = {}
+    for shard in shards:
+        for name, value in shard.items():
+            if name.endswith("_max"):
+                total[name] = max(total.get(name, 0), value)
+            elif name != "listeners":
+                total[name] = total.get(name, 0) + value
+    return total
 
 
 cdef str mount_problem(int status, str mount, int streams_max):
@@ -302,6 +534,18 @@ cdef class Stream:
 
     # --- the reading side ---
 
+    def info(self):
+        """The header lines of the reply to listeners; b"" until they are known."""
+        self.engine.check()
+        cdef info_t* info
+        cdef bytes data = b""
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        info = <info_t*>load_pointer(<void**>&self.stream.info)
+        if info != NULL:
+            data = (<const char*>info.bytes)[:info.size_bytes]
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        return data
+
     def read(self, uint64_t sequence):
         """One frame as (bytes, position, media_us, duration_us, flags), copied and verified, or None."""
         cdef ring_t* ring = self.ring()
@@ -396,6 +640,124 @@ cdef str place_problem(int status, str mount, size_t size):
     return f"{mount}: a frame of {size} bytes; the bound is 1 to 65,536"
 
 
+_SCAN_KINDS = {"mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG}
+
+
+cdef class Source:
+    """Cuts the bytes of one epoch's source into frames and pushes each whole one into the ring.
+
+    The caller has claimed the stream and begun the epoch. One thread at a time; never blocks.
+    """
+
+    cdef Stream stream
+    cdef scan_t scan
+    cdef uint8_t* carry            # bytes of a frame that is not whole yet; owned
+    cdef size_t carry_bytes
+    cdef uint64_t began_us         # when the first frame came, moved on while the source lags
+    cdef uint64_t fed_media_us
+
+    def __cinit__(self, Stream stream, str kind):
+        self.stream = stream
+        self.carry = <uint8_t*>malloc(CARRY_BYTES)
+        if self.carry == NULL:
+            raise MemoryError("no memory for a source")
+        scan_open(&self.scan, _SCAN_KINDS[kind])
+
+    def __dealloc__(self):
+        free(self.carry)
+
+    def feed(self, data):
+        """Takes any bytes and returns how far the source is ahead of real time, in µs of media (below 0:
+        behind). SourceError when it does not send what its format promises."""
+        cdef Buffer run = Buffer(data)
+        cdef int64_t step
+        cdef uint64_t now
+        self.stream.engine.check()
+        if self.stream.stream.ring == NULL:
+            raise SourceError(f"{self.stream.mount}: begin() an epoch before the first feed()")
+        with nogil:
+            step = self.take(run.bytes, run.size)
+            now = now_us()
+        if step < 0:
+            raise SourceError(f"{self.stream.mount}: {scan_reason(step).decode()}")
+        return self.ahead_us(now)
+
+    cdef int64_t ahead_us(self, uint64_t now) noexcept:
+        cdef int64_t ahead
+        if self.fed_media_us == 0:
+            self.began_us = now
+            return 0
+        ahead = <int64_t>self.fed_media_us - <int64_t>(now - self.began_us)
+        if ahead < -2000000:       # what it did not send for long, it may not send all at once later
+            self.began_us = now - self.fed_media_us - 2000000
+            return -2000000
+        return ahead
+
+    cdef int64_t take(self, const uint8_t* bytes, size_t size) noexcept nogil:
+        # Whole frames go straight from the caller's bytes into the ring; only a frame that two feeds
+        # share passes through the carry buffer.
+        cdef size_t piece
+        cdef int64_t used = 0
+        while self.carry_bytes > 0 and size > 0:
+            piece = CARRY_BYTES - self.carry_bytes
+            piece = piece if piece < size else size
+            memcpy(self.carry + self.carry_bytes, bytes, piece)
+            used = self.cut(self.carry, self.carry_bytes + piece)
+            if used < 0:
+                return used
+            if <size_t>used >= self.carry_bytes:     # all that was carried is gone: on in place
+                bytes += <size_t>used - self.carry_bytes
+                size -= <size_t>used - self.carry_bytes
+                self.carry_bytes = 0
+            else:
+                self.carry_bytes += piece - <size_t>used
+                memmove(self.carry, self.carry + used, self.carry_bytes)
+                bytes += piece
+                size -= piece
+        if self.carry_bytes == 0 and size > 0:
+            used = self.cut(bytes, size)
+            if used < 0:
+                return used
+            self.carry_bytes = size - <size_t>used   # less than a step needs: ≤ FRAME_BYTES_MAX
+            memcpy(self.carry, bytes + used, self.carry_bytes)
+        return 0
+
+    cdef int64_t cut(self, const uint8_t* bytes, size_t size) noexcept nogil:
+        # All whole frames at the front; the bytes used, or < 0.
+        cdef cut_t cut
+        cdef size_t used = 0
+        cdef int64_t step
+        while used < size:
+            step = scan_next(&self.scan, bytes + used, size - used, &cut)
+            if step < 0:
+                return step
+            if step == 0:
+                break
+            used += <size_t>step
+            self.stream.stream.counters.junk_bytes_total += cut.skipped_bytes
+            if cut.frame_bytes > 0:
+                self.fed_media_us += cut.duration_us
+                stream_push(self.stream.stream, bytes + used - cut.frame_bytes, cut.frame_bytes,
+                            cut.duration_us, cut.flags)
+        return <int64_t>used
+
+    @property
+    def bitrate_bps(self):
+        """What the format's headers and the frames so far say; 0: not known yet."""
+        return scan_bit_rate_bps(&self.scan)
+
+    @property
+    def totals(self):
+        """What was found and counted, by the names of scan_t."""
+        cdef dict found = self.scan
+        found.pop("ogg_tracks", None)
+        return found
+
+
+cdef enum:
+    CARRY_BYTES = 2 * FRAME_BYTES_MAX
+
+
 @cython.no_gc_clear     # its engine must outlive it
 cdef class RingView:
     """A run of a ring's bytes without a copy, since its last lost run at most: pins the ring's
@@ -475,365 +837,211 @@ def measure_push(Stream stream, data, uint32_t pushes):
     return (end - begin) / 1e6, sum(memoryview(stream.view()))
 
 
-# --- for tests alone: the rooms without the face -------------------------------------------------
+# --- the backbone ----------------------------------------------------------------------------------
 
-from relay._core.atomics cimport store_u32, store_u64
-from relay._core.engine cimport engine_find_key
-from relay._core.retire cimport retire_close, retire_later, retire_open, retire_sweep, retire_t
-from relay._core.ring cimport (
-    ring_close, ring_open, ring_readable_end, ring_resized, ring_sequence_at, ring_start_after,
-    ring_tail_position,
-)
-from relay._core.stream cimport eventfd_write, hub_next, hub_sleep, hub_take, hub_tell
+REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "full")
+UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
+LINK_STATES = ("idle", "joining", "live", "ended")
 
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
+cdef struct link_view_t:
+    char mount[256]
+    uint32_t mount_bytes
+    uint32_t state
+    uint32_t hops
+    bint subscribed
+    bint from_upstream
+    uint32_t downstream
+    uint64_t epoch
+    uint64_t told_epoch
+    uint64_t sent_sequence
+    uint64_t hole_us
+    bint tail_whole
 
-cdef extern from "<unistd.h>" nogil:
-    int usleep(unsigned int us)
 
+cdef class Backbone:
+    """The thread between nodes; relay/backbone.py makes its sockets and keeps them."""
 
-cdef class RetireProbe:
-    """Retirement with counted things: `freed` of them have gone."""
+    cdef Engine engine
+    cdef backbone_t bone
+    cdef bint is_open
 
-    cdef retire_t retire
-    cdef uint64_t freed[1]
+    def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
+                  size_t sub, int router_port, str advertise, str upstream_host, int silence_ms,
+                  int repair_wait_ms, prefetch, int subscriptions_max):
+        engine.check()
+        cdef backbone_t* bone = &self.bone
+        cdef const char* missing = zmq_api_load(&bone.api, module.encode())
+        cdef bytes name
+        if missing != NULL:
+            raise RelayError(
+                f"{module} gives no libzmq ({missing.decode()}); install pyzmq 26 or newer"
+            )
+        if engine.engine.hub.event_fd >= 0:
+            raise RelayError("this engine has a backbone already: close it first")
+        self.engine = engine
+        bone.engine = &engine.engine
+        bone.context = <void*>context
+        bone.xpub = <void*>xpub
+        bone.router = <void*>router
+        bone.sub = <void*>sub
+        bone.router_port = router_port
+        bone.silence_us = silence_ms * <uint64_t>1000
+        bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
+        copy_text(bone.advertise, advertise)
+        copy_text(bone.upstream_host, upstream_host)
+        for mount in prefetch[:PREFETCH_MAX]:
+            name = mount.encode()
+            bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
+            bone.prefetch_count += 1
+        pthread_mutex_init(&bone.turn_lock, NULL)
+        if backbone_open(bone, subscriptions_max) != 0:
+            raise MemoryError(f"no memory for a backbone of {subscriptions_max} subscriptions")
+        self.begin()
 
-    def __cinit__(self):
-        retire_open(&self.retire)
+    cdef int begin(self) except -1:
+        cdef backbone_t* bone = &self.bone
+        if engine_hub_open(bone.engine) != 0:
+            raise RelayError("no file descriptor left for the backbone: raise the file limit")
+        if bone.sub != NULL:
+            bone.engine.has_upstream = 1
+            bone.engine.directory_known = bone.engine.upstream_up = 0
+            backbone_subscribe(bone)
+        if thread_start(&bone.thread, backbone_main, bone) != 0:
+            engine_hub_close(bone.engine)
+            raise RelayError("no thread left for the backbone: raise the process limit")
+        self.is_open = True
+        return 0
+
+    def stop(self):
+        """Says goodbye to the children and joins the thread. The sockets are the caller's again."""
+        if not self.is_open or _pid == -1:
+            return
+        self.is_open = False
+        store_u32(&self.bone.stop, 1)
+        self.wake()
+        with nogil:
+            pthread_join(self.bone.thread, NULL)
+        engine_hub_close(self.bone.engine)
+        backbone_free(&self.bone)
+
+    cdef void wake(self):
+        eventfd_write(self.bone.engine.hub.kept_fd, 1)
 
     def __dealloc__(self):
-        retire_close(&self.retire)
+        self.stop()
+        if not self.is_open:
+            backbone_free(&self.bone)
 
-    def begin(self, int reader):
-        """A turn of this reader begins."""
-        turn_begin(&self.retire, reader)
+    def goodbye(self):
+        """Tells the children to switch now; the thread goes on until stop()."""
+        self.engine.check()
+        store_u32(&self.bone.goodbye, 1)
+        self.wake()
 
-    def end(self, int reader):
-        """It ends."""
-        turn_end(&self.retire, reader)
-
-    def retire_one(self):
-        """Retires one counted thing."""
-        retire_later(&self.retire, self.freed, count_freed)
-
-    def sweep(self):
-        """Frees what nobody can see any more."""
-        retire_sweep(&self.retire)
+    def fault(self, *, int drop_every=0, int version=0, bint cut=False):
+        """For tests: drop each n-th run that comes; say this version in beacons; end without a word."""
+        self.bone.fault_drop_every = drop_every
+        self.bone.fault_version = version
+        self.bone.goodbye_said = cut
 
     @property
-    def counts(self):
-        """(retired and waiting, freed)."""
-        return self.retire.retired_count, self.freed[0]
+    def node_id(self):
+        """This node's id, 32 hexadecimal digits."""
+        return node_hex(self.engine.engine.node_id)
 
-
-cdef void count_freed(void* thing) noexcept nogil:
-    (<uint64_t*>thing)[0] += 1
-
-
-cdef class RingProbe:
-    """One ring with the arguments of ring_open; its methods are ring.pxd's functions."""
-
-    cdef RetireProbe owner
-    cdef ring_t* ring
-    cdef uint32_t stop
-
-    def __cinit__(self, uint64_t size_bytes=0, uint64_t frames_count=0, *, uint64_t sequence=0,
-                  uint64_t position=0, uint64_t media_us=0, RingProbe resized=None):
-        self.owner = RetireProbe() if resized is None else resized.owner
-        if resized is not None:
-            self.ring = ring_resized(resized.ring, size_bytes, frames_count)
-        else:
-            self.ring = ring_open(size_bytes, frames_count, 1, sequence, position, media_us,
-                                  &self.owner.retire)
-        if self.ring == NULL:
-            raise MemoryError("no ring")
-
-    def __dealloc__(self):
-        if self.ring != NULL:
-            ring_close(self.ring)
-
-    @property
-    def state(self):
-        """The numbers of the ring, as a dict."""
-        cdef ring_t* ring = self.ring
-        return {
-            "size_bytes": ring.size_bytes, "guard_bytes": ring.guard_bytes,
-            "frames_count": ring.frames_count, "reserved_position": ring.reserved_position,
-            "reserved_sequence": ring.reserved_sequence, "head_sequence": ring.head_sequence,
-            "head_position": ring.head_position, "head_media_us": ring.head_media_us,
-            "base_sequence": ring.base_sequence, "base_position": ring.base_position,
-            "tail_sequence": ring_tail_sequence(ring), "tail_position": ring_tail_position(ring),
-            "holes_total": ring.holes_total,
-        }
-
-    def place(self, uint64_t sequence, uint64_t position, uint64_t media_us, data,
-              uint32_t duration_us, uint32_t flags=1):
-        """ring_place."""
-        cdef Buffer run = Buffer(data)
-        return ring_place(self.ring, sequence, position, media_us, run.bytes, <uint32_t>run.size,
-                          duration_us, flags)
-
-    def give_up(self):
-        """ring_give_up."""
-        return ring_give_up(self.ring)
-
-    def bytes_at(self, uint64_t position, size_t size):
-        """A copy of the ring's bytes, unchecked (size ≤ the ring's)."""
-        return (<const char*>ring_at(self.ring, position))[:min(size, self.ring.size_bytes)]
-
-    def entry(self, uint64_t sequence):
-        """ring_read_entry: (position, size_bytes, media_us, duration_us, flags) or None."""
-        cdef frame_t frame
-        if not ring_read_entry(self.ring, sequence, &frame):
-            return None
-        return (frame.position, frame.size_bytes, frame.media_us, frame.duration_us,
-                frame.flags & 0xFF)
-
-    def readable_end(self, uint64_t position):
-        """ring_readable_end."""
-        return ring_readable_end(self.ring, position)
-
-    def start_after(self, uint64_t position):
-        """ring_start_after."""
-        return ring_start_after(self.ring, position)
-
-    def sequence_at(self, uint64_t position):
-        """ring_sequence_at."""
-        return ring_sequence_at(self.ring, position)
-
-    def burst_sequence(self, uint64_t burst_us):
-        """ring_burst_sequence."""
-        return ring_burst_sequence(self.ring, burst_us)
-
-    def was_overtaken(self, uint64_t position):
-        """ring_was_overtaken."""
-        return bool(ring_was_overtaken(self.ring, position))
-
-    def entry_was_overtaken(self, uint64_t sequence):
-        """ring_entry_was_overtaken."""
-        return bool(ring_entry_was_overtaken(self.ring, sequence))
-
-    def header(self, uint64_t sequence):
-        """The bytes of ring_header, or None."""
-        cdef header_t* header = ring_header(self.ring, sequence)
-        return None if header == NULL else (<const char*>header.bytes)[:header.size_bytes]
-
-    def title(self, uint64_t position):
-        """The bytes of ring_title, or None."""
-        cdef title_t* title = ring_title(self.ring, position)
-        return None if title == NULL else (<const char*>title.bytes)[:title.size_bytes]
-
-    def write_unpaced(self):
-        """Pushes stamped frames as fast as it can until stop_writing(); no GIL."""
-        cdef uint64_t words[STAMPED_WORDS_MAX]
-        cdef uint32_t size
-        cdef uint32_t i
+    def snapshot(self):
+        """What the thread saw at the end of a turn: upstream, streams, counters."""
+        check_process()
+        cdef backbone_t* bone = &self.bone
+        cdef backbone_counters_t counters
+        cdef peer_t peer
+        cdef link_view_t* views = NULL
+        cdef uint32_t count = 0
+        cdef uint64_t now
+        if not self.is_open:
+            raise RelayError("the backbone is closed")
         with nogil:
-            while not load_u32(&self.stop):
-                size = stamped_words(self.ring.head_sequence)
-                for i in range(size):
-                    words[i] = self.ring.head_sequence
-                ring_push(self.ring, <uint8_t*>words, 8 * size, 1000, 1)
-
-    def stop_writing(self):
-        """Ends write_unpaced."""
-        store_u32(&self.stop, 1)
-
-    def read_slowly(self, uint32_t runs, bint check):
-        """Copies `runs` runs of a few frames in small pieces, giving way in between; no GIL.
-
-        With `check` the copy of a run that was overtaken meanwhile is thrown away, as after a send.
-        Returns (runs delivered, runs thrown away, frames delivered, frames torn among them).
-        """
-        cdef uint64_t[4] result
-        memset(result, 0, sizeof(result))
-        with nogil:
-            read_slowly(self.ring, runs, check, result)
-        return tuple(result)
-
-
-cdef enum:
-    STAMPED_WORDS_MAX = 184
-    RUN_WORDS_MAX = 1024
-    RUN_BYTES_MAX = 8192
-    PIECE_BYTES = 512
-
-
-cdef uint32_t stamped_words(uint64_t sequence) noexcept nogil:
-    # 8 to 183 words of 8 bytes: the size of a stamped frame, told by its sequence alone.
-    return 8 + <uint32_t>((sequence * <uint64_t>0x9E3779B97F4A7C15) >> 32) % 176
+            pthread_mutex_lock(&bone.turn_lock)
+            counters = bone.counters
+            peer = bone.peer
+            views = <link_view_t*>malloc((bone.links + 1) * sizeof(link_view_t))
+            if views != NULL:
+                count = backbone_views(bone, views)
+            now = now_us()
+            pthread_mutex_unlock(&bone.turn_lock)
+        try:
+            return {
+                "node_id": self.node_id,
+                "upstream": None if bone.sub == NULL else {
+                    "state": UPSTREAM_STATES[peer.state],
+                    "node_id": node_hex(bone.peer_id) if bone.peer_id[0] else None,
+                    "version": bone.peer_version if peer.state == PEER_VERSION else WIRE_PROTOCOL,
+                    "sign_age_ms": (now - peer.sign_us) // 1000 if peer.sign_us else None,
+                    "load": bone.peer_load, "hops": bone.peer_path_count + 1,
+                    "repair_address": bone.peer_address.decode() or None,
+                    "directory_known": bone.engine.directory_known == 1,
+                },
+                "load": bone.load, "subscriptions": bone.demand.count,
+                "directory_version": bone.directory_version,
+                "links": [view_dict(&views[i], now) for i in range(count)],
+                "counters": counters_dict(counters),
+            }
+        finally:
+            free(views)
 
 
-cdef void read_slowly(ring_t* ring, uint32_t runs, bint check, uint64_t* result) noexcept nogil:
-    cdef uint64_t words[RUN_WORDS_MAX]
-    cdef uint64_t sequence
-    cdef uint64_t size
-    cdef uint64_t done
-    cdef uint32_t run
-    cdef frame_t frame
-    for run in range(runs):
-        sequence = ring_tail_sequence(ring)
-        if not ring_read_entry(ring, sequence, &frame):
+cdef str node_hex(uint64_t* node_id):
+    return f"{node_id[1]:016x}{node_id[0]:016x}"
+
+
+cdef int copy_text(char* to, str text) except -1:
+    cdef bytes data = text.encode()
+    if len(data) > WIRE_ADDRESS_BYTES_MAX:
+        raise RelayError(f"an address of {len(data)} bytes; the bound is {WIRE_ADDRESS_BYTES_MAX}")
+    memcpy(to, <const char*>data, len(data) + 1)
+    return 0
+
+
+cdef uint32_t backbone_views(backbone_t* bone, link_view_t* views) noexcept nogil:
+    cdef uint32_t count = 0
+    cdef uint64_t slot
+    cdef link_t* link
+    cdef link_view_t* view
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link == NULL or link.stream == NULL:
             continue
-        size = load_u64(&ring.head_position) - frame.position
-        if size > RUN_BYTES_MAX:
-            size = RUN_BYTES_MAX
-        done = 0
-        while done < size:      # the kernel's copy, with the reader preempted inside it
-            memcpy(<uint8_t*>words + done, ring_at(ring, frame.position + done),
-                   size - done if size - done < PIECE_BYTES else PIECE_BYTES)
-            done += PIECE_BYTES
-            if run % 4 == 1:
-                sched_yield()
-        if run % 64 == 2:
-            usleep(20)
-        if check and ring_was_overtaken(ring, frame.position):
-            result[1] += 1
-            continue
-        result[0] += 1
-        count_torn(words, size // 8, sequence, result)
+        view = &views[count]
+        memcpy(view.mount, link.mount, 256)
+        view.mount_bytes = link.mount_bytes
+        view.state = link.hop.state
+        view.hops = link.told_hops + 1 if link.from_upstream else 0
+        view.subscribed = link.hop.subscribed
+        view.from_upstream = link.from_upstream
+        view.downstream = load_u32(&link.stream.downstream)
+        view.epoch = link.hop.epoch
+        view.told_epoch = link.hop.told_epoch
+        view.sent_sequence = link.out.sequence
+        view.hole_us = link.hop.hole_us
+        view.tail_whole = link.hop.back_over or not link.hop.subscribed
+        count += 1
+    return count
 
 
-cdef void count_torn(
-    const uint64_t* words, uint64_t count, uint64_t sequence, uint64_t* result
-) noexcept nogil:
-    cdef uint64_t at = 0
-    cdef uint64_t i
-    cdef bint torn
-    while at + stamped_words(sequence) <= count:
-        torn = False
-        for i in range(at, at + stamped_words(sequence)):
-            torn = torn or words[i] != sequence
-        result[2] += 1
-        result[3] += torn
-        at += stamped_words(sequence)
-        sequence += 1
+cdef dict view_dict(link_view_t* view, uint64_t now):
+    return {
+        "mount": view.mount[:view.mount_bytes].decode("utf-8", "replace"),
+        "state": LINK_STATES[view.state], "hops": view.hops, "subscribed": bool(view.subscribed),
+        "from_upstream": bool(view.from_upstream), "downstream": bool(view.downstream),
+        "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
+        "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
+        "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
+    }
 
 
-cdef class TableProbe:
-    """The table of streams with keys of the test's choice: removing must keep every probe run whole."""
-
-    cdef engine_t engine
-
-    def __cinit__(self, uint32_t streams_max):
-        if engine_open(&self.engine, streams_max) != 0:
-            raise MemoryError("no table")
-
-    def __dealloc__(self):
-        if self.engine.table != NULL:
-            engine_close(&self.engine)
-
-    def add(self, bytes mount, uint64_t key):
-        """engine_add."""
-        cdef stream_t* stream = stream_open(
-            mount, <uint32_t>len(mount), &self.engine.defaults, &self.engine.retire, &self.engine.hub
-        )
-        stream.key = key
-        cdef int status = engine_add(&self.engine, stream)
-        if status != 0:
-            stream_drop(stream)
-        return status
-
-    def remove(self, uint64_t key):
-        """engine_remove of the stream with this key."""
-        cdef stream_t* stream = engine_find_key(&self.engine, key)
-        if stream == NULL:
-            return False
-        cdef bint found = engine_remove(&self.engine, stream)
-        stream_drop(stream)
-        return found
-
-    def find(self, uint64_t key):
-        """The mount of the stream with this key, or None; engine_find_key."""
-        cdef stream_t* stream = engine_find_key(&self.engine, key)
-        if stream == NULL:
-            return None
-        mount = stream.mount[:stream.mount_bytes]
-        stream_drop(stream)
-        return mount
-
-
-cdef extern from "<sys/eventfd.h>" nogil:
-    int EFD_NONBLOCK
-    int eventfd(unsigned int count, int flags)
-    int eventfd_read(int fd, uint64_t* value)
-
-cdef extern from "<poll.h>" nogil:
-    cdef struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd* files, unsigned long count, int timeout_ms)
-    short POLLIN
-
-
-cdef class HubProbe:
-    """One stream, one writer that tells the hub, one backbone that sleeps when nothing is new."""
-
-    cdef engine_t engine
-    cdef stream_t* stream
-    cdef uint64_t seen
-    cdef uint32_t stop
-
-    def __cinit__(self):
-        if engine_open(&self.engine, 1) != 0:
-            raise MemoryError("no table")
-        self.engine.hub.event_fd = eventfd(0, EFD_NONBLOCK)
-        self.stream = stream_open(
-            b"/hub", 4, &self.engine.defaults, &self.engine.retire, &self.engine.hub
-        )
-
-    def __dealloc__(self):
-        stream_drop(self.stream)
-        engine_close(&self.engine)
-        os.close(self.engine.hub.event_fd)
-
-    def write_bursts(self, uint32_t bursts, uint64_t patience_us):
-        """1 to 8 changes within µs, then waits until they are seen; True when they never are."""
-        cdef uint64_t* told = &self.stream.counters.received_frames_total
-        cdef bint missed = False
-        cdef uint64_t until
-        cdef uint32_t burst
-        cdef uint32_t i
-        cdef uint32_t spin
-        with nogil:
-            for burst in range(bursts):
-                for i in range(1 + stamped_words(burst) % 8):
-                    for spin in range(100 * stamped_words(told[0])):     # any moment of a turn
-                        load_u64(&self.seen)
-                    store_u64(told, told[0] + 1)
-                    hub_tell(&self.engine.hub, self.stream)
-                until = now_us() + patience_us
-                while load_u64(&self.seen) != told[0] and now_us() < until:
-                    pass
-                if load_u64(&self.seen) != told[0]:
-                    missed = True
-                    break
-            store_u32(&self.stop, 1)
-            eventfd_write(self.engine.hub.event_fd, 1)
-        return missed
-
-    def serve(self):
-        """The backbone: takes what is new, sleeps, until the writer ends; returns how often it slept."""
-        cdef stream_t* stream
-        cdef stream_t* after
-        cdef pollfd file
-        cdef uint64_t woken
-        cdef uint64_t sleeps = 0
-        file.fd = self.engine.hub.event_fd
-        file.events = POLLIN
-        with nogil:
-            while not load_u32(&self.stop):
-                stream = hub_take(&self.engine.hub)
-                while stream != NULL:
-                    after = hub_next(stream)
-                    store_u64(&self.seen, load_u64(&stream.counters.received_frames_total))
-                    stream_drop(stream)
-                    stream = after
-                if hub_sleep(&self.engine.hub):
-                    sleeps += 1
-                    poll(&file, 1, 10000)
-                    eventfd_read(file.fd, &woken)
-                    store_u32(&self.engine.hub.asleep, 0)
-        return sleeps
+cdef dict counters_dict(backbone_counters_t counters):
+    cdef dict every = counters
+    refused = every.pop("refused_total")
+    every["refused"] = dict(zip(REFUSALS[1:], refused[1:]))
+    every["refused_total"] = sum(refused)
+    return every

@@ -11,6 +11,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from relay._core.atomics cimport add_u32, load_u32, store_u32
+from relay._core.handover cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, handover_close, handover_open, handover_t,
+)
 from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, retire_close, retire_open, retire_t,
@@ -18,6 +21,7 @@ from relay._core.retire cimport (
 from relay._core.stream cimport (
     hub_next, hub_t, hub_take, mount_key, stream_config_t, stream_drop, stream_t,
 )
+
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -51,6 +55,14 @@ cdef struct engine_t:
     stream_config_t defaults  # [defaults] of the configuration; set before the threads start
     override_t* overrides     # OVERRIDES_MAX at most; owned; set before the threads start
     uint32_t overrides_count
+    handover_t pages          # connections for Python: the fixed table
+    handover_t sources        # PUT and SOURCE
+    uint32_t listeners        # attached now, all shards
+    uint32_t listeners_max
+    uint32_t heads_max        # unfinished request heads, each shard
+    uint32_t heads_per_address_max
+    uint64_t head_timeout_us
+    uint64_t join_wait_us
     uint64_t node_id[2]       # 128 random bits, new at each start
     uint32_t has_upstream     # 1: an upstream is configured
     uint32_t directory_known  # 1: the first directory has come (or there is no upstream)
@@ -80,6 +92,8 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
     # -1: no memory, or more than STREAMS_MAX.
     if streams_max > STREAMS_MAX:
         return -1
+    if handover_open(&engine.pages, 512) != 0 or handover_open(&engine.sources, 128) != 0:
+        return -1
     engine.table_size = 4
     while engine.table_size < 2 * <uint64_t>streams_max:
         engine.table_size <<= 1
@@ -92,22 +106,43 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
         return -1
     engine.streams_max = streams_max
     engine.hub.event_fd = -1
+    engine.hub.kept_fd = -1
+    engine.directory_known = 1
+    engine.upstream_up = 1
     pthread_mutex_init(&engine.table_lock, NULL)
     retire_open(&engine.retire)
     return 0
 
-cdef inline void engine_close(engine_t* engine) noexcept nogil:
-    # All threads have ended.
-    cdef uint64_t slot
-    cdef stream_t* stream = hub_take(&engine.hub)   # what the backbone did not come to take
+cdef inline int engine_hub_open(engine_t* engine) noexcept nogil:
+    # From here on writers tell the backbone what is new. -1: no descriptor.
+    if engine.hub.kept_fd < 0:
+        engine.hub.kept_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    engine.hub.event_fd = engine.hub.kept_fd
+    return -1 if engine.hub.kept_fd < 0 else 0
+
+cdef inline void engine_hub_drain(engine_t* engine) noexcept nogil:
+    cdef stream_t* stream = hub_take(&engine.hub)
     cdef stream_t* after
     while stream != NULL:
         after = hub_next(stream)
         stream_drop(stream)
         stream = after
+
+cdef inline void engine_hub_close(engine_t* engine) noexcept nogil:
+    engine.hub.event_fd = -1
+    engine_hub_drain(engine)
+
+cdef inline void engine_close(engine_t* engine) noexcept nogil:
+    # All threads have ended.
+    cdef uint64_t slot
+    engine_hub_close(engine)
+    if engine.hub.kept_fd >= 0:
+        close(engine.hub.kept_fd)
     for slot in range(engine.table_size):
         if engine.table[slot] != NULL:
             stream_drop(engine.table[slot])
+    handover_close(&engine.pages)
+    handover_close(&engine.sources)
     retire_close(&engine.retire)
     pthread_mutex_destroy(&engine.table_lock)
     free(engine.overrides)

@@ -22,7 +22,8 @@ from relay._core.atomics cimport (
     fence_acquire, fence_release, load_pointer, load_u64, load_u64_relaxed, store_pointer, store_u64,
     store_u64_relaxed, sub_u32,
 )
-from relay._core.frames cimport FRAME_BYTES_MAX, FRAME_CHAIN, FRAME_HEADER, FRAME_START
+from relay._core.frames_state cimport FRAME_BYTES_MAX, FRAME_CHAIN, FRAME_HEADER, FRAME_START
+from relay._core.icy cimport ICY_BLOCK_BYTES_MAX, icy_block
 from relay._core.retire cimport retire_later, retire_t
 
 cdef extern from "mirror.h" nogil:
@@ -75,7 +76,9 @@ cdef struct title_t:          # immutable once published
     uint64_t sequence
     uint64_t position         # listeners whose cursor has reached it get it
     uint32_t size_bytes
+    uint32_t block_bytes      # the same as an ICY block, ready to be sent
     uint8_t bytes[TITLE_BYTES_MAX]
+    uint8_t block[ICY_BLOCK_BYTES_MAX]
 
 cdef struct header_t:         # immutable once published
     uint64_t end_sequence     # frames from here on need this header
@@ -385,6 +388,7 @@ cdef inline void ring_set_title(
     title.position = position
     title.size_bytes = size_bytes if size_bytes <= TITLE_BYTES_MAX else TITLE_BYTES_MAX
     memcpy(title.bytes, bytes, title.size_bytes)
+    title.block_bytes = icy_block(title.bytes, title.size_bytes, title.block)
     store_pointer(<void**>&ring.titles[slot], title)
     ring.titles_total += 1
     retire_later(ring.retire, old, release_plain)

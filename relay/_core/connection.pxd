@@ -1,0 +1,278 @@
+# connection.pxd: one shard's records: what it holds, how one is served, how one ends.
+#
+# Rules of this room
+#   1. Only the shard's own thread calls here. A record is in at most one slot of the wheel.
+#   2. Bounds: records = listeners_max + heads_max + PARTING_MAX, preallocated; counters are the shard's
+#      own and published once a turn.
+#   3. Does not know requests and replies (door.pxd) nor the order of a turn (shard.pxd).
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from relay._core.atomics cimport add_u64, fence, load_u64, store_u64, sub_u32
+from relay._core.engine cimport engine_t, now_us
+from relay._core.handover cimport EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd
+from relay._core.http_head cimport HEAD_BYTES_MAX
+from relay._core.listener cimport (
+    END_CLOSED, END_REASONS, END_RESET, END_SHUTDOWN, FLOW_BLOCKED, FLOW_MORE, FREE, HEAD,
+    MSG_DONTWAIT, PARTING, flow_t, listener_flow, listener_leave_ring, listener_t,
+)
+from relay._core.pace cimport (
+    NOBODY, pace_slots, wheel_close, wheel_open, wheel_put, wheel_remove, wheel_t,
+)
+from relay._core.stream cimport hub_tell, stream_drop, stream_t
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll_fd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epoll_fd, epoll_event* events, int count, int timeout_ms)
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    uint32_t EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
+
+cdef extern from "<netinet/in.h>" nogil:
+    cdef struct sockaddr:
+        uint16_t sa_family
+    cdef struct sockaddr_storage:
+        uint16_t ss_family
+    ctypedef uint32_t socklen_t
+    int AF_INET
+    int SHUT_WR
+    int SOCK_NONBLOCK, SOCK_CLOEXEC
+    int accept4(int fd, sockaddr* address, socklen_t* size, int flags)
+    int shutdown(int fd, int how)
+    ssize_t recv(int fd, void* bytes, size_t size, int flags)
+
+cdef extern from "door.h" nogil:
+    void door_address(const sockaddr_storage* from_, uint8_t* address, uint16_t* port)
+    int door_reserve()
+    uint32_t http_date(uint64_t unix_s, char* out)
+
+cdef enum:
+    EVENTS_MAX = 512
+    PARTING_MAX = 1024        # refused connections whose close is awaited; more are closed at once
+    PARTING_US = 1000000
+    GARBAGE_BYTES_MAX = 65536 # what a listener may send after its head
+    ADDRESS_BUCKETS = 4096
+
+cdef enum:  # epoll data that is no record
+    DATA_LISTEN = 0xFFFFFFFF
+    DATA_WAKE = 0xFFFFFFFE
+
+cdef enum:  # refusals: index into the shard's counters
+    REFUSED_NOT_FOUND = 0
+    REFUSED_FULL = 1          # listeners_max of the node or the mount
+    REFUSED_UPSTREAM = 2      # the upstream is down
+    REFUSED_MALFORMED = 3
+    REFUSED_TOO_LARGE = 4
+    REFUSED_METHOD = 5
+    REFUSED_BUSY = 6          # the queue to the slow door is full
+    REFUSED_DESCRIPTORS = 7
+    REFUSED_REASONS = 8
+
+cdef struct shard_counters_t: # owner: the shard; totals since start
+    uint64_t accepts_total
+    uint64_t joins_total
+    uint64_t sends_total
+    uint64_t sent_bytes_total
+    uint64_t short_writes_total
+    uint64_t skips_total
+    uint64_t handovers_total
+    uint64_t heads_expired_total
+    uint64_t heads_evicted_total
+    uint64_t turns_total
+    uint64_t busy_us_total
+    uint64_t late_us_max      # the furthest that serving ever fell behind its slot
+    uint64_t ended_total[END_REASONS]
+    uint64_t refused_total[REFUSED_REASONS]
+    uint64_t heads            # now
+    uint64_t listeners        # now
+
+cdef struct shard_t:
+    engine_t* engine          # borrowed
+    int number                # its reader in engine.retire
+    int epoll_fd, listen_fd, wake_fd, reserve_fd
+    uint32_t stop             # 1: end the thread
+    uint32_t draining         # 1: no new ones; each listener ends at its next frame boundary
+    listener_t* records       # records_max; owned
+    uint32_t records_max
+    uint32_t* unused          # stack of free records; owned
+    uint32_t unused_count
+    wheel_t wheel
+    uint32_t oldest_head, newest_head
+    uint32_t heads
+    uint32_t parting
+    uint16_t heads_by_address[ADDRESS_BUCKETS]
+    uint64_t date_s           # the second that date_text tells
+    char date_text[32]
+    uint8_t bytes[HEAD_BYTES_MAX]   # heads that come whole are read here
+    char reply[16384]         # response head being put together
+    shard_counters_t counters
+    uint64_t published_version  # odd while `published` changes
+    shard_counters_t published
+
+# --- life -------------------------------------------------------------------------------------------
+
+cdef inline int shard_open(
+    shard_t* shard, engine_t* engine, int number, uint32_t records_max, int listen_fd
+) noexcept nogil:
+    cdef uint32_t i
+    cdef epoll_event event
+    shard.engine = engine
+    shard.number = number
+    shard.listen_fd = listen_fd
+    shard.records_max = records_max
+    shard.records = <listener_t*>calloc(records_max, sizeof(listener_t))
+    shard.unused = <uint32_t*>malloc(records_max * sizeof(uint32_t))
+    shard.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+    shard.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    shard.reserve_fd = door_reserve()
+    shard.oldest_head = shard.newest_head = NOBODY
+    if (
+        shard.records == NULL or shard.unused == NULL or shard.epoll_fd < 0 or shard.wake_fd < 0
+        or wheel_open(&shard.wheel, records_max, now_us()) != 0
+    ):
+        return -1
+    for i in range(records_max):
+        shard.unused[i] = records_max - 1 - i
+    shard.unused_count = records_max
+    event.events = EPOLLIN
+    event.data.u64 = DATA_LISTEN
+    if listen_fd >= 0 and epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, listen_fd, &event) != 0:
+        return -1
+    event.data.u64 = DATA_WAKE
+    return epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, shard.wake_fd, &event)
+
+cdef inline void shard_close(shard_t* shard) noexcept nogil:
+    # The thread has ended.
+    cdef uint32_t i
+    for i in range(shard.records_max):
+        if shard.records[i].state != FREE:
+            shard_free(shard, i)
+    close(shard.epoll_fd)
+    close(shard.wake_fd)
+    if shard.listen_fd >= 0:
+        close(shard.listen_fd)
+    if shard.reserve_fd >= 0:
+        close(shard.reserve_fd)
+    wheel_close(&shard.wheel)
+    free(shard.records)
+    free(shard.unused)
+
+cdef inline void shard_publish(shard_t* shard) noexcept nogil:
+    shard.counters.heads = shard.heads
+    store_u64(&shard.published_version, shard.published_version + 1)
+    fence()
+    memcpy(&shard.published, &shard.counters, sizeof(shard_counters_t))
+    store_u64(&shard.published_version, shard.published_version + 1)
+
+cdef inline void shard_snapshot(shard_t* shard, shard_counters_t* out) noexcept nogil:
+    # From any thread: one consistent state, that of the last turn.
+    cdef uint64_t version
+    while True:
+        version = load_u64(&shard.published_version)
+        memcpy(out, &shard.published, sizeof(shard_counters_t))
+        fence()
+        if version & 1 == 0 and load_u64(&shard.published_version) == version:
+            return
+
+# --- one listener -----------------------------------------------------------------------------------
+
+cdef inline void shard_flow(shard_t* shard, uint32_t index, flow_t* flow, uint64_t now) noexcept nogil:
+    # Sends what this listener has to get and puts it back on the wheel.
+    cdef listener_t* listener = &shard.records[index]
+    cdef uint64_t sent_before = listener.sent_bytes
+    cdef int status = listener_flow(listener, flow, now)
+    if flow.count > 0:
+        shard.counters.sends_total += 1
+    shard.counters.sent_bytes_total += listener.sent_bytes - sent_before
+    add_u64(&listener.stream.counters.sent_bytes_total, listener.sent_bytes - sent_before)
+    if flow.skipped:
+        shard.counters.skips_total += 1
+        add_u64(&listener.stream.counters.skips_total, 1)
+    if status < 0:
+        shard_end(shard, index, -status)
+        return
+    listener.blocked = status == FLOW_BLOCKED
+    if listener.blocked:
+        shard.counters.short_writes_total += 1
+    if status == FLOW_MORE:
+        wheel_put(&shard.wheel, index, shard.wheel.slot)
+    elif shard.wheel.links[index].slot == <uint32_t>NOBODY:
+        wheel_put(&shard.wheel, index,
+                  shard.wheel.slot - 1 + pace_slots(listener.stream.config.pace_us))
+
+cdef inline void shard_end(shard_t* shard, uint32_t index, int reason) noexcept nogil:
+    # The end of a listener, with its counted reason.
+    cdef stream_t* stream = shard.records[index].stream
+    shard.counters.ended_total[reason] += 1
+    if stream != NULL and reason != END_CLOSED and reason != END_RESET and reason != END_SHUTDOWN:
+        add_u64(&stream.counters.drops_total, 1)
+    shard_free(shard, index)
+
+cdef inline void shard_free(shard_t* shard, uint32_t index) noexcept nogil:
+    cdef listener_t* listener = &shard.records[index]
+    cdef uint32_t generation = listener.generation
+    wheel_remove(&shard.wheel, index)
+    if listener.state == HEAD:
+        shard_head_remove(shard, index)
+    if listener.state == PARTING:
+        shard.parting -= 1
+    shard_leave(shard, listener)
+    if listener.fd >= 0:
+        close(listener.fd)
+    free(listener.rest)
+    free(listener.head)
+    memset(listener, 0, sizeof(listener_t))
+    listener.generation = generation + 1
+    shard.unused[shard.unused_count] = index
+    shard.unused_count += 1
+
+cdef inline void shard_leave(shard_t* shard, listener_t* listener) noexcept nogil:
+    # Gives ring, stream and the places in the counts back.
+    if listener.stream == NULL:
+        return
+    listener_leave_ring(listener)
+    sub_u32(&listener.stream.listeners, 1)
+    hub_tell(listener.stream.hub, listener.stream)
+    stream_drop(listener.stream)
+    listener.stream = NULL
+    sub_u32(&shard.engine.listeners, 1)
+    shard.counters.listeners -= 1
+
+cdef inline uint16_t* shard_bucket(shard_t* shard, listener_t* listener) noexcept nogil:
+    # Addresses that share a bucket share its bound: cheap, and only ever too strict.
+    cdef uint32_t hash = <uint32_t>2166136261
+    cdef int i
+    for i in range(16):
+        hash = (hash ^ listener.address[i]) * <uint32_t>16777619
+    return &shard.heads_by_address[(hash ^ (hash >> 16)) % ADDRESS_BUCKETS]
+
+cdef inline void shard_head_remove(shard_t* shard, uint32_t index) noexcept nogil:
+    cdef listener_t* listener = &shard.records[index]
+    shard_bucket(shard, listener)[0] -= 1
+    if listener.older != <uint32_t>NOBODY:
+        shard.records[listener.older].newer = listener.newer
+    else:
+        shard.oldest_head = listener.newer
+    if listener.newer != <uint32_t>NOBODY:
+        shard.records[listener.newer].older = listener.older
+    else:
+        shard.newest_head = listener.older
+    shard.heads -= 1
+
+cdef inline bint shard_swallow(shard_t* shard, listener_t* listener) noexcept nogil:
+    # A listener has nothing to say after its head; a little is read and forgotten.
+    cdef ssize_t got
+    while True:
+        got = recv(listener.fd, shard.bytes, HEAD_BYTES_MAX, MSG_DONTWAIT)
+        if got <= 0:
+            return True
+        listener.received_bytes += <uint32_t>got
+        if listener.received_bytes > GARBAGE_BYTES_MAX:
+            return False

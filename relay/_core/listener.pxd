@@ -1,0 +1,365 @@
+# listener.pxd: one listener: where it is in which ring, and what goes out to it next.
+#
+# Rules of this room
+#   1. Only the listener's shard calls here, inside its turn. Nothing waits; sends never block.
+#   2. Audio goes straight out of the ring; response heads, header pages and ICY blocks straight out of
+#      theirs. Only what a short write leaves of the latter is copied (`rest`), at most once each.
+#   3. After each send the ring is asked whether it overtook the bytes; then the listener is ended.
+#   4. A listener is spliced only at frame boundaries and goes on only at a `start`.
+#   5. Answers what is to be done with the listener; the shard does it.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from relay._core.atomics cimport add_u32, load_u32, load_u64
+from relay._core.icy cimport ICY_METAINT
+from relay._core.ring cimport (
+    audio_bytes, frame_t, header_t, ring_at, ring_burst_sequence, ring_header, ring_read_entry,
+    ring_readable_end, ring_sequence_at, ring_start_after, ring_t, ring_tail_position, ring_title,
+    ring_was_overtaken, title_t,
+)
+from relay._core.stream cimport info_t, stream_ring_drop, stream_ring_take, stream_t
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    ssize_t sendmsg(int fd, const msghdr* message, int flags)
+    ssize_t send(int fd, const void* bytes, size_t size, int flags)
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+
+cdef extern from "<errno.h>" nogil:
+    int errno
+    int EAGAIN
+    int EINTR
+    int EMFILE
+    int ENFILE
+
+cdef enum:
+    PARTS_MAX = 8
+    SEND_BYTES_MAX = 262144   # one listener's share of one turn
+    REST_BYTES_MAX = (1 << 20) + 16384
+
+cdef enum:  # why a listener ended: index into the shard's counters
+    END_NONE = 0
+    END_CLOSED = 1            # it closed its end
+    END_RESET = 2             # the connection broke
+    END_STALLED = 3           # took nothing for stall_ms
+    END_TORN = 4              # overtaken by the writer
+    END_STREAM = 5            # the stream was closed
+    END_GARBAGE = 6           # kept sending
+    END_SHUTDOWN = 7
+    END_MEMORY = 8
+    END_REASONS = 9
+
+cdef enum:  # state of a record
+    FREE = 0
+    HEAD = 1                  # its request head is not whole yet
+    PARKED = 2                # waits up to join_wait_ms for its stream
+    FLOWING = 3
+    PARTING = 4               # has been answered; its close is awaited for a second
+
+cdef struct listener_t:       # ≤ 256 B; owner: the shard
+    int fd
+    uint8_t state
+    bint icy
+    bint blocked              # the last write was short: EPOLLOUT resumes it
+    bint skipping             # at `limit` it goes on at a later start
+    uint32_t generation       # tells late events of an earlier connection
+    uint32_t older            # heads: the next older one, NOBODY: none
+    uint32_t newer
+    uint32_t received_bytes   # what it sent after its head: bounded
+    uint32_t icy_left_bytes   # audio bytes until the next block
+    uint64_t icy_title        # sequence + 1 of the title last sent; 0: none yet
+    stream_t* stream          # one reference
+    ring_t* ring              # one reference; NULL before the first frame
+    uint64_t position         # of the next byte to send
+    uint64_t limit            # where skipping takes effect: the end of the frame it is in
+    uint64_t progress_us      # when it last took bytes or had taken all
+    uint64_t began_us         # when it was accepted
+    uint64_t sent_bytes
+    uint8_t* rest             # left over from a short write; goes first; owned
+    uint32_t rest_bytes
+    uint32_t rest_done_bytes
+    uint8_t* head             # HEAD and PARKED: HEAD_BYTES_MAX bytes; owned
+    uint32_t head_bytes
+    uint16_t port
+    uint8_t address[16]
+
+cdef struct flow_t:           # one send being put together
+    iovec parts[PARTS_MAX]
+    uint8_t kinds[PARTS_MAX]  # PART_…
+    uint64_t titles[PARTS_MAX]  # of a block: sequence + 1 of its title
+    int count
+    uint64_t bytes
+    bint skipped              # it was moved to a later start
+
+cdef enum:
+    PART_REST = 0
+    PART_COPY = 1             # must leave now or be copied: response head, header pages
+    PART_AUDIO = 2
+    PART_BLOCK = 3
+
+cdef enum:  # what listener_flow answers (≥ 0), or minus the reason of an end
+    FLOW_DONE = 0             # it has all there is
+    FLOW_BLOCKED = 1          # its socket is full
+    FLOW_MORE = 2             # its share of this turn is used up
+
+cdef inline void flow_open(flow_t* flow) noexcept nogil:
+    flow.count = 0
+    flow.bytes = 0
+    flow.skipped = False
+
+cdef inline void flow_add(
+    flow_t* flow, int kind, const void* bytes, uint64_t size, uint64_t title
+) noexcept nogil:
+    flow.parts[flow.count].iov_base = <void*>bytes
+    flow.parts[flow.count].iov_len = size
+    flow.kinds[flow.count] = <uint8_t>kind
+    flow.titles[flow.count] = title
+    flow.count += 1
+    flow.bytes += size
+
+cdef inline void listener_leave_ring(listener_t* listener) noexcept nogil:
+    if listener.ring != NULL:
+        stream_ring_drop(listener.stream, listener.ring)
+        listener.ring = NULL
+
+cdef inline bint listener_keep(listener_t* listener, const void* bytes, uint64_t size) noexcept nogil:
+    # Appends to the rest what a short write left of something that is not the ring's.
+    cdef uint64_t left = listener.rest_bytes - listener.rest_done_bytes
+    cdef uint8_t* grown
+    if left + size > REST_BYTES_MAX:
+        return False
+    grown = <uint8_t*>malloc(left + size)
+    if grown == NULL:
+        return False
+    if left > 0:
+        memcpy(grown, listener.rest + listener.rest_done_bytes, left)
+    memcpy(grown + left, bytes, size)
+    free(listener.rest)
+    listener.rest = grown
+    listener.rest_bytes = <uint32_t>(left + size)
+    listener.rest_done_bytes = 0
+    return True
+
+cdef inline bint listener_sent(listener_t* listener, flow_t* flow, uint64_t sent) noexcept nogil:
+    # Books `sent` bytes on the parts, in order. False: no memory for what must be kept.
+    cdef int i
+    cdef uint64_t took
+    for i in range(flow.count):
+        took = flow.parts[i].iov_len if flow.parts[i].iov_len < sent else sent
+        sent -= took
+        if flow.kinds[i] == PART_AUDIO:
+            listener.position += took
+            listener.icy_left_bytes -= <uint32_t>took if listener.icy else 0
+        elif flow.kinds[i] == PART_REST:
+            listener.rest_done_bytes += <uint32_t>took
+            if listener.rest_done_bytes == listener.rest_bytes:
+                free(listener.rest)
+                listener.rest = NULL
+                listener.rest_bytes = listener.rest_done_bytes = 0
+        else:
+            if flow.kinds[i] == PART_BLOCK:
+                if took == 0:
+                    return True     # not begun: it is made anew next time
+                listener.icy_left_bytes = ICY_METAINT
+                listener.icy_title = flow.titles[i]
+            if took < flow.parts[i].iov_len and not listener_keep(
+                listener, <uint8_t*>flow.parts[i].iov_base + took, flow.parts[i].iov_len - took
+            ):
+                return False
+    return True
+
+cdef inline void flow_add_audio(flow_t* flow, listener_t* listener, uint64_t end) noexcept nogil:
+    # Audio from the cursor to end; with ICY a block wherever the counter runs out.
+    cdef uint64_t position = listener.position
+    cdef uint64_t left = listener.icy_left_bytes
+    cdef uint64_t known = listener.icy_title
+    cdef uint64_t piece
+    cdef title_t* title
+    if end > position + SEND_BYTES_MAX:
+        end = position + SEND_BYTES_MAX
+    if not listener.icy:
+        if end > position:
+            flow_add(flow, PART_AUDIO, ring_at(listener.ring, position), end - position, 0)
+        return
+    while position < end and flow.count < PARTS_MAX - 1:
+        if left == 0:
+            title = ring_title(listener.ring, position)
+            if title == NULL or title.sequence + 1 == known:
+                flow_add(flow, PART_BLOCK, b"\0", 1, known)
+            else:
+                known = title.sequence + 1
+                flow_add(flow, PART_BLOCK, title.block, title.block_bytes, known)
+            left = ICY_METAINT
+        piece = end - position if end - position < left else left
+        flow_add(flow, PART_AUDIO, ring_at(listener.ring, position), piece, 0)
+        position += piece
+        left -= piece
+
+cdef inline int listener_send(listener_t* listener, flow_t* flow, uint64_t now_us) noexcept nogil:
+    # One system call. FLOW_DONE when all of it went.
+    cdef ssize_t sent
+    cdef uint64_t position = listener.position
+    cdef msghdr message
+    if flow.count == 1:
+        sent = send(listener.fd, flow.parts[0].iov_base, flow.parts[0].iov_len,
+                    MSG_DONTWAIT | MSG_NOSIGNAL)
+    else:
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = flow.parts
+        message.msg_iovlen = flow.count
+        sent = sendmsg(listener.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+    if sent < 0:
+        if errno != EAGAIN and errno != EINTR:
+            return -END_RESET
+        sent = 0
+    if listener.ring != NULL and ring_was_overtaken(listener.ring, position):
+        return -END_TORN
+    if sent > 0:
+        listener.progress_us = now_us
+        listener.sent_bytes += <uint64_t>sent
+    if not listener_sent(listener, flow, <uint64_t>sent):
+        return -END_MEMORY
+    return FLOW_DONE if <uint64_t>sent == flow.bytes else FLOW_BLOCKED
+
+cdef inline void listener_begin_at(listener_t* listener, flow_t* flow, uint64_t sequence) noexcept nogil:
+    # Puts the cursor on this frame; the header that it needs goes out first.
+    cdef frame_t frame
+    cdef header_t* header
+    if not ring_read_entry(listener.ring, sequence, &frame):
+        listener_leave_ring(listener)
+        return
+    listener.position = frame.position
+    header = ring_header(listener.ring, sequence)
+    if header != NULL:
+        flow_add(flow, PART_COPY, header.bytes, header.size_bytes, 0)
+
+cdef inline void listener_enter(listener_t* listener, flow_t* flow) noexcept nogil:
+    # A listener without a ring begins in the newest one, a burst behind its head, once there is a start.
+    cdef uint64_t sequence
+    cdef ring_t* ring = stream_ring_take(listener.stream)
+    if ring == NULL:
+        return
+    sequence = ring_burst_sequence(ring, listener.stream.config.burst_us)
+    if sequence == load_u64(&ring.head_sequence) or not load_u32(&listener.stream.source_up):
+        stream_ring_drop(listener.stream, ring)   # nothing to begin with, or an epoch that is over
+        return
+    listener.ring = ring
+    listener_begin_at(listener, flow, sequence)
+
+cdef inline void listener_follow(listener_t* listener, flow_t* flow) noexcept nogil:
+    # The ring was superseded: the same epoch goes on at the same position, a new one at its begin.
+    cdef ring_t* old = listener.ring
+    cdef ring_t* ring = old.next
+    if ring.epoch != old.epoch:
+        if listener.position < load_u64(&old.head_position):
+            return
+        listener_leave_ring(listener)
+        listener.skipping = False
+        ring = stream_ring_take(listener.stream)
+        if ring == NULL:
+            return
+        listener.ring = ring
+        if ring_tail_position(ring) == 0 and load_u64(&ring.base_sequence) == 0:
+            listener.position = 0
+        else:
+            listener_leave_ring(listener)
+            listener_enter(listener, flow)
+        return
+    add_u32(&ring.refs, 1)      # cannot come too late: the old ring holds a reference on its next one
+    listener.ring = ring
+    stream_ring_drop(listener.stream, old)
+
+cdef inline void listener_skip_later(listener_t* listener) noexcept nogil:
+    # Marks the end of the frame that the cursor is in; from there it goes on at a later start.
+    cdef frame_t frame
+    cdef uint64_t sequence = ring_sequence_at(listener.ring, listener.position)
+    listener.limit = listener.position
+    if ring_read_entry(listener.ring, sequence, &frame) and frame.position < listener.position:
+        listener.limit = frame.position + audio_bytes(&frame)
+    listener.skipping = True
+
+cdef inline uint64_t listener_lag_us(listener_t* listener) noexcept nogil:
+    cdef frame_t frame
+    cdef ring_t* ring = listener.ring
+    cdef uint64_t head_us = load_u64(&ring.head_media_us)
+    if not ring_read_entry(ring, ring_sequence_at(ring, listener.position), &frame):
+        return 0
+    return head_us - <uint64_t>frame.media_us if head_us > <uint64_t>frame.media_us else 0
+
+cdef inline bint listener_skip(listener_t* listener, bint hole) noexcept nogil:
+    # At a frame boundary: on to a later start. False: there is none yet.
+    cdef ring_t* ring = listener.ring
+    cdef uint64_t sequence
+    cdef frame_t frame
+    if hole:
+        sequence = ring_start_after(ring, listener.position)
+    else:
+        sequence = ring_burst_sequence(ring, listener.stream.config.burst_us)
+    if sequence == load_u64(&ring.head_sequence) or not ring_read_entry(ring, sequence, &frame):
+        return False
+    listener.skipping = False
+    if frame.position <= listener.position:
+        return False
+    listener.position = frame.position
+    return True
+
+cdef inline int listener_judge(listener_t* listener, uint64_t now_us) noexcept nogil:
+    # A listener whose socket is full: too far behind, or without any progress?
+    if now_us > listener.progress_us + listener.stream.config.stall_us:
+        return -END_STALLED
+    if listener.ring == NULL or listener.skipping:
+        return FLOW_BLOCKED
+    if now_us < load_u64(&listener.stream.lag_free_until_us):
+        return FLOW_BLOCKED
+    if listener_lag_us(listener) > listener.stream.config.lag_us_max:
+        listener_skip_later(listener)
+    return FLOW_BLOCKED
+
+cdef inline int listener_flow(
+    listener_t* listener, flow_t* flow, uint64_t now_us
+) noexcept nogil:
+    # Sends what there is. `flow` may already hold the response head of a new listener.
+    cdef uint64_t end = 0
+    cdef int status
+    cdef ring_t* ring
+    if load_u32(&listener.stream.closed):
+        return -END_STREAM
+    if listener.rest != NULL:
+        flow_add(flow, PART_REST, listener.rest + listener.rest_done_bytes,
+                 listener.rest_bytes - listener.rest_done_bytes, 0)
+    if listener.ring == NULL:
+        listener_enter(listener, flow)
+    elif load_u32(&listener.ring.superseded):
+        listener_follow(listener, flow)
+    ring = listener.ring
+    if ring != NULL:
+        if listener.position < ring_tail_position(ring) and ring_was_overtaken(
+            ring, listener.position - ring.guard_bytes // 2
+        ):
+            return -END_TORN
+        end = ring_readable_end(ring, listener.position)
+        if listener.skipping and end > listener.limit:
+            end = listener.limit
+        if end == listener.position and end < load_u64(&ring.head_position):
+            flow.skipped = listener_skip(listener, not listener.skipping)
+            end = ring_readable_end(ring, listener.position) if flow.skipped else end
+        flow_add_audio(flow, listener, end)
+    if flow.count == 0:
+        listener.progress_us = now_us
+        return FLOW_DONE
+    status = listener_send(listener, flow, now_us)
+    if status == FLOW_BLOCKED:
+        status = listener_judge(listener, now_us)
+    elif status == FLOW_DONE and ring != NULL and listener.position < load_u64(&ring.head_position):
+        status = FLOW_MORE
+    return status

@@ -1,0 +1,554 @@
+"""Every setting of a node, defined once, read from a file, the environment and the command line.
+
+Rules of this room
+  1. A setting is one annotated struct field: type, bounds, default and one sentence of help. The
+     TOML key, the option, the environment name, the docs table and the messages come from it.
+  2. Layers, weakest first: defaults, file, environment, command line. `[streams."/x"]` is laid over
+     the outcome of `[defaults]`, so what is said about one mount wins for that mount.
+  3. All problems are collected and raised together; a problem is one line, `key = value: bound`.
+  4. A password is never shown: not in a message, not in a repr, not in a summary.
+  5. Values are checked here and stay plain (numbers, text); whoever opens a socket asks for the
+     parsed `Address`. A `Config` never changes once it is made.
+  6. This room does not know sockets, threads, click or the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from relay.address import (
+    Address,
+    check_mount,
+    is_fixed_path,
+    is_secret,
+    parse_host_port,
+    parse_tcp,
+    show,
+    show_scalar,
+)
+from relay.errors import ConfigError
+from relay.options import Catalog, Draft, Option, read_toml
+
+__all__ = [
+    "CATALOG",
+    "Address",
+    "BackboneConfig",
+    "Config",
+    "DefaultsConfig",
+    "HttpConfig",
+    "NodeConfig",
+    "StreamConfig",
+    "check_mount",
+    "is_fixed_path",
+    "options_table",
+    "parse_host_port",
+    "parse_tcp",
+    "summary",
+]
+
+PACE_AUTO_MS = 200
+"""The pace of a mount whose `pace_ms` is "auto", until the node chooses it from its load."""
+PACE_AUTO_CEILING_MS = 1000
+REPAIR_WAIT_MS_MAX = 1500
+RING_READABLE = 0.8
+"""The part of a ring that listeners may lag into; the rest is the writer's guard."""
+
+
+def _check_label(text: str) -> None:
+    if not text.isprintable():
+        raise ConfigError(f"{show(text)}: must be printable characters")
+
+
+def _check_password(text: str) -> None:
+    if not text.isprintable():  # a line end out of a secrets file would match nothing typed
+        raise ConfigError(f"{show(text, secret=True)}: must be printable characters, on one line")
+
+
+def _check_bind(text: str) -> None:
+    parse_host_port(text)
+
+
+def _check_advertise(text: str) -> None:
+    parse_host_port(text, port_min=1)
+
+
+def _check_backbone(text: str) -> None:
+    if text != "none":
+        parse_tcp(text, port_min=0)
+
+
+def _check_upstream_item(text: str) -> None:
+    parse_tcp(text)
+
+
+# --- the settings --------------------------------------------------------------------------------
+Password = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+def host_name() -> str:
+    """The name of this machine, or `relay` where it has none that fits a label."""
+    name = socket.gethostname()[:64]
+    return name if name and name.isprintable() else "relay"
+
+
+class _Table(Struct, frozen=True, kw_only=True):
+    """Fields are settings; a repr tells all of them but the passwords."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        values = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return [(n, "********" if is_secret(n) and v is not None else v) for n, v in values]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in self.__rich_repr__())})"
+
+
+class NodeConfig(_Table, frozen=True, kw_only=True):
+    """`[node]`: this process."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            description="Label of this node in logs, pages and metrics.",
+            extra={"default": "the host name", "check": _check_label},
+        ),
+    ] = field(default_factory=host_name)
+    threads: Annotated[
+        int,
+        Meta(ge=1, le=64, description="Engine threads (shards), each with its own listeners."),
+    ] = 1
+    log_format: Annotated[
+        Literal["text", "json"],
+        Meta(description="How log lines are written: text for people, json for machines."),
+    ] = "text"
+    streams_max: Annotated[
+        int, Meta(ge=1, le=65536, description="How many streams this node carries at once.")
+    ] = 4096
+    listeners_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Listeners that this node takes; 0 is as many as its file limit allows.",
+        ),
+    ] = 0
+
+
+class HttpConfig(_Table, frozen=True, kw_only=True):
+    """`[http]`: the door for sources, listeners and pages."""
+
+    bind: Annotated[
+        str,
+        Meta(
+            description="Address for sources, listeners and pages; port 0 takes any free one.",
+            extra={"flag": "http", "form": "HOST:PORT", "check": _check_bind},
+        ),
+    ] = "0.0.0.0:8000"
+    source_password: Annotated[
+        Password | None,
+        Meta(
+            description="What a source must know; with none given, `relay serve` makes one up.",
+            extra={"default": "made up at start", "check": _check_password},
+        ),
+    ] = None
+    admin_password: Annotated[
+        Password | None,
+        Meta(
+            description="What an administrator must know; with none given, one is made up.",
+            extra={"default": "made up at start", "check": _check_password},
+        ),
+    ] = None
+    heads_max: Annotated[
+        int,
+        Meta(ge=16, le=65536, description="Unfinished request heads held; the oldest goes first."),
+    ] = 2048
+    heads_per_address_max: Annotated[
+        int, Meta(ge=1, le=65536, description="Unfinished request heads held for one address.")
+    ] = 64
+    head_timeout_s: Annotated[
+        float, Meta(ge=0.1, le=120, description="Time a peer has to finish its request head.")
+    ] = 10.0
+    join_wait_ms: Annotated[
+        int,
+        Meta(
+            ge=0, le=30_000, description="How long a listener waits for a stream still on its way."
+        ),
+    ] = 2000
+    source_timeout_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="Silence after which a source counts as lost.")
+    ] = 10.0
+
+    @property
+    def address(self) -> Address:
+        """Where to listen."""
+        return parse_host_port(self.bind)
+
+
+class BackboneConfig(_Table, frozen=True, kw_only=True):
+    """`[backbone]`: the ZeroMQ links between nodes."""
+
+    bind: Annotated[
+        str,
+        Meta(
+            description="Address for downstream nodes, or none; port 0 takes any free one.",
+            extra={
+                "flag": "backbone",
+                "form": "tcp://HOST:PORT or none",
+                "check": _check_backbone,
+            },
+        ),
+    ] = "tcp://127.0.0.1:9000"
+    upstream: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="The node to receive streams from; one so far.",
+            extra={"form": "list of tcp://HOST:PORT", "check": _check_upstream_item},
+        ),
+    ] = ()
+    advertise: Annotated[
+        str | None,
+        Meta(
+            description="Address that downstream nodes can reach, where NAT hides the bind.",
+            extra={"form": "HOST:PORT", "default": "the bind", "check": _check_advertise},
+        ),
+    ] = None
+    insecure: Annotated[
+        bool,
+        Meta(
+            description="Let the backbone bind off loopback without keys; anyone there gets in.",
+            extra={"flag": "insecure-backbone"},
+        ),
+    ] = False
+    silence_ms: Annotated[
+        int,
+        Meta(ge=200, le=10_000, description="Silence after which the upstream counts as lost."),
+    ] = 400
+    repair_wait_ms: Annotated[
+        Annotated[int, Meta(ge=0, le=10_000)] | None,
+        Meta(
+            description="How long missing frames are waited for before they count as lost.",
+            extra={"default": f"half of burst_ms, at most {REPAIR_WAIT_MS_MAX}"},
+        ),
+    ] = None
+    prefetch: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Mounts kept warm on this node while nobody listens.",
+            extra={"form": "list of mounts", "check": check_mount},
+        ),
+    ] = ()
+    subscriptions_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Streams that one downstream node may ask for.")
+    ] = 4096
+
+    @property
+    def address(self) -> Address | None:
+        """Where to wait for downstream nodes; None for no backbone."""
+        return None if self.bind == "none" else parse_tcp(self.bind, port_min=0)
+
+    @property
+    def upstream_addresses(self) -> tuple[Address, ...]:
+        """The upstream nodes, in order of preference."""
+        return tuple(parse_tcp(text) for text in self.upstream)
+
+    @property
+    def advertise_address(self) -> Address | None:
+        """What to tell downstream nodes instead of the bind; None to tell the bind."""
+        return None if self.advertise is None else parse_host_port(self.advertise, port_min=1)
+
+
+class DefaultsConfig(_Table, frozen=True, kw_only=True):
+    """`[defaults]`: every stream, unless its own table says otherwise."""
+
+    burst_ms: Annotated[
+        int,
+        Meta(ge=0, le=60_000, description="Media time that a new listener gets at once."),
+    ] = 3000
+    pace_ms: Annotated[
+        Annotated[int, Meta(ge=10, le=1000)] | Literal["auto"],
+        Meta(
+            description=f"How often a listener is served; auto is chosen by the node "
+            f"(for now {PACE_AUTO_MS}).",
+        ),
+    ] = 200
+    ring_s: Annotated[
+        float, Meta(ge=1, le=600, description="Media time that a stream keeps in memory.")
+    ] = 20.0
+    ring_bytes_max: Annotated[
+        int, Meta(ge=1 << 20, le=1 << 32, description="Memory that one ring takes at most.")
+    ] = 64 << 20
+    lag_ms_max: Annotated[
+        int,
+        Meta(ge=100, le=480_000, description="Lag at which a listener skips to newer audio."),
+    ] = 15_000
+    stall_ms: Annotated[
+        int,
+        Meta(ge=100, le=600_000, description="Time without taking a byte that ends a listener."),
+    ] = 15_000
+    linger_s: Annotated[
+        float,
+        Meta(ge=0, le=86_400, description="How long listeners are kept after their source left."),
+    ] = 60.0
+    catchup_ms: Annotated[
+        int,
+        Meta(ge=0, le=600_000, description="How long audio added by a repair is no lag."),
+    ] = 10_000
+    ahead_ms: Annotated[
+        int,
+        Meta(ge=0, le=60_000, description="How far a source may run ahead of its media time."),
+    ] = 5000
+    listeners_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="How many listeners one mount takes; 0 is no bound of its own.",
+            extra={"flag": "stream-listeners-max"},
+        ),
+    ] = 0
+
+    @property
+    def pace_fixed_ms(self) -> int:
+        """The pace as a number, also where it is "auto"."""
+        return PACE_AUTO_MS if self.pace_ms == "auto" else self.pace_ms
+
+    @property
+    def pace_ceiling_ms(self) -> int:
+        """The slowest pace that this setting may come to."""
+        return PACE_AUTO_CEILING_MS if self.pace_ms == "auto" else self.pace_ms
+
+    @property
+    def lag_ceiling_ms(self) -> int:
+        """The most lag that the ring can hold: its readable part."""
+        return int(self.ring_s * 1000 * RING_READABLE)
+
+
+class StreamConfig(DefaultsConfig, frozen=True, kw_only=True):
+    """`[streams."/live"]`: one mount; what is left out comes from `[defaults]`."""
+
+    source_password: Annotated[
+        Password | None,
+        Meta(
+            description="What the source of this mount must know, instead of the node's.",
+            extra={"default": "http.source_password", "check": _check_password},
+        ),
+    ] = None
+
+
+_TABLES: dict[str, type[_Table]] = {
+    "node": NodeConfig,
+    "http": HttpConfig,
+    "backbone": BackboneConfig,
+    "defaults": DefaultsConfig,
+}
+CATALOG = Catalog(_TABLES, StreamConfig)
+"""Every option there is: what the command line, the docs and the messages are made from."""
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+class Config(_Table, frozen=True, kw_only=True):
+    """All settings of one node, checked, unchanging. Make one with `Config.load`."""
+
+    node: NodeConfig = field(default_factory=NodeConfig)
+    http: HttpConfig = field(default_factory=HttpConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
+    streams: dict[str, StreamConfig] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        overrides: Mapping[str, object] = MappingProxyType({}),
+        environ: Mapping[str, str] = os.environ,
+    ) -> Self:
+        """Gather the settings from every layer and check them together.
+
+        Args:
+            path: the TOML file, or None for no file. Reading it is the only thing that blocks.
+            overrides: the strongest layer. A name is an option (`--burst-ms`), its Python word
+                (`burst_ms`, `http`) or a key (`defaults.burst_ms`); a table's name with a mapping
+                stands for that table (`{"streams": {"/live": {"burst_ms": 500}}}`). Numbers may
+                come as text. None means not given.
+            environ: where `RELAY_…` is looked up; empty text means not given.
+
+        Raises:
+            ConfigError: `problems` holds one line for each thing that is wrong.
+        """
+        draft = Draft(CATALOG)
+        if path is not None:
+            draft.take_tree(read_toml(Path(path)))
+        draft.take_environment(environ)
+        draft.take_overrides(overrides)
+        tables: dict[str, Any] = {name: kind(**draft.given[name]) for name, kind in _TABLES.items()}
+        shared = draft.given["defaults"]
+        streams = {m: StreamConfig(**{**shared, **own}) for m, own in draft.streams.items()}
+        config = cls(**tables, streams=streams)
+        draft.note(_cross_checks(config, draft.streams))
+        draft.finish()
+        return config
+
+    def for_stream(self, mount: str) -> StreamConfig:
+        """The settings of one mount: its own table over `[defaults]`."""
+        own = self.streams.get(mount)
+        return own or StreamConfig(**msgspec.structs.asdict(self.defaults))
+
+    def repair_wait_ms(self, mount: str) -> int:
+        """How long a hole in this stream is waited for."""
+        if self.backbone.repair_wait_ms is not None:
+            return self.backbone.repair_wait_ms
+        return min(self.for_stream(mount).burst_ms // 2, REPAIR_WAIT_MS_MAX)
+
+    def source_password(self, mount: str) -> str | None:
+        """What the source of this mount must know."""
+        return self.for_stream(mount).source_password or self.http.source_password
+
+    def with_passwords(self, make: Callable[[], str]) -> tuple[Self, dict[str, str]]:
+        """Fill in the passwords that nobody gave.
+
+        Returns:
+            the filled settings, and what was made up: {"source password": "…", …}.
+        """
+        missing = [n for n in ("source_password", "admin_password") if not getattr(self.http, n)]
+        made = {name: make() for name in missing}
+        http = msgspec.structs.replace(self.http, **made)
+        words = {name.replace("_", " "): password for name, password in made.items()}
+        return msgspec.structs.replace(self, http=http), words
+
+
+_Finding = tuple[set[str], str]  # the keys that a cross check looked at, and its line
+
+
+def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_Finding]:
+    """What is wrong between settings that are right one by one; `own`: what each mount said."""
+    node, http, streams = config.node, config.http, config.streams
+    if http.heads_per_address_max > http.heads_max:
+        yield (
+            {"http.heads_per_address_max", "http.heads_max"},
+            f"http.heads_per_address_max = {http.heads_per_address_max}: "
+            f"must be at most http.heads_max = {http.heads_max}",
+        )
+    if len(streams) > node.streams_max:
+        yield (
+            {"node.streams_max"},
+            f"node.streams_max = {node.streams_max}: must be at least {len(streams)}, "
+            "the number of [streams] tables",
+        )
+    yield from _check_trust(config.backbone)
+    yield from _check_upstream(config.backbone)
+    yield from _check_lag("defaults", config.defaults)
+    for mount, stream in streams.items():
+        if own[mount].keys() & {"burst_ms", "pace_ms", "lag_ms_max", "ring_s"}:
+            yield from _check_lag(f"streams.{show_scalar(mount)}", stream)
+
+
+def _check_trust(backbone: BackboneConfig) -> Iterator[_Finding]:
+    bind = backbone.address
+    if bind is not None and not backbone.insecure and not bind.is_loopback:
+        yield (
+            {"backbone.bind", "backbone.insecure"},
+            f"backbone.bind = {show(backbone.bind)}: is not loopback, and without keys anyone who "
+            "reaches it can read and write; bind to tcp://127.0.0.1:9000, or accept that with "
+            "--insecure-backbone (backbone.insecure = true)",
+        )
+
+
+def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
+    keys = {"backbone.upstream", "backbone.bind"}
+    if len(backbone.upstream) > 1:
+        yield (
+            keys,
+            f"backbone.upstream = {show(backbone.upstream)}: one upstream per node so far, "
+            f"this is {len(backbone.upstream)}",
+        )
+    if backbone.bind in backbone.upstream:
+        yield (
+            keys,
+            f"backbone.upstream = {show(backbone.bind)}: is this node's own backbone; "
+            "give it another with --backbone (backbone.bind)",
+        )
+
+
+def _check_lag(table: str, stream: DefaultsConfig) -> Iterator[_Finding]:
+    """Hold burst + pace ≤ lag_ms_max ≤ the readable part of the ring."""
+
+    def keys(*names: str) -> set[str]:
+        return {f"{home}.{name}" for home in (table, "defaults") for name in names}
+
+    lag_ms, burst_ms, pace_ms = stream.lag_ms_max, stream.burst_ms, stream.pace_ceiling_ms
+    if lag_ms < burst_ms + pace_ms:
+        yield (
+            keys("lag_ms_max", "burst_ms", "pace_ms"),
+            f"{table}.lag_ms_max = {lag_ms}: must be at least burst_ms + the slowest pace, "
+            f"{burst_ms} + {pace_ms} = {burst_ms + pace_ms}",
+        )
+    if lag_ms > stream.lag_ceiling_ms:
+        yield (
+            keys("lag_ms_max", "ring_s"),
+            f"{table}.lag_ms_max = {lag_ms}: must be at most {RING_READABLE} of the ring, "
+            f"ring_s = {stream.ring_s:g} gives {stream.lag_ceiling_ms}; lower it, or raise ring_s "
+            f"to {lag_ms / 1000 / RING_READABLE:g}",
+        )
+
+
+# --- what is told to people ----------------------------------------------------------------------
+
+
+def summary(config: Config) -> str:
+    """The effective settings as TOML, passwords masked; what differs from its default says so."""
+    lines: list[str] = []
+    for table in _TABLES:
+        lines += ["", f"[{table}]"]
+        values = getattr(config, table)
+        lines += [_told(o, getattr(values, o.name)) for o in CATALOG.of_table(table)]
+    for mount, stream in config.streams.items():
+        lines += ["", f"[streams.{show_scalar(mount)}]"]
+        shared = StreamConfig(**msgspec.structs.asdict(config.defaults))
+        changed = [o for o in CATALOG.stream if getattr(stream, o.name) != getattr(shared, o.name)]
+        lines += [_told(option, getattr(stream, option.name)) for option in changed]
+    return "\n".join(lines[1:])
+
+
+def _told(option: Option, value: object) -> str:
+    if value is None:
+        return f"# {option.name}: {option.default_text}"
+    line = f"{option.name} = {show(value, secret=is_secret(option.name))}"
+    usual = option.default is None or value == option.default
+    return line if usual else f"{line}  # default {option.default_text}"
+
+
+def options_table() -> str:
+    """The reference tables of docs/configuration.md, in Markdown."""
+    parts: list[str] = []
+    for table, cls in _TABLES.items():
+        parts += ["", f"### {(cls.__doc__ or '').rstrip('.')}", "", *_rows(table)]
+    parts += ["", f"### {(StreamConfig.__doc__ or '').rstrip('.')}", ""]
+    return "\n".join([*parts[1:], *_stream_rows()])
+
+
+def _rows(table: str) -> Iterator[str]:
+    yield "| key | value | default | option | environment | meaning |"
+    yield "|---|---|---|---|---|---|"
+    for o in CATALOG.of_table(table):
+        yield f"| `{o.name}` | {o.form} | {o.default_text} | `{o.flag}` | `{o.env}` | {o.help} |"
+
+
+def _stream_rows() -> Iterator[str]:
+    shared = {option.name for option in CATALOG.of_table("defaults")}
+    yield "| key | value | default | meaning |"
+    yield "|---|---|---|---|"
+    yield "| every key of `[defaults]` | as there | as in `[defaults]` | As there, for one mount. |"
+    for o in CATALOG.stream:
+        if o.name not in shared:
+            yield f"| `{o.name}` | {o.form} | {o.default_text} | {o.help} |"

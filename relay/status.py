@@ -1,0 +1,178 @@
+"""`relay status`: asks a node how it is, over HTTP, and shows the answer as a table.
+
+Rules of this room
+  1. One request, bounded in time and size; blocks for at most about `TIMEOUT_S` each way.
+  2. The answer comes from outside: any field may be missing or odd, and none may steer a terminal.
+  3. The password goes to the node that was named, and along no redirect.
+  4. This room knows the status page's words, and nothing of the engine.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from relay.address import printable
+from relay.errors import RelayError
+
+TIMEOUT_S = 5.0
+ANSWER_BYTES_MAX = 16 << 20
+PATH = "/api/v1/status"
+
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """One column of the table of streams."""
+
+    head: str
+    field: str
+    number: bool = False
+
+
+COLUMNS = (
+    Column("MOUNT", "mount"),
+    Column("STATE", "state"),
+    Column("ROLE", "role"),
+    Column("LISTENERS", "listeners", number=True),
+    Column("LAG ms", "lag_ms", number=True),
+    Column("kbit/s", "bitrate_bps", number=True),
+    Column("TYPE", "content_type"),
+    Column("TITLE", "title"),
+)
+
+
+def status(url: str, *, admin_password: str | None = None) -> Row:
+    """Ask a node for its status; blocks for a few seconds at most.
+
+    Args:
+        url: where its HTTP is: `http://HOST:PORT`, or `HOST:PORT`. A password may stand in it.
+        admin_password: what an administrator must know, if the node asks for it.
+
+    Returns:
+        the answer: `node`, `streams`, `upstream`, `counters`.
+
+    Raises:
+        RelayError: no answer, or not a Relay node's; one line.
+    """
+    base, in_url = _base_url(url)
+    shown = printable(base)
+    try:
+        answer = json.loads(_get(base + PATH, admin_password or in_url))
+    except urllib.error.HTTPError as wrong:
+        raise RelayError(f"{shown}: {_refusal(wrong.code)}") from None
+    except (OSError, http.client.HTTPException, UnicodeError) as wrong:
+        raise RelayError(f"{shown}: no answer: {_reason(wrong)}") from None
+    except (ValueError, RecursionError):
+        raise RelayError(f"{shown}: answers, but not as a Relay node does") from None
+    if not isinstance(answer, dict):
+        raise RelayError(f"{shown}: answers, but not as a Relay node does")
+    return answer
+
+
+def print_status(url: str, *, as_json: bool, admin_password: str | None = None) -> int:
+    """Print a node's status, as a table or as JSON; arguments and errors as for `status`.
+
+    Returns:
+        the exit status, 0.
+    """
+    answer = status(url, admin_password=admin_password)
+    print(json.dumps(answer, indent=2) if as_json else "\n".join(lines(answer)))
+    return 0
+
+
+def lines(answer: Row) -> list[str]:
+    """The status as lines for people: the node, its streams, its upstream."""
+    streams = [stream for stream in _list(answer.get("streams")) if isinstance(stream, dict)]
+    node = _told(answer.get("node")) or "a node that tells nothing of itself"
+    upstream = _told(answer.get("upstream")) or "none"
+    table = _table(streams) if streams else ["no streams"]
+    return [f"node      {node}", f"upstream  {upstream}", "", *table]
+
+
+def _base_url(url: str) -> tuple[str, str | None]:
+    """The address without path, user and password; and the password."""
+    scheme, _, rest = url.partition("://") if "://" in url else ("http", "", url)
+    if scheme not in ("http", "https"):
+        raise RelayError(f"{printable(scheme)}://…: write http://HOST:PORT")
+    user, _, host = rest.partition("/")[0].rpartition("@")
+    password = unquote(user.partition(":")[2]) or None
+    if not host or not host.isprintable() or " " in host:
+        raise RelayError(f'"{printable(host)}": lacks a host; write http://HOST:PORT')
+    return f"{scheme}://{host}", password
+
+
+def _get(url: str, password: str | None) -> bytes:
+    request = urllib.request.Request(url, headers={"Accept": "application/json"})
+    if password:
+        token = base64.b64encode(f"admin:{password}".encode(errors="surrogateescape")).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        body: bytes = response.read(ANSWER_BYTES_MAX + 1)
+    return body if len(body) <= ANSWER_BYTES_MAX else b""
+
+
+def _refusal(code: int) -> str:
+    if code in (401, 403):
+        return f"wants the admin password ({code}); give --admin-password or RELAY_ADMIN_PASSWORD"
+    if code == 404:
+        return f"answers, but has no {PATH} (404); is it a Relay node?"
+    return f"answers with an error ({code})"
+
+
+def _reason(wrong: Exception) -> str:
+    cause = wrong.reason if isinstance(wrong, urllib.error.URLError) else wrong
+    if isinstance(cause, TimeoutError):
+        return f"timed out after {TIMEOUT_S:g} s"
+    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    return printable(text or type(cause).__name__)
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _told(fields: object) -> str:
+    """A small object on one line: `name studio · id 5f… · streams 2`."""
+    if not isinstance(fields, dict):
+        return ""
+    plain = (str, int, float)
+    return " · ".join(
+        f"{printable(name)} {_cell(value)}"
+        for name, value in fields.items()
+        if isinstance(value, plain)
+    )
+
+
+def _table(streams: Iterable[Row]) -> list[str]:
+    rows = [[column.head for column in COLUMNS]]
+    rows += [[_field(stream, column) for column in COLUMNS] for stream in streams]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return [_line(row, widths) for row in rows]
+
+
+def _field(stream: Row, column: Column) -> str:
+    value = stream.get(column.field)
+    if column.field == "bitrate_bps" and isinstance(value, int | float) and 0 <= value < 1e15:
+        value = round(value / 1000)
+    return _cell(value)
+
+
+def _cell(value: object) -> str:
+    if value is None or isinstance(value, list | dict):
+        return "-"
+    return printable(f"{value:g}" if isinstance(value, float) else str(value)) or "-"
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    cells = [
+        cell.rjust(width) if column.number else cell.ljust(width)
+        for cell, width, column in zip(row, widths, COLUMNS, strict=True)
+    ]
+    return "  ".join(cells).rstrip()

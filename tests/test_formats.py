@@ -1,0 +1,121 @@
+"""Content types and first bytes: what is taken, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import av
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tools.encoders import encode, scan
+
+from relay._probe_data import Scanner
+from relay.errors import SourceError
+from relay.formats import DETECT_BYTES, KINDS, detect, format_of
+
+MATERIAL = {
+    "mpeg": encode("libmp3lame", "mp3", 44100, muxer=(("id3v2_version", "0"),)),
+    "adts": encode("aac", "adts", 44100),
+    "ogg": encode("libopus", "ogg", 48000),
+}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "kind"),
+    [
+        ("audio/mpeg", "mpeg"), ("audio/mp3", "mpeg"), ("audio/x-mpeg", "mpeg"),
+        ("audio/aac", "adts"), ("audio/aacp", "adts"), ("audio/x-aac", "adts"),
+        ("audio/aac-adts", "adts"), ("audio/ogg", "ogg"), ("application/ogg", "ogg"),
+        ("audio/opus", "ogg"), ("audio/vorbis", "ogg"), ("audio/flac+ogg", "ogg"),
+        ("audio/ogg; codecs=opus", "ogg"), (" Audio/MPEG ;rate=44100", "mpeg"),
+    ],
+)  # fmt: skip
+def test_content_types_of_encoders_name_their_kind(content_type: str, kind: str) -> None:
+    """Whatever an encoder calls it, it is one of three things."""
+    assert format_of(content_type) is KINDS[kind]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "line"),
+    [
+        ("text/html", "'text/html' is not known; set it to one of audio/mpeg, audio/aac"),
+        ("", "names no content type"),
+        (";charset=utf-8", "names no content type"),
+        ("audio/flac", "send FLAC in Ogg"),
+        ("video/webm", "send Opus in Ogg"),
+        ("audio/mp4; codecs=mp4a.40.2", "send AAC as ADTS"),
+        ("application/octet-stream", "is not known"),
+    ],
+)
+def test_other_content_types_are_refused_with_the_way_out(content_type: str, line: str) -> None:
+    """The message says what was sent and what to send instead."""
+    with pytest.raises(SourceError, match=line):
+        format_of(content_type)
+
+
+@given(st.text(max_size=2000))
+def test_any_text_is_a_format_or_a_short_refusal(content_type: str) -> None:
+    """A header from a stranger makes one line at most: no line breaks, and bounded."""
+    try:
+        said = format_of(content_type).content_type
+    except SourceError as error:
+        said = str(error)
+    assert len(said) < 600
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_what_the_core_and_ffmpeg_call_it(kind: str) -> None:
+    """The table's numbers and names are those that its users go by."""
+    known = KINDS[kind]
+    assert known.kind == kind
+    assert Scanner(kind).totals["kind"] == known.scan_kind
+    assert known.content_type in known.content_types
+    assert av.format.ContainerFormat(known.muxer, "w").is_output
+    assert av.format.ContainerFormat(known.demuxer, "r").is_input
+    assert scan(kind, MATERIAL[kind])
+
+
+def test_no_content_type_names_two_kinds() -> None:
+    """Kinds do not overlap."""
+    names = [name for known in KINDS.values() for name in known.content_types]
+    assert len(names) == len(set(names))
+    assert all(name == name.lower().strip() for name in names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_bytes_of_encoders_tell_their_kind(kind: str) -> None:
+    """Four bytes are enough, with or without a tag before them."""
+    assert detect(MATERIAL[kind]) == kind
+    assert detect(MATERIAL[kind][:4]) == kind
+
+
+def test_a_tag_does_not_hide_what_follows_it() -> None:
+    """ID3 stands before MPEG and before AAC; the bytes behind it decide."""
+    tag = b"ID3\x04\x00\x00\x00\x00\x01\x00" + bytes(128)
+    assert detect(tag + MATERIAL["mpeg"]) == "mpeg"
+    assert detect(tag + MATERIAL["adts"]) == "adts"
+    assert detect(tag + b"fLaC" + bytes(20)) == "flac"
+    assert detect(b"ID3\x04\x00\x00\x00\x01\x00\x00" + bytes(DETECT_BYTES)) is None
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "name"),
+    [("webm", "libopus", "webm"), ("flac", "flac", "flac"), ("mp4", "aac", "mp4"),
+     ("wav", "pcm_s16le", "wav"), ("aiff", "pcm_s16be", "aiff")],
+)  # fmt: skip
+def test_strangers_are_named_and_the_core_refuses_them(
+    container: str, codec: str, name: str
+) -> None:
+    """What real muxers of other containers write is known by its first bytes, in both rooms."""
+    rate_hz = 48000
+    data = encode(codec, container, rate_hz, bit_rate_bps=0, seconds=0.5)
+    assert detect(data) == name
+    for kind in KINDS:
+        with pytest.raises(SourceError, match="the bytes are"):
+            scan(kind, data[:4096])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_name_or_nothing(first: bytes) -> None:
+    """No input breaks the detection."""
+    assert detect(first) in {*KINDS, "webm", "flac", "mp4", "wav", "aiff", None}

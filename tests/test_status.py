@@ -1,0 +1,185 @@
+"""`relay status`: a node's answer as a table, and what is said when there is none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from relay.errors import RelayError
+from relay.status import lines, print_status, status
+
+ANSWER: dict[str, Any] = {
+    "node": {"name": "studio", "id": "5f"},
+    "streams": [
+        {
+            "mount": "/live",
+            "state": "live",
+            "role": "origin",
+            "epoch": 7,
+            "listeners": 1200,
+            "lag_ms": 180.0,
+            "bitrate_bps": 127_999,
+            "content_type": "audio/mpeg",
+            "title": "A talk",
+        },
+        {"mount": "/quiet", "state": "lingering", "listeners": 0},
+    ],
+    "upstream": None,
+    "counters": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@contextmanager
+def node(body: bytes, code: int = 200) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A server that gives one answer to all; yields its HOST:PORT and the heads it saw."""
+    seen: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        """Answers."""
+
+        def do_GET(self) -> None:
+            """Note the head and answer."""
+            seen.append({"path": self.path, **dict(self.headers)})
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}", seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_table_is_aligned() -> None:
+    """One line a stream; what is not known is a dash."""
+    assert lines(ANSWER) == [
+        "node      name studio · id 5f",
+        "upstream  none",
+        "",
+        "MOUNT   STATE      ROLE    LISTENERS  LAG ms  kbit/s  TYPE        TITLE",
+        "/live   live       origin       1200     180     128  audio/mpeg  A talk",
+        "/quiet  lingering  -               0       -       -  -           -",
+    ]
+
+
+def test_the_upstream_is_told() -> None:
+    """Whatever plain fields the node tells of its upstream."""
+    told = lines({"upstream": {"address": "tcp://o:9000", "connected": True, "more": []}})
+    assert told[1:] == ["upstream  address tcp://o:9000 · connected True", "", "no streams"]
+
+
+def test_an_answer_cannot_steer_the_terminal() -> None:
+    """A title from a stranger's encoder stays text."""
+    shown = "\n".join(lines({"streams": [{"mount": "/a", "title": "\x1b[2J\r\nx"}]}))
+    assert "\x1b" not in shown
+    assert r"\x1b[2J\r\nx" in shown
+
+
+@pytest.mark.parametrize("form", ["{}", "http://{}", "http://{}/", "http://{}/live"])
+def test_status_is_asked_at_its_path(form: str) -> None:
+    """However the address is written, the question is the same."""
+    with node(json.dumps(ANSWER).encode()) as (address, seen):
+        assert status(form.format(address)) == ANSWER
+    assert seen[0]["path"] == "/api/v1/status"
+    assert "Authorization" not in seen[0]
+
+
+@pytest.mark.parametrize("way", ["argument", "url"])
+def test_the_password_goes_along(way: str) -> None:
+    """As Basic auth of the user admin, from the option or out of the URL."""
+    with node(b"{}") as (address, seen):
+        if way == "url":
+            status(f"http://admin:p%20w@{address}")
+        else:
+            status(address, admin_password="p w")
+    assert seen[0]["Authorization"] == "Basic " + base64.b64encode(b"admin:p w").decode()
+
+
+def test_json_is_printed_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    """For machines: the whole answer."""
+    with node(json.dumps(ANSWER).encode()) as (address, _):
+        assert print_status(address, as_json=True) == 0
+        assert json.loads(capsys.readouterr().out) == ANSWER
+        assert print_status(address, as_json=False) == 0
+        assert capsys.readouterr().out.startswith("node      name studio")
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "said"),
+    [
+        (401, b"", "wants the admin password (401); give --admin-password"),
+        (404, b"", "answers, but has no /api/v1/status (404); is it a Relay node?"),
+        (500, b"", "answers with an error (500)"),
+        (200, b"<html>", "answers, but not as a Relay node does"),
+        (200, b"[]", "answers, but not as a Relay node does"),
+        (200, b"\xff\xfe", "answers, but not as a Relay node does"),
+        (200, b"[" * 100_000, "answers, but not as a Relay node does"),
+    ],
+)
+def test_another_answer_is_told_in_one_line(code: int, body: bytes, said: str) -> None:
+    """A refusal says what to do; a stranger is recognised."""
+    with node(body, code) as (address, _), pytest.raises(RelayError) as caught:
+        status(address)
+    assert str(caught.value).startswith(f"http://{address}: {said}")
+
+
+def test_no_answer_is_told_in_one_line() -> None:
+    """Nobody there: the address and the reason; a password in the URL is not repeated."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(RelayError) as caught:
+            status(f"http://admin:hunter2@{address}")
+    assert str(caught.value) == f"http://{address}: no answer: Connection refused"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://", "file:///etc/passwd", "tcp://h:1", "http://a b", "h:x"]
+)
+def test_a_wrong_url_is_told_in_one_line(url: str) -> None:
+    """Only http and https, and a host."""
+    with pytest.raises(RelayError) as caught:
+        status(url)
+    assert str(caught.value).isprintable()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["node", "streams", "upstream", "mount", "title", "bitrate_bps"]),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=2)
+                | st.dictionaries(st.sampled_from(["mount", "bitrate_bps", "title"]), inner)
+            ),
+            max_leaves=6,
+        ),
+    )
+)
+@example({"streams": [{"bitrate_bps": float("inf")}, {"bitrate_bps": float("nan")}]})
+@example({"streams": [{"bitrate_bps": 10**400, "lag_ms": 1e300}]})
+def test_any_answer_is_shown(answer: dict[str, Any]) -> None:
+    """Whatever JSON comes, each line can be printed."""
+    assert all(line.isprintable() for line in lines(answer))

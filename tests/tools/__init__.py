@@ -1,0 +1,1 @@
+"""Faults and checkers for the tests: real sockets, real processes, named troubles."""
