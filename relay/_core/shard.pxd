@@ -73,7 +73,7 @@ cdef inline void shard_serve_due(shard_t* shard, uint64_t now) noexcept nogil:
             shard_serve(shard, member, now)
 
 cdef inline void shard_serve(shard_t* shard, uint32_t index, uint64_t now) noexcept nogil:
-    # One record whose time has come (it is in no slot now).
+    # One record whose time has come (it is in no slot now), or whose socket takes bytes again.
     cdef listener_t* listener = &shard.records[index]
     cdef flow_t flow
     if listener.state == FLOWING:
@@ -122,7 +122,6 @@ cdef inline void shard_event(
     shard_t* shard, uint32_t index, uint32_t events, uint64_t now
 ) noexcept nogil:
     cdef listener_t* listener = &shard.records[index]
-    cdef flow_t flow
     if listener.state == HEAD:
         shard_read_head(shard, index, now)
         return
@@ -139,8 +138,7 @@ cdef inline void shard_event(
         shard_end(shard, index, END_GARBAGE)
         return
     if events & EPOLLOUT and listener.blocked:
-        flow_open(&flow)
-        shard_flow(shard, index, &flow, now)
+        shard_serve(shard, index, now)
 
 cdef inline void shard_discard(shard_t* shard, uint32_t index, uint32_t events) noexcept nogil:
     # Answered already: read what still comes, so that closing does not reset the answer away.
