@@ -1,4 +1,7 @@
-"""Builds the one extension, relay._core; everything else about the package is in pyproject.toml.
+"""Builds the extensions; everything else about the package is in pyproject.toml.
+
+relay._core   the data plane
+relay._probe  faces on its rooms for the tests; nothing at run time imports it
 
 RELAY_BUILD=release (default)  assertions compiled out, -O2
 RELAY_BUILD=checked            assertions and invariants in, -O1 -g
@@ -36,25 +39,28 @@ if kind not in KINDS:
 compile_args, link_args = KINDS[kind]
 
 rooms = sorted(str(path) for path in Path("relay/_core").iterdir() if path.suffix in {".pxd", ".h"})
-core = Extension(
-    "relay._core",
-    ["relay/_core.pyx"],
-    include_dirs=["relay/_core"],
-    depends=rooms,
-    extra_compile_args=[
-        "-std=c11",
-        "-D_GNU_SOURCE",
-        "-Wall",
-        "-Wno-unused-function",
-        *compile_args,
-    ],
-    extra_link_args=link_args,
-    libraries=["dl"],
-)
+extensions = [
+    Extension(
+        f"relay.{name}",
+        [f"relay/{name}.pyx"],
+        include_dirs=["relay/_core"],
+        depends=rooms,
+        extra_compile_args=[
+            "-std=c11",
+            "-D_GNU_SOURCE",
+            "-Wall",
+            "-Wno-unused-function",
+            *compile_args,
+        ],
+        extra_link_args=link_args,
+        libraries=["dl"],
+    )
+    for name in ("_core", "_probe")
+]
 
 setup(
     ext_modules=cythonize(
-        [core],
+        extensions,
         build_dir=f"build/cython-{kind}",
         compiler_directives={
             "language_level": "3",

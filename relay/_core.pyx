@@ -5,12 +5,15 @@
 #   2. Every call checks that its object is open and that the process has not forked.
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from relay._core.atomics cimport add_u32, load_u32, load_u64, ref_take, store_u32, sub_u32
+from relay._core.atomics cimport (
+    add_u32, load_pointer, load_u32, load_u64, ref_take, store_u32, sub_u32,
+)
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
     engine_open, engine_remove, engine_t, now_us, wall_ms,
@@ -20,18 +23,21 @@ from relay._core.frames cimport (
     scan_reason, scan_t,
 )
 from relay._core.handover cimport entry_t, eventfd_write, handover_t, handover_take
-from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_unlock, retire_sweep
+from relay._core.retire cimport (
+    RETIRE_PYTHON, pthread_mutex_lock, pthread_mutex_unlock, retire_sweep, turn_begin, turn_end,
+)
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
     ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
-    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_was_overtaken, header_t, title_t,
+    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, header_t,
+    title_t,
 )
 from relay._core.connection cimport (
     PARTING_MAX, shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
 )
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
-    STREAM_FULL, WRITER_LOCAL, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
+    STREAM_FULL, WRITER_LOCAL, info_t, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
     stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
     stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
@@ -108,6 +114,9 @@ cdef void* shard_main(void* shard) noexcept nogil:
 
 cdef enum:
     SHARDS_MAX = 64
+cdef uint32_t size_u32(Buffer run) noexcept:
+    # A size that the core refuses stays one that it refuses.
+    return <uint32_t>run.size if run.size < 0xFFFFFFFF else 0xFFFFFFFF
 
 
 cdef class Engine:
@@ -121,7 +130,7 @@ cdef class Engine:
     cdef bint is_open
     cdef bint is_running
 
-    def __cinit__(self, *, int streams_max=4096, int threads=1, int listeners_max=0,
+    def __cinit__(self, *, uint32_t streams_max=4096, int threads=1, int listeners_max=0,
                   int heads_max=2048, int heads_per_address_max=64, int head_timeout_ms=10000,
                   int join_wait_ms=2000):
         if not 1 <= threads <= SHARDS_MAX:
@@ -397,6 +406,7 @@ cdef str mount_problem(int status, str mount, int streams_max):
     return f"mount {mount!r} has the same key as another mount: choose another name"
 
 
+@cython.no_gc_clear     # its engine must outlive it
 cdef class Stream:
     """A handle on one stream; it keeps the stream's memory, not the stream's place on the node."""
 
@@ -426,10 +436,23 @@ cdef class Stream:
     cdef ring_t* ring(self) except NULL:
         # The newest ring, referenced: give it back with stream_ring_drop.
         self.engine.check()
-        cdef ring_t* ring = stream_ring_take(self.stream)
+        cdef ring_t* ring = self.take_ring()
         if ring == NULL:
             raise SourceError(f"{self.mount} has had no source yet: nothing can be read or pushed")
         return ring
+
+    cdef ring_t* take_ring(self) noexcept:
+        # Another thread may replace the ring: it is found and referenced within one turn.
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        cdef ring_t* ring = stream_ring_take(self.stream)
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        return ring
+
+    cdef int check_source(self) except -1:
+        self.engine.check()
+        if self.stream.ring == NULL:
+            raise SourceError(f"{self.mount}: begin() an epoch before the first frame")
+        return 0
 
     # --- the source side ---
 
@@ -443,7 +466,8 @@ cdef class Stream:
         """Gives the writer's place back (end the epoch first)."""
         stream_unclaim(self.stream)
 
-    def begin(self, *, epoch=None, int origin=0, int sequence=0, int position=0, int media_us=0):
+    def begin(self, *, epoch=None, uint64_t origin=0, uint64_t sequence=0, uint64_t position=0,
+              uint64_t media_us=0):
         """Begins an epoch and returns it (ms): the wall clock, or one more than the highest seen."""
         self.engine.check()
         cdef uint64_t wanted = wall_ms() if epoch is None else epoch
@@ -457,6 +481,8 @@ cdef class Stream:
             raise SourceError(
                 f"{self.mount}: too many epochs are still being heard; wait a second and come back"
             )
+        if status == PLACE_BAD:
+            raise SourceError(f"{self.mount}: sequence, position and media time end at 2**62")
         if status != 0:
             raise MemoryError(f"no memory for a ring of {self.mount}")
         return wanted
@@ -465,33 +491,30 @@ cdef class Stream:
         """Ends the epoch: listeners stay for linger_s and hear the next one."""
         stream_end_epoch(self.stream, now_us())
 
-    def push(self, data, int duration_us, int flags=1):
+    def push(self, data, uint32_t duration_us, uint32_t flags=1):
         """Puts one whole frame (1 to 65,536 bytes, duration in µs) at the head; never blocks."""
         cdef Buffer run = Buffer(data)
-        self.engine.check()
-        if self.stream.ring == NULL:
-            raise SourceError(f"{self.mount}: begin() an epoch before the first push()")
-        cdef int status = stream_push(self.stream, run.bytes, <uint32_t>run.size, duration_us, flags)
+        self.check_source()
+        cdef int status = stream_push(self.stream, run.bytes, size_u32(run), duration_us, flags)
         if status < 0:
             raise SourceError(place_problem(status, self.mount, run.size))
 
-    def place(self, int sequence, int position, int media_us, data, int duration_us, int flags=1):
+    def place(self, uint64_t sequence, uint64_t position, uint64_t media_us, data,
+              uint32_t duration_us, uint32_t flags=1):
         """Puts a frame where it belongs (1 placed, 0 already here, < 0 refused)."""
         cdef Buffer run = Buffer(data)
-        self.engine.check()
-        if self.stream.ring == NULL:
-            raise SourceError(f"{self.mount}: begin() an epoch before the first place()")
+        self.check_source()
         return stream_place(self.stream, sequence, position, media_us, run.bytes,
-                            <uint32_t>run.size, duration_us, flags)
+                            size_u32(run), duration_us, flags)
 
     def give_up(self):
         """Counts the hole at the head as lost and goes on after it; returns the frames lost."""
-        self.engine.check()
+        self.check_source()
         return ring_give_up(self.stream.ring)
 
-    def resize(self, int size_bytes, int frames_count):
+    def resize(self, uint64_t size_bytes, uint64_t frames_count):
         """Puts a ring of another size in place; False when frames wait ahead of a hole."""
-        self.engine.check()
+        self.check_source()
         return stream_resize(self.stream, size_bytes, frames_count) == 1
 
     def title(self, str text):
@@ -504,18 +527,32 @@ cdef class Stream:
         """Publishes the header lines of the reply to listeners (≤ 4,096 bytes)."""
         cdef Buffer run = Buffer(data)
         self.engine.check()
-        if not stream_set_info(self.stream, run.bytes, <uint32_t>run.size):
+        if not stream_set_info(self.stream, run.bytes, size_u32(run)):
             raise SourceError(f"{self.mount}: {run.size} bytes of header lines; the bound is 4096")
 
     # --- the reading side ---
 
-    def read(self, int sequence):
+    def info(self):
+        """The header lines of the reply to listeners; b"" until they are known."""
+        self.engine.check()
+        cdef info_t* info
+        cdef bytes data = b""
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        info = <info_t*>load_pointer(<void**>&self.stream.info)
+        if info != NULL:
+            data = (<const char*>info.bytes)[:info.size_bytes]
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        return data
+
+    def read(self, uint64_t sequence):
         """One frame as (bytes, position, media_us, duration_us, flags), copied and verified, or None."""
         cdef ring_t* ring = self.ring()
         cdef frame_t frame
         cdef bytes data
         try:
-            if sequence >= <int64_t>load_u64(&ring.head_sequence):
+            if sequence >= load_u64(&ring.head_sequence):
+                return None
+            if sequence < load_u64(&ring.base_sequence):    # may be under repair at this moment
                 return None
             if not ring_read_entry(ring, sequence, &frame) or frame.flags & FRAME_TITLE:
                 return None
@@ -533,10 +570,13 @@ cdef class Stream:
     def header(self):
         """The header pages that a reader at the head needs first (b"" when the format has none)."""
         cdef ring_t* ring = self.ring()
-        cdef header_t* header = ring_header(ring, load_u64(&ring.head_sequence))
+        cdef header_t* header
         cdef bytes data = b""
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        header = ring_header(ring, load_u64(&ring.head_sequence))
         if header != NULL:
             data = (<const char*>header.bytes)[:header.size_bytes]
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
         stream_ring_drop(self.stream, ring)
         return data
 
@@ -550,7 +590,7 @@ cdef class Stream:
     def snapshot(self):
         """State and counters of this stream, as a dict."""
         cdef stream_t* stream = self.stream
-        cdef ring_t* ring = stream_ring_take(stream)
+        cdef ring_t* ring = self.take_ring()
         state = {
             "mount": self.mount, "listeners": load_u32(&stream.listeners),
             "readers": load_u32(&stream.readers), "source_up": load_u32(&stream.source_up) == 1,
@@ -569,20 +609,24 @@ cdef int TITLE_TEXT_BYTES_MAX = 4000
 
 cdef dict ring_snapshot(ring_t* ring):
     cdef uint64_t tail = ring_tail_sequence(ring)
-    cdef title_t* title = ring_title(ring, load_u64(&ring.head_position))
+    cdef title_t* title
+    cdef bytes title_text = b""
     cdef frame_t frame
     cdef uint64_t held_us = 0
     if ring_read_entry(ring, tail, &frame) and tail < load_u64(&ring.head_sequence):
         held_us = load_u64(&ring.head_media_us) - <uint64_t>frame.media_us
+    turn_begin(ring.retire, RETIRE_PYTHON)
+    title = ring_title(ring, load_u64(&ring.head_position))
+    if title != NULL:
+        title_text = (<const char*>title.bytes)[:title.size_bytes]
+    turn_end(ring.retire, RETIRE_PYTHON)
     return {
         "epoch": ring.epoch, "tail_sequence": tail, "head_sequence": load_u64(&ring.head_sequence),
         "head_position": load_u64(&ring.head_position), "base_sequence": load_u64(&ring.base_sequence),
         "head_media_us": load_u64(&ring.head_media_us), "held_ms": held_us // 1000,
         "ring_bytes": ring.size_bytes, "ring_frames": ring.frames_count,
         "reserved_sequence": load_u64(&ring.reserved_sequence),
-        "title": None if title == NULL else (
-            (<const char*>title.bytes)[:title.size_bytes].decode("utf-8", "replace")
-        ),
+        "title": title_text.decode("utf-8", "replace") if title_text else None,
     }
 
 
@@ -712,8 +756,10 @@ cdef enum:
     CARRY_BYTES = 2 * FRAME_BYTES_MAX
 
 
+@cython.no_gc_clear     # its engine must outlive it
 cdef class RingView:
-    """A run of a ring's bytes without a copy: pins the ring's memory, not its contents.
+    """A run of a ring's bytes without a copy, since its last lost run at most: pins the ring's
+    memory, not its contents.
 
     Supports the buffer protocol (`numpy.frombuffer(view, dtype="u1")`). The writer goes on: call
     `is_whole()` after reading; False means that the oldest bytes were overwritten meanwhile.
@@ -726,21 +772,25 @@ cdef class RingView:
 
     @staticmethod
     cdef RingView wrap(Stream stream, ring_t* ring):
-        # Takes over the caller's reference on the ring.
+        # Takes over the caller's reference on the ring, and keeps a pin instead.
         cdef RingView self = RingView.__new__(RingView)
         cdef frame_t frame
         cdef uint64_t head = load_u64(&ring.head_position)
         self.stream = stream
         self.ring = ring
+        add_u32(&ring.pins, 1)
+        stream_ring_drop(stream.stream, ring)
         self.position = head
         if ring_read_entry(ring, ring_tail_sequence(ring), &frame):
             self.position = frame.position if frame.position < head else head
+        if self.position < load_u64(&ring.holes_end_position) <= head:
+            self.position = ring.holes_end_position     # a lost run is not in any view
         self.size = <Py_ssize_t>(head - self.position)
         return self
 
     def __dealloc__(self):
         if self.ring != NULL:
-            stream_ring_drop(self.stream.stream, self.ring)
+            ring_unpin(self.ring)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, <void*>ring_at(self.ring, self.position), self.size, 1, flags)
@@ -758,21 +808,27 @@ cdef class RingView:
         return not ring_was_overtaken(self.ring, self.position)
 
 
-def measure_push(Stream stream, data, int pushes):
+def measure_push(Stream stream, data, uint32_t pushes):
     """Times `pushes` pushes of one frame inside the core: (seconds, checksum of what the ring holds).
 
-    The checksum is the sum of all readable bytes, read back after the clock has stopped.
+    The first 4 bytes of each frame are its number (little endian). The checksum is the sum of all
+    readable bytes, read back after the clock has stopped.
     """
-    cdef Buffer run = Buffer(data)
-    cdef uint32_t size = <uint32_t>run.size
-    cdef int i
+    cdef bytearray frame = bytearray(data)
+    cdef uint8_t* run = frame
+    cdef uint32_t size = <uint32_t>len(frame)
+    cdef uint32_t i
     cdef int status = 0
     cdef uint64_t begin
     cdef uint64_t end
+    stream.check_source()
+    if size < 4:
+        raise SourceError(f"a frame of {size} bytes has no room for its number")
     with nogil:
         begin = now_us()
         for i in range(pushes):
-            status |= stream_push(stream.stream, run.bytes, size, 20000, 1)
+            memcpy(run, &i, 4)
+            status |= stream_push(stream.stream, run, size, 20000, 1)
         end = now_us()
     if status < 0:
         raise SourceError(place_problem(status, stream.mount, size))
@@ -869,3 +925,279 @@ cdef class Scanner:
         found.pop("ogg_tracks")
         found["bit_rate_bps"] = scan_bit_rate_bps(&self._scan)
         return found
+# --- for tests alone: the rooms without the face -------------------------------------------------
+
+from relay._core.atomics cimport store_u32
+from relay._core.engine cimport engine_find_key
+from relay._core.retire cimport retire_close, retire_later, retire_open, retire_sweep, retire_t
+from relay._core.ring cimport (
+    ring_close, ring_open, ring_readable_end, ring_resized, ring_sequence_at, ring_start_after,
+    ring_tail_position,
+)
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int us)
+
+
+cdef class RetireProbe:
+    """Retirement with counted things: `freed` of them have gone."""
+
+    cdef retire_t retire
+    cdef uint64_t freed[1]
+
+    def __cinit__(self):
+        retire_open(&self.retire)
+
+    def __dealloc__(self):
+        retire_close(&self.retire)
+
+    def begin(self, int reader):
+        """A turn of this reader begins."""
+        turn_begin(&self.retire, reader)
+
+    def end(self, int reader):
+        """It ends."""
+        turn_end(&self.retire, reader)
+
+    def retire_one(self):
+        """Retires one counted thing."""
+        retire_later(&self.retire, self.freed, count_freed)
+
+    def sweep(self):
+        """Frees what nobody can see any more."""
+        retire_sweep(&self.retire)
+
+    @property
+    def counts(self):
+        """(retired and waiting, freed)."""
+        return self.retire.retired_count, self.freed[0]
+
+
+cdef void count_freed(void* thing) noexcept nogil:
+    (<uint64_t*>thing)[0] += 1
+
+
+cdef class RingProbe:
+    """One ring with the arguments of ring_open; its methods are ring.pxd's functions."""
+
+    cdef RetireProbe owner
+    cdef ring_t* ring
+    cdef uint32_t stop
+
+    def __cinit__(self, uint64_t size_bytes=0, uint64_t frames_count=0, *, uint64_t sequence=0,
+                  uint64_t position=0, uint64_t media_us=0, RingProbe resized=None):
+        self.owner = RetireProbe() if resized is None else resized.owner
+        if resized is not None:
+            self.ring = ring_resized(resized.ring, size_bytes, frames_count)
+        else:
+            self.ring = ring_open(size_bytes, frames_count, 1, sequence, position, media_us,
+                                  &self.owner.retire)
+        if self.ring == NULL:
+            raise MemoryError("no ring")
+
+    def __dealloc__(self):
+        if self.ring != NULL:
+            ring_close(self.ring)
+
+    @property
+    def state(self):
+        """The numbers of the ring, as a dict."""
+        cdef ring_t* ring = self.ring
+        return {
+            "size_bytes": ring.size_bytes, "guard_bytes": ring.guard_bytes,
+            "frames_count": ring.frames_count, "reserved_position": ring.reserved_position,
+            "reserved_sequence": ring.reserved_sequence, "head_sequence": ring.head_sequence,
+            "head_position": ring.head_position, "head_media_us": ring.head_media_us,
+            "base_sequence": ring.base_sequence, "base_position": ring.base_position,
+            "tail_sequence": ring_tail_sequence(ring), "tail_position": ring_tail_position(ring),
+            "holes_total": ring.holes_total,
+        }
+
+    def place(self, uint64_t sequence, uint64_t position, uint64_t media_us, data,
+              uint32_t duration_us, uint32_t flags=1):
+        """ring_place."""
+        cdef Buffer run = Buffer(data)
+        return ring_place(self.ring, sequence, position, media_us, run.bytes, <uint32_t>run.size,
+                          duration_us, flags)
+
+    def give_up(self):
+        """ring_give_up."""
+        return ring_give_up(self.ring)
+
+    def bytes_at(self, uint64_t position, size_t size):
+        """A copy of the ring's bytes, unchecked (size ≤ the ring's)."""
+        return (<const char*>ring_at(self.ring, position))[:min(size, self.ring.size_bytes)]
+
+    def entry(self, uint64_t sequence):
+        """ring_read_entry: (position, size_bytes, media_us, duration_us, flags) or None."""
+        cdef frame_t frame
+        if not ring_read_entry(self.ring, sequence, &frame):
+            return None
+        return (frame.position, frame.size_bytes, frame.media_us, frame.duration_us,
+                frame.flags & 0xFF)
+
+    def readable_end(self, uint64_t position):
+        """ring_readable_end."""
+        return ring_readable_end(self.ring, position)
+
+    def start_after(self, uint64_t position):
+        """ring_start_after."""
+        return ring_start_after(self.ring, position)
+
+    def sequence_at(self, uint64_t position):
+        """ring_sequence_at."""
+        return ring_sequence_at(self.ring, position)
+
+    def burst_sequence(self, uint64_t burst_us):
+        """ring_burst_sequence."""
+        return ring_burst_sequence(self.ring, burst_us)
+
+    def was_overtaken(self, uint64_t position):
+        """ring_was_overtaken."""
+        return bool(ring_was_overtaken(self.ring, position))
+
+    def entry_was_overtaken(self, uint64_t sequence):
+        """ring_entry_was_overtaken."""
+        return bool(ring_entry_was_overtaken(self.ring, sequence))
+
+    def header(self, uint64_t sequence):
+        """The bytes of ring_header, or None."""
+        cdef header_t* header = ring_header(self.ring, sequence)
+        return None if header == NULL else (<const char*>header.bytes)[:header.size_bytes]
+
+    def title(self, uint64_t position):
+        """The bytes of ring_title, or None."""
+        cdef title_t* title = ring_title(self.ring, position)
+        return None if title == NULL else (<const char*>title.bytes)[:title.size_bytes]
+
+    def write_unpaced(self):
+        """Pushes stamped frames as fast as it can until stop_writing(); no GIL."""
+        cdef uint64_t words[STAMPED_WORDS_MAX]
+        cdef uint32_t size
+        cdef uint32_t i
+        with nogil:
+            while not load_u32(&self.stop):
+                size = stamped_words(self.ring.head_sequence)
+                for i in range(size):
+                    words[i] = self.ring.head_sequence
+                ring_push(self.ring, <uint8_t*>words, 8 * size, 1000, 1)
+
+    def stop_writing(self):
+        """Ends write_unpaced."""
+        store_u32(&self.stop, 1)
+
+    def read_slowly(self, uint32_t runs, bint check):
+        """Copies `runs` runs of a few frames in small pieces, giving way in between; no GIL.
+
+        With `check` the copy of a run that was overtaken meanwhile is thrown away, as after a send.
+        Returns (runs delivered, runs thrown away, frames delivered, frames torn among them).
+        """
+        cdef uint64_t[4] result
+        memset(result, 0, sizeof(result))
+        with nogil:
+            read_slowly(self.ring, runs, check, result)
+        return tuple(result)
+
+
+cdef enum:
+    STAMPED_WORDS_MAX = 184
+    RUN_WORDS_MAX = 1024
+    RUN_BYTES_MAX = 8192
+    PIECE_BYTES = 512
+
+
+cdef uint32_t stamped_words(uint64_t sequence) noexcept nogil:
+    # 8 to 183 words of 8 bytes: the size of a stamped frame, told by its sequence alone.
+    return 8 + <uint32_t>((sequence * <uint64_t>0x9E3779B97F4A7C15) >> 32) % 176
+
+
+cdef void read_slowly(ring_t* ring, uint32_t runs, bint check, uint64_t* result) noexcept nogil:
+    cdef uint64_t words[RUN_WORDS_MAX]
+    cdef uint64_t sequence
+    cdef uint64_t size
+    cdef uint64_t done
+    cdef uint32_t run
+    cdef frame_t frame
+    for run in range(runs):
+        sequence = ring_tail_sequence(ring)
+        if not ring_read_entry(ring, sequence, &frame):
+            continue
+        size = load_u64(&ring.head_position) - frame.position
+        if size > RUN_BYTES_MAX:
+            size = RUN_BYTES_MAX
+        done = 0
+        while done < size:      # the kernel's copy, with the reader preempted inside it
+            memcpy(<uint8_t*>words + done, ring_at(ring, frame.position + done),
+                   size - done if size - done < PIECE_BYTES else PIECE_BYTES)
+            done += PIECE_BYTES
+            if run % 4 == 1:
+                sched_yield()
+        if run % 64 == 2:
+            usleep(20)
+        if check and ring_was_overtaken(ring, frame.position):
+            result[1] += 1
+            continue
+        result[0] += 1
+        count_torn(words, size // 8, sequence, result)
+
+
+cdef void count_torn(
+    const uint64_t* words, uint64_t count, uint64_t sequence, uint64_t* result
+) noexcept nogil:
+    cdef uint64_t at = 0
+    cdef uint64_t i
+    cdef bint torn
+    while at + stamped_words(sequence) <= count:
+        torn = False
+        for i in range(at, at + stamped_words(sequence)):
+            torn = torn or words[i] != sequence
+        result[2] += 1
+        result[3] += torn
+        at += stamped_words(sequence)
+        sequence += 1
+
+
+cdef class TableProbe:
+    """The table of streams with keys of the test's choice: removing must keep every probe run whole."""
+
+    cdef engine_t engine
+
+    def __cinit__(self, uint32_t streams_max):
+        if engine_open(&self.engine, streams_max) != 0:
+            raise MemoryError("no table")
+
+    def __dealloc__(self):
+        if self.engine.table != NULL:
+            engine_close(&self.engine)
+
+    def add(self, bytes mount, uint64_t key):
+        """engine_add."""
+        cdef stream_t* stream = stream_open(
+            mount, <uint32_t>len(mount), &self.engine.defaults, &self.engine.retire, &self.engine.hub
+        )
+        stream.key = key
+        cdef int status = engine_add(&self.engine, stream)
+        if status != 0:
+            stream_drop(stream)
+        return status
+
+    def remove(self, uint64_t key):
+        """engine_remove of the stream with this key."""
+        cdef stream_t* stream = engine_find_key(&self.engine, key)
+        if stream == NULL:
+            return False
+        cdef bint found = engine_remove(&self.engine, stream)
+        stream_drop(stream)
+        return found
+
+    def find(self, uint64_t key):
+        """The mount of the stream with this key, or None; engine_find_key."""
+        cdef stream_t* stream = engine_find_key(&self.engine, key)
+        if stream == NULL:
+            return None
+        mount = stream.mount[:stream.mount_bytes]
+        stream_drop(stream)
+        return mount

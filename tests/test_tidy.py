@@ -29,6 +29,7 @@ KNOWS: dict[str, set[str]] = {
     "options": {"address", "errors"},
     "config": {"options", "address", "errors"},
     "_core": {"errors"},
+    "_probe": CORE,
     "formats": CORE,
     "source": FORMATS,
     "backbone": FORMATS,
@@ -83,6 +84,7 @@ TWINLESS: dict[str, str] = {  # "relay/x.py": why it has no twin test
     "relay/__main__.py": "one call",
     "relay/errors.py": "declarations; their messages are tested where they are raised",
     "relay/_core/__init__.pxd": "empty",
+    "relay/_probe.pyx": "faces for the tests of other rooms",
 }
 
 # Words of the glossary replace these in public names.

@@ -86,6 +86,8 @@ cdef inline int head_path(head_t* head, const uint8_t* bytes, uint64_t size) noe
         return -400
     while i < size and bytes[i] != 63 and bytes[i] != 35:
         c = bytes[i]
+        if c <= 32:
+            return -400       # RFC 9112 §3: no whitespace in a request target
         if c == 37:
             if i + 2 >= size:
                 return -400
@@ -119,7 +121,9 @@ cdef inline int head_request_line(head_t* head, const uint8_t* line, uint64_t si
     head.method = method_of(line, method_end)
     if size - target_end != 8 or memcmp(line + target_end, b"HTTP/1.", 7) != 0:
         return -505 if size - target_end >= 5 and memcmp(line + target_end, b"HTTP/", 5) == 0 else -400
-    head.minor = 1 if line[size - 1] >= 49 else 0
+    if line[size - 1] < 48 or line[size - 1] > 57:
+        return -400
+    head.minor = 1 if line[size - 1] > 48 else 0
     status = head_path(head, line + method_end + 1, target_end - 1 - (method_end + 1))
     return status
 

@@ -1,0 +1,221 @@
+# _probe.pyx: faces for the tests on rooms that need no engine: heads, ICY, wheel, hand-over.
+#
+# Rules of this room
+#   1. Test faces only: the package never imports it, nothing at run time depends on it.
+#   2. It decides nothing: converts arguments, calls one room, converts the answer.
+#   3. Input is copied to a run of exactly its size: a sanitizer sees each byte read too far.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from relay._core.handover cimport (
+    entry_t, handover_close, handover_open, handover_put, handover_t, handover_take,
+)
+from relay._core.http_head cimport head_end as room_head_end, head_parse as room_head_parse, head_t
+from relay._core.icy cimport (
+    ICY_BLOCK_BYTES_MAX, icy_block as room_icy_block, utf8_cut as room_utf8_cut,
+)
+from relay._core.pace cimport (
+    NOBODY, WHEEL_SLOTS, link_t, pace_slots as room_pace_slots, wheel_catch_up, wheel_close,
+    wheel_is_due, wheel_join, wheel_next_us, wheel_open, wheel_put, wheel_remove, wheel_t,
+)
+
+
+cdef class Copy:
+    """Bytes in memory of exactly their size."""
+
+    cdef uint8_t* bytes
+    cdef size_t size
+
+    def __cinit__(self, bytes data):
+        self.size = len(data)
+        self.bytes = <uint8_t*>malloc(self.size)
+        if self.bytes == NULL and self.size > 0:
+            raise MemoryError
+        memcpy(self.bytes, <const char*>data, self.size)
+
+    def __dealloc__(self):
+        free(self.bytes)
+
+
+# --- request heads ---
+
+
+def head_end(bytes data, uint64_t from_byte=0):
+    """The length of a whole head at the front of data, 0 while it is not whole."""
+    cdef Copy run = Copy(data)
+    return room_head_end(run.bytes, run.size, from_byte)
+
+
+def head_parse(bytes data):
+    """(status, method, path, icy, minor) of the head at the front of data; None: not whole yet."""
+    cdef uint64_t size = head_end(data)
+    cdef Copy run = Copy(data[:size])
+    cdef head_t head
+    if size == 0:
+        return None
+    cdef int status = room_head_parse(&head, run.bytes, size)
+    names = ("OTHER", "GET", "HEAD", "PUT", "SOURCE", "POST", "OPTIONS")
+    path = (<const char*>head.path)[:head.path_bytes]
+    return status, names[head.method], path, bool(head.icy), head.minor
+
+
+# --- ICY ---
+
+
+def icy_block(bytes text):
+    """The ICY block of a title."""
+    cdef Copy run = Copy(text)
+    cdef uint8_t* block = <uint8_t*>malloc(ICY_BLOCK_BYTES_MAX)
+    cdef uint32_t size = room_icy_block(run.bytes, <uint32_t>run.size, block)
+    found = (<const char*>block)[:size]
+    free(block)
+    return found
+
+
+def utf8_cut(bytes text, uint32_t size_max):
+    """How many bytes of text remain when it is cut between characters."""
+    cdef Copy run = Copy(text)
+    return room_utf8_cut(run.bytes, <uint32_t>run.size, size_max)
+
+
+# --- the wheel ---
+
+
+def pace_slots(uint64_t pace_us):
+    """How many slots a pace spans."""
+    return room_pace_slots(pace_us)
+
+
+cdef class Wheel:
+    """A wheel under a clock that the test moves."""
+
+    cdef wheel_t wheel
+    cdef uint32_t members_max
+
+    def __cinit__(self, uint32_t members_max, uint64_t now_us=0):
+        self.members_max = members_max
+        if wheel_open(&self.wheel, members_max, now_us) != 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        wheel_close(&self.wheel)
+
+    cdef uint32_t check(self, uint32_t member) except? 0xFFFFFFFF:
+        if member >= self.members_max:
+            raise IndexError(member)
+        return member
+
+    def put(self, uint32_t member, uint64_t slot):
+        """Puts a member into this absolute slot."""
+        wheel_put(&self.wheel, self.check(member), slot)
+
+    def join(self, uint32_t member, uint64_t pace_us):
+        """Gives a member its slot within one pace."""
+        wheel_join(&self.wheel, self.check(member), pace_us)
+
+    def remove(self, uint32_t member):
+        """Takes a member off the wheel."""
+        wheel_remove(&self.wheel, self.check(member))
+
+    def turn(self, uint64_t now_us, uint64_t pace_us=0):
+        """Serves who is due and returns them in order, as (member, slot); with a pace each is put
+        back as a shard does it."""
+        served = []
+        wheel_catch_up(&self.wheel, now_us)
+        while wheel_is_due(&self.wheel, now_us):
+            place = self.wheel.slot % WHEEL_SLOTS
+            self.wheel.slot += 1
+            while self.wheel.first[place] != <uint32_t>NOBODY:
+                member = self.wheel.first[place]
+                wheel_remove(&self.wheel, member)
+                served.append((member, self.wheel.slot - 1))
+                if pace_us > 0:
+                    wheel_put(&self.wheel, member, self.wheel.slot - 1 + room_pace_slots(pace_us))
+        return served
+
+    def next_us(self, uint64_t now_us, uint64_t at_most_us):
+        """How long nobody is due."""
+        return wheel_next_us(&self.wheel, now_us, at_most_us)
+
+    @property
+    def slot(self):
+        """The next slot to be served."""
+        return self.wheel.slot
+
+    @property
+    def members(self):
+        """How many are on the wheel."""
+        return self.wheel.members
+
+    @property
+    def fill(self):
+        """How many are in each place."""
+        return [self.wheel.fill[i] for i in range(WHEEL_SLOTS)]
+
+    def chains(self):
+        """The members of each place, by following the links both ways."""
+        cdef uint32_t member
+        cdef uint32_t before
+        cdef link_t* link
+        found = []
+        for place in range(WHEEL_SLOTS):
+            chain = []
+            before = NOBODY
+            member = self.wheel.first[place]
+            while member != <uint32_t>NOBODY:
+                link = &self.wheel.links[member]
+                assert link.before == before and link.slot == <uint32_t>place
+                chain.append(member)
+                before = member
+                member = link.after
+            found.append(chain)
+        return found
+
+
+# --- hand-over ---
+
+
+cdef class Handover:
+    """A bounded queue of connections."""
+
+    cdef handover_t queue
+
+    def __cinit__(self, uint32_t entries_max):
+        if handover_open(&self.queue, entries_max) != 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        self.close()
+
+    def put(self, int fd, bytes data, bytes address, uint16_t port):
+        """Hands a descriptor over; False: the queue is full, the descriptor stays the caller's."""
+        cdef Copy run = Copy(data)
+        cdef Copy where = Copy(address)
+        assert where.size == 16
+        return bool(handover_put(&self.queue, fd, run.bytes, <uint32_t>run.size, where.bytes, port))
+
+    def take(self):
+        """The oldest as (fd, bytes, address, port), or None."""
+        cdef entry_t entry
+        if not handover_take(&self.queue, &entry):
+            return None
+        data = (<const char*>entry.bytes)[:entry.size_bytes]
+        free(entry.bytes)
+        return entry.fd, data, (<const char*>entry.address)[:16], entry.port
+
+    def close(self):
+        """Closes the queue and every descriptor that is still in it."""
+        if self.queue.entries != NULL:
+            handover_close(&self.queue)
+
+    @property
+    def event_fd(self):
+        """Readable while entries wait."""
+        return self.queue.event_fd
+
+    @property
+    def count(self):
+        """How many wait."""
+        return self.queue.count
