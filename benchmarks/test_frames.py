@@ -12,7 +12,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from tools.encoders import encode, scan
 
-from relay._core import Scanner
+from relay._probe_data import Scanner
 
 FLOOR_MBPS = 200
 ROUND_BYTES = 64_000_000

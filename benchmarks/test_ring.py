@@ -43,14 +43,15 @@ def test_push_inside_the_core(benchmark, stream, size):
     checksum = benchmark.pedantic(push_many, rounds=3, iterations=1)
     state = stream.snapshot()
     held = state["head_sequence"] - state["tail_sequence"]
-    assert state["counters"]["received_frames_total"] == 3 * PUSHES
-    assert state["counters"]["received_bytes_total"] == 3 * PUSHES * size
+    pushes = len(seconds) * PUSHES
+    assert state["counters"]["received_frames_total"] == pushes
+    assert state["counters"]["received_bytes_total"] == pushes * size
     assert held >= min(state["ring_frames"] // 2, RING_BYTES // 2 // size)
     assert checksum == checksum_expected(data, PUSHES - held, PUSHES)
     benchmark.extra_info.update(
         build=BUILD,
         size_bytes=size,
-        pushes=3 * PUSHES,
+        pushes=pushes,
         bytes_held=held * size,
         ns_per_push=round(min(seconds) / PUSHES * 1e9, 1),
     )
@@ -63,9 +64,9 @@ def test_push_as_a_python_call(benchmark, stream, size):
     benchmark.pedantic(stream.push, args=(data, 20_000), rounds=20, iterations=10_000)
     state = stream.snapshot()
     pushes = state["counters"]["received_frames_total"]
-    assert pushes == state["head_sequence"] >= 200_000
+    assert pushes == state["head_sequence"] >= (1 if benchmark.disabled else 200_000)
     assert state["head_position"] == pushes * size
     assert stream.read(state["head_sequence"] - 1)[0] == data
-    benchmark.extra_info.update(
-        build=BUILD, size_bytes=size, ns_per_push=round(benchmark.stats.stats.min * 1e9, 1)
-    )
+    if not benchmark.disabled:
+        ns_per_push = round(benchmark.stats.stats.min * 1e9, 1)
+        benchmark.extra_info.update(build=BUILD, size_bytes=size, ns_per_push=ns_per_push)

@@ -14,9 +14,13 @@ from libc.string cimport memcpy, memmove, memset
 from relay._core.atomics cimport (
     add_u32, load_pointer, load_u32, load_u64, ref_take, store_u32, sub_u32,
 )
+from relay._core.backbone cimport backbone_main, backbone_subscribe
+from relay._core.backbone_state cimport (
+    PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
+)
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
-    engine_open, engine_remove, engine_t, now_us, wall_ms,
+    engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
 from relay._core.frames cimport (
     FRAME_BYTES_MAX, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open,
@@ -24,8 +28,10 @@ from relay._core.frames cimport (
 )
 from relay._core.handover cimport entry_t, eventfd_write, handover_t, handover_take
 from relay._core.retire cimport (
-    RETIRE_PYTHON, pthread_mutex_lock, pthread_mutex_unlock, retire_sweep, turn_begin, turn_end,
+    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    retire_sweep, turn_begin, turn_end,
 )
+from relay._core.hop cimport PEER_VERSION, peer_t
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
     ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
@@ -41,6 +47,9 @@ from relay._core.stream cimport (
     stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
     stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
+from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
+from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.zmq_api cimport zmq_api_load
 
 import os
 
@@ -95,13 +104,6 @@ cdef class Buffer:
         PyBuffer_Release(&self.view)
 
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned long pthread_t
-    int pthread_join(pthread_t thread, void** result)
-
-cdef extern from "thread.h" nogil:
-    int thread_start(pthread_t* thread, void* (*body)(void*) noexcept nogil, void* argument)
-
 cdef extern from "door.h" nogil:
     int door_open(const char* host, uint16_t* port, int* fds, int count)
     const char* gai_strerror(int code)
@@ -143,8 +145,8 @@ cdef class Engine:
         self.engine.head_timeout_us = head_timeout_ms * <uint64_t>1000
         self.engine.join_wait_us = join_wait_ms * <uint64_t>1000
         self.engine.directory_known = self.engine.upstream_up = 1
-        node_id = os.urandom(16)
-        memcpy(self.engine.node_id, <const char*>node_id, 16)
+        self.engine.node_id[0] = int.from_bytes(os.urandom(8), "little") | 1
+        self.engine.node_id[1] = int.from_bytes(os.urandom(8), "little")
         self.shards_wanted = threads
         self.is_open = True
         self.configure()
@@ -253,7 +255,7 @@ cdef class Engine:
     @property
     def node_id(self):
         """128 random bits, new at each start, as 32 hexadecimal digits."""
-        return (<const char*>self.engine.node_id)[:16].hex()
+        return node_hex(self.engine.node_id)
 
     @property
     def listeners_max(self):
@@ -836,369 +838,211 @@ def measure_push(Stream stream, data, uint32_t pushes):
     return (end - begin) / 1e6, sum(memoryview(stream.view()))
 
 
+# --- the backbone ----------------------------------------------------------------------------------
 
-# ---- frames: a face on the scanners, for tests and benchmarks ----
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from relay._core.frames cimport (
-    SCAN_ADTS,
-    SCAN_MPEG,
-    SCAN_OGG,
-    cut_t,
-    int64_t,
-    scan_bit_rate_bps,
-    scan_next,
-    scan_open,
-    scan_reason,
-    scan_t,
-    uint8_t,
-)
-from relay.errors import SourceError
+REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "full")
+UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
+LINK_STATES = ("idle", "joining", "live", "ended")
 
-_SCAN_KINDS = {"mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG}
+cdef struct link_view_t:
+    char mount[256]
+    uint32_t mount_bytes
+    uint32_t state
+    uint32_t hops
+    bint subscribed
+    bint from_upstream
+    uint32_t downstream
+    uint64_t epoch
+    uint64_t told_epoch
+    uint64_t sent_sequence
+    uint64_t hole_us
+    bint tail_whole
 
 
-cdef class Scanner:
-    """Cuts bytes into frames and keeps what is not whole yet. Never blocks; for one thread."""
+cdef class Backbone:
+    """The thread between nodes; relay/backbone.py makes its sockets and keeps them."""
 
-    cdef scan_t _scan
-    cdef bytes _carry
-    cdef readonly unsigned long long skipped_bytes_total
+    cdef Engine engine
+    cdef backbone_t bone
+    cdef bint is_open
 
-    def __cinit__(self, str kind):
-        scan_open(&self._scan, _SCAN_KINDS[kind])
-        self._carry = b""
+    def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
+                  size_t sub, int router_port, str advertise, str upstream_host, int silence_ms,
+                  int repair_wait_ms, prefetch, int subscriptions_max):
+        engine.check()
+        cdef backbone_t* bone = &self.bone
+        cdef const char* missing = zmq_api_load(&bone.api, module.encode())
+        cdef bytes name
+        if missing != NULL:
+            raise RelayError(
+                f"{module} gives no libzmq ({missing.decode()}); install pyzmq 26 or newer"
+            )
+        if engine.engine.hub.event_fd >= 0:
+            raise RelayError("this engine has a backbone already: close it first")
+        self.engine = engine
+        bone.engine = &engine.engine
+        bone.context = <void*>context
+        bone.xpub = <void*>xpub
+        bone.router = <void*>router
+        bone.sub = <void*>sub
+        bone.router_port = router_port
+        bone.silence_us = silence_ms * <uint64_t>1000
+        bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
+        copy_text(bone.advertise, advertise)
+        copy_text(bone.upstream_host, upstream_host)
+        for mount in prefetch[:PREFETCH_MAX]:
+            name = mount.encode()
+            bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
+            bone.prefetch_count += 1
+        pthread_mutex_init(&bone.turn_lock, NULL)
+        if backbone_open(bone, subscriptions_max) != 0:
+            raise MemoryError(f"no memory for a backbone of {subscriptions_max} subscriptions")
+        self.begin()
 
-    def feed(self, data):
-        """Return the frames that are whole now: (bytes, duration µs, flags). Raises SourceError."""
-        cdef bytes joined = self._carry + bytes(data)
-        cdef const uint8_t* front = joined
-        cdef size_t size = len(joined), used = 0
-        cdef int64_t step
-        cdef cut_t cut
-        frames = []
-        while True:
-            step = scan_next(&self._scan, front + used, size - used, &cut)
-            if step <= 0:
-                break
-            self.skipped_bytes_total += cut.skipped_bytes
-            used += step
-            if cut.frame_bytes:
-                frames.append((joined[used - cut.frame_bytes:used], cut.duration_us, cut.flags))
-        self._carry = joined[used:]
-        if step < 0:
-            raise SourceError(scan_reason(step).decode())
-        return frames
+    cdef int begin(self) except -1:
+        cdef backbone_t* bone = &self.bone
+        if engine_hub_open(bone.engine) != 0:
+            raise RelayError("no file descriptor left for the backbone: raise the file limit")
+        if bone.sub != NULL:
+            bone.engine.has_upstream = 1
+            bone.engine.directory_known = bone.engine.upstream_up = 0
+            backbone_subscribe(bone)
+        if thread_start(&bone.thread, backbone_main, bone) != 0:
+            engine_hub_close(bone.engine)
+            raise RelayError("no thread left for the backbone: raise the process limit")
+        self.is_open = True
+        return 0
 
-    def measure(self, bytes data, int rounds):
-        """Scan data anew `rounds` times without the GIL: (seconds, frames, bytes in frames)."""
-        cdef scan_t scan
-        cdef cut_t cut
-        cdef const uint8_t* front = data
-        cdef size_t size = len(data), used
-        cdef int64_t step
-        cdef unsigned long long frames = 0, frame_bytes = 0
-        cdef timespec begin, end
-        cdef int kind = self._scan.kind
+    def stop(self):
+        """Says goodbye to the children and joins the thread. The sockets are the caller's again."""
+        if not self.is_open or _pid == -1:
+            return
+        self.is_open = False
+        store_u32(&self.bone.stop, 1)
+        self.wake()
         with nogil:
-            clock_gettime(CLOCK_MONOTONIC, &begin)
-            for _ in range(rounds):
-                scan_open(&scan, kind)
-                used = 0
-                step = 1
-                while step > 0:
-                    step = scan_next(&scan, front + used, size - used, &cut)
-                    used += step if step > 0 else 0
-                frames += scan.frames_total
-                frame_bytes += scan.frame_bytes_total
-            clock_gettime(CLOCK_MONOTONIC, &end)
-        seconds = (end.tv_sec - begin.tv_sec) + (end.tv_nsec - begin.tv_nsec) * 1e-9
-        return seconds, frames, frame_bytes
+            pthread_join(self.bone.thread, NULL)
+        engine_hub_close(self.bone.engine)
+        backbone_free(&self.bone)
 
-    @property
-    def pending_bytes(self):
-        """Bytes fed that are neither discarded nor part of a frame yet."""
-        return len(self._carry)
-
-    @property
-    def totals(self):
-        """What was found and counted so far, by the names of scan_t."""
-        cdef dict found = self._scan
-        found.pop("ogg_tracks")
-        found["bit_rate_bps"] = scan_bit_rate_bps(&self._scan)
-        return found
-# --- for tests alone: the rooms without the face -------------------------------------------------
-
-from relay._core.atomics cimport store_u32
-from relay._core.engine cimport engine_find_key
-from relay._core.retire cimport retire_close, retire_later, retire_open, retire_sweep, retire_t
-from relay._core.ring cimport (
-    ring_close, ring_open, ring_readable_end, ring_resized, ring_sequence_at, ring_start_after,
-    ring_tail_position,
-)
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
-
-cdef extern from "<unistd.h>" nogil:
-    int usleep(unsigned int us)
-
-
-cdef class RetireProbe:
-    """Retirement with counted things: `freed` of them have gone."""
-
-    cdef retire_t retire
-    cdef uint64_t freed[1]
-
-    def __cinit__(self):
-        retire_open(&self.retire)
+    cdef void wake(self):
+        eventfd_write(self.bone.engine.hub.kept_fd, 1)
 
     def __dealloc__(self):
-        retire_close(&self.retire)
+        self.stop()
+        if not self.is_open:
+            backbone_free(&self.bone)
 
-    def begin(self, int reader):
-        """A turn of this reader begins."""
-        turn_begin(&self.retire, reader)
+    def goodbye(self):
+        """Tells the children to switch now; the thread goes on until stop()."""
+        self.engine.check()
+        store_u32(&self.bone.goodbye, 1)
+        self.wake()
 
-    def end(self, int reader):
-        """It ends."""
-        turn_end(&self.retire, reader)
-
-    def retire_one(self):
-        """Retires one counted thing."""
-        retire_later(&self.retire, self.freed, count_freed)
-
-    def sweep(self):
-        """Frees what nobody can see any more."""
-        retire_sweep(&self.retire)
+    def fault(self, *, int drop_every=0, int version=0, bint cut=False):
+        """For tests: drop each n-th run that comes; say this version in beacons; end without a word."""
+        self.bone.fault_drop_every = drop_every
+        self.bone.fault_version = version
+        self.bone.goodbye_said = cut
 
     @property
-    def counts(self):
-        """(retired and waiting, freed)."""
-        return self.retire.retired_count, self.freed[0]
+    def node_id(self):
+        """This node's id, 32 hexadecimal digits."""
+        return node_hex(self.engine.engine.node_id)
 
-
-cdef void count_freed(void* thing) noexcept nogil:
-    (<uint64_t*>thing)[0] += 1
-
-
-cdef class RingProbe:
-    """One ring with the arguments of ring_open; its methods are ring.pxd's functions."""
-
-    cdef RetireProbe owner
-    cdef ring_t* ring
-    cdef uint32_t stop
-
-    def __cinit__(self, uint64_t size_bytes=0, uint64_t frames_count=0, *, uint64_t sequence=0,
-                  uint64_t position=0, uint64_t media_us=0, RingProbe resized=None):
-        self.owner = RetireProbe() if resized is None else resized.owner
-        if resized is not None:
-            self.ring = ring_resized(resized.ring, size_bytes, frames_count)
-        else:
-            self.ring = ring_open(size_bytes, frames_count, 1, sequence, position, media_us,
-                                  &self.owner.retire)
-        if self.ring == NULL:
-            raise MemoryError("no ring")
-
-    def __dealloc__(self):
-        if self.ring != NULL:
-            ring_close(self.ring)
-
-    @property
-    def state(self):
-        """The numbers of the ring, as a dict."""
-        cdef ring_t* ring = self.ring
-        return {
-            "size_bytes": ring.size_bytes, "guard_bytes": ring.guard_bytes,
-            "frames_count": ring.frames_count, "reserved_position": ring.reserved_position,
-            "reserved_sequence": ring.reserved_sequence, "head_sequence": ring.head_sequence,
-            "head_position": ring.head_position, "head_media_us": ring.head_media_us,
-            "base_sequence": ring.base_sequence, "base_position": ring.base_position,
-            "tail_sequence": ring_tail_sequence(ring), "tail_position": ring_tail_position(ring),
-            "holes_total": ring.holes_total,
-        }
-
-    def place(self, uint64_t sequence, uint64_t position, uint64_t media_us, data,
-              uint32_t duration_us, uint32_t flags=1):
-        """ring_place."""
-        cdef Buffer run = Buffer(data)
-        return ring_place(self.ring, sequence, position, media_us, run.bytes, <uint32_t>run.size,
-                          duration_us, flags)
-
-    def give_up(self):
-        """ring_give_up."""
-        return ring_give_up(self.ring)
-
-    def bytes_at(self, uint64_t position, size_t size):
-        """A copy of the ring's bytes, unchecked (size ≤ the ring's)."""
-        return (<const char*>ring_at(self.ring, position))[:min(size, self.ring.size_bytes)]
-
-    def entry(self, uint64_t sequence):
-        """ring_read_entry: (position, size_bytes, media_us, duration_us, flags) or None."""
-        cdef frame_t frame
-        if not ring_read_entry(self.ring, sequence, &frame):
-            return None
-        return (frame.position, frame.size_bytes, frame.media_us, frame.duration_us,
-                frame.flags & 0xFF)
-
-    def readable_end(self, uint64_t position):
-        """ring_readable_end."""
-        return ring_readable_end(self.ring, position)
-
-    def start_after(self, uint64_t position):
-        """ring_start_after."""
-        return ring_start_after(self.ring, position)
-
-    def sequence_at(self, uint64_t position):
-        """ring_sequence_at."""
-        return ring_sequence_at(self.ring, position)
-
-    def burst_sequence(self, uint64_t burst_us):
-        """ring_burst_sequence."""
-        return ring_burst_sequence(self.ring, burst_us)
-
-    def was_overtaken(self, uint64_t position):
-        """ring_was_overtaken."""
-        return bool(ring_was_overtaken(self.ring, position))
-
-    def entry_was_overtaken(self, uint64_t sequence):
-        """ring_entry_was_overtaken."""
-        return bool(ring_entry_was_overtaken(self.ring, sequence))
-
-    def header(self, uint64_t sequence):
-        """The bytes of ring_header, or None."""
-        cdef header_t* header = ring_header(self.ring, sequence)
-        return None if header == NULL else (<const char*>header.bytes)[:header.size_bytes]
-
-    def title(self, uint64_t position):
-        """The bytes of ring_title, or None."""
-        cdef title_t* title = ring_title(self.ring, position)
-        return None if title == NULL else (<const char*>title.bytes)[:title.size_bytes]
-
-    def write_unpaced(self):
-        """Pushes stamped frames as fast as it can until stop_writing(); no GIL."""
-        cdef uint64_t words[STAMPED_WORDS_MAX]
-        cdef uint32_t size
-        cdef uint32_t i
+    def snapshot(self):
+        """What the thread saw at the end of a turn: upstream, streams, counters."""
+        check_process()
+        cdef backbone_t* bone = &self.bone
+        cdef backbone_counters_t counters
+        cdef peer_t peer
+        cdef link_view_t* views = NULL
+        cdef uint32_t count = 0
+        cdef uint64_t now
+        if not self.is_open:
+            raise RelayError("the backbone is closed")
         with nogil:
-            while not load_u32(&self.stop):
-                size = stamped_words(self.ring.head_sequence)
-                for i in range(size):
-                    words[i] = self.ring.head_sequence
-                ring_push(self.ring, <uint8_t*>words, 8 * size, 1000, 1)
-
-    def stop_writing(self):
-        """Ends write_unpaced."""
-        store_u32(&self.stop, 1)
-
-    def read_slowly(self, uint32_t runs, bint check):
-        """Copies `runs` runs of a few frames in small pieces, giving way in between; no GIL.
-
-        With `check` the copy of a run that was overtaken meanwhile is thrown away, as after a send.
-        Returns (runs delivered, runs thrown away, frames delivered, frames torn among them).
-        """
-        cdef uint64_t[4] result
-        memset(result, 0, sizeof(result))
-        with nogil:
-            read_slowly(self.ring, runs, check, result)
-        return tuple(result)
-
-
-cdef enum:
-    STAMPED_WORDS_MAX = 184
-    RUN_WORDS_MAX = 1024
-    RUN_BYTES_MAX = 8192
-    PIECE_BYTES = 512
-
-
-cdef uint32_t stamped_words(uint64_t sequence) noexcept nogil:
-    # 8 to 183 words of 8 bytes: the size of a stamped frame, told by its sequence alone.
-    return 8 + <uint32_t>((sequence * <uint64_t>0x9E3779B97F4A7C15) >> 32) % 176
+            pthread_mutex_lock(&bone.turn_lock)
+            counters = bone.counters
+            peer = bone.peer
+            views = <link_view_t*>malloc((bone.links + 1) * sizeof(link_view_t))
+            if views != NULL:
+                count = backbone_views(bone, views)
+            now = now_us()
+            pthread_mutex_unlock(&bone.turn_lock)
+        try:
+            return {
+                "node_id": self.node_id,
+                "upstream": None if bone.sub == NULL else {
+                    "state": UPSTREAM_STATES[peer.state],
+                    "node_id": node_hex(bone.peer_id) if bone.peer_id[0] else None,
+                    "version": bone.peer_version if peer.state == PEER_VERSION else WIRE_PROTOCOL,
+                    "sign_age_ms": (now - peer.sign_us) // 1000 if peer.sign_us else None,
+                    "load": bone.peer_load, "hops": bone.peer_path_count + 1,
+                    "repair_address": bone.peer_address.decode() or None,
+                    "directory_known": bone.engine.directory_known == 1,
+                },
+                "load": bone.load, "subscriptions": bone.demand.count,
+                "directory_version": bone.directory_version,
+                "links": [view_dict(&views[i], now) for i in range(count)],
+                "counters": counters_dict(counters),
+            }
+        finally:
+            free(views)
 
 
-cdef void read_slowly(ring_t* ring, uint32_t runs, bint check, uint64_t* result) noexcept nogil:
-    cdef uint64_t words[RUN_WORDS_MAX]
-    cdef uint64_t sequence
-    cdef uint64_t size
-    cdef uint64_t done
-    cdef uint32_t run
-    cdef frame_t frame
-    for run in range(runs):
-        sequence = ring_tail_sequence(ring)
-        if not ring_read_entry(ring, sequence, &frame):
+cdef str node_hex(uint64_t* node_id):
+    return f"{node_id[1]:016x}{node_id[0]:016x}"
+
+
+cdef int copy_text(char* to, str text) except -1:
+    cdef bytes data = text.encode()
+    if len(data) > WIRE_ADDRESS_BYTES_MAX:
+        raise RelayError(f"an address of {len(data)} bytes; the bound is {WIRE_ADDRESS_BYTES_MAX}")
+    memcpy(to, <const char*>data, len(data) + 1)
+    return 0
+
+
+cdef uint32_t backbone_views(backbone_t* bone, link_view_t* views) noexcept nogil:
+    cdef uint32_t count = 0
+    cdef uint64_t slot
+    cdef link_t* link
+    cdef link_view_t* view
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link == NULL or link.stream == NULL:
             continue
-        size = load_u64(&ring.head_position) - frame.position
-        if size > RUN_BYTES_MAX:
-            size = RUN_BYTES_MAX
-        done = 0
-        while done < size:      # the kernel's copy, with the reader preempted inside it
-            memcpy(<uint8_t*>words + done, ring_at(ring, frame.position + done),
-                   size - done if size - done < PIECE_BYTES else PIECE_BYTES)
-            done += PIECE_BYTES
-            if run % 4 == 1:
-                sched_yield()
-        if run % 64 == 2:
-            usleep(20)
-        if check and ring_was_overtaken(ring, frame.position):
-            result[1] += 1
-            continue
-        result[0] += 1
-        count_torn(words, size // 8, sequence, result)
+        view = &views[count]
+        memcpy(view.mount, link.mount, 256)
+        view.mount_bytes = link.mount_bytes
+        view.state = link.hop.state
+        view.hops = link.told_hops + 1 if link.from_upstream else 0
+        view.subscribed = link.hop.subscribed
+        view.from_upstream = link.from_upstream
+        view.downstream = load_u32(&link.stream.downstream)
+        view.epoch = link.hop.epoch
+        view.told_epoch = link.hop.told_epoch
+        view.sent_sequence = link.out.sequence
+        view.hole_us = link.hop.hole_us
+        view.tail_whole = link.hop.back_over or not link.hop.subscribed
+        count += 1
+    return count
 
 
-cdef void count_torn(
-    const uint64_t* words, uint64_t count, uint64_t sequence, uint64_t* result
-) noexcept nogil:
-    cdef uint64_t at = 0
-    cdef uint64_t i
-    cdef bint torn
-    while at + stamped_words(sequence) <= count:
-        torn = False
-        for i in range(at, at + stamped_words(sequence)):
-            torn = torn or words[i] != sequence
-        result[2] += 1
-        result[3] += torn
-        at += stamped_words(sequence)
-        sequence += 1
+cdef dict view_dict(link_view_t* view, uint64_t now):
+    return {
+        "mount": view.mount[:view.mount_bytes].decode("utf-8", "replace"),
+        "state": LINK_STATES[view.state], "hops": view.hops, "subscribed": bool(view.subscribed),
+        "from_upstream": bool(view.from_upstream), "downstream": bool(view.downstream),
+        "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
+        "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
+        "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
+    }
 
 
-cdef class TableProbe:
-    """The table of streams with keys of the test's choice: removing must keep every probe run whole."""
-
-    cdef engine_t engine
-
-    def __cinit__(self, uint32_t streams_max):
-        if engine_open(&self.engine, streams_max) != 0:
-            raise MemoryError("no table")
-
-    def __dealloc__(self):
-        if self.engine.table != NULL:
-            engine_close(&self.engine)
-
-    def add(self, bytes mount, uint64_t key):
-        """engine_add."""
-        cdef stream_t* stream = stream_open(
-            mount, <uint32_t>len(mount), &self.engine.defaults, &self.engine.retire, &self.engine.hub
-        )
-        stream.key = key
-        cdef int status = engine_add(&self.engine, stream)
-        if status != 0:
-            stream_drop(stream)
-        return status
-
-    def remove(self, uint64_t key):
-        """engine_remove of the stream with this key."""
-        cdef stream_t* stream = engine_find_key(&self.engine, key)
-        if stream == NULL:
-            return False
-        cdef bint found = engine_remove(&self.engine, stream)
-        stream_drop(stream)
-        return found
-
-    def find(self, uint64_t key):
-        """The mount of the stream with this key, or None; engine_find_key."""
-        cdef stream_t* stream = engine_find_key(&self.engine, key)
-        if stream == NULL:
-            return None
-        mount = stream.mount[:stream.mount_bytes]
-        stream_drop(stream)
-        return mount
+cdef dict counters_dict(backbone_counters_t counters):
+    cdef dict every = counters
+    refused = every.pop("refused_total")
+    every["refused"] = dict(zip(REFUSALS[1:], refused[1:]))
+    every["refused_total"] = sum(refused)
+    return every

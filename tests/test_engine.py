@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay._core import Engine, TableProbe
+from relay._core import Engine
+from relay._probe_data import TableProbe
 from relay.errors import MountError, RelayError
 
 TAKEN, FULL, COLLISION = -1, -2, -3

@@ -18,7 +18,7 @@ from tools.encoders import (
     split,
 )
 
-from relay._core import Scanner
+from relay._probe_data import Scanner
 
 # ISO/IEC 14496-3 table 1.18, written down anew.
 RATES_HZ = [

@@ -20,7 +20,7 @@ from tools.encoders import (
     split,
 )
 
-from relay._core import Scanner
+from relay._probe_data import Scanner
 from relay.errors import SourceError
 
 CONTINUED, BOS, EOS = 1, 2, 4

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools.encoders import FRAME_BYTES_MAX, encode, noise, scan
 
-from relay._core import Scanner
+from relay._probe_data import Scanner
 from relay.errors import SourceError
 
 JUNK_BYTES_MAX = 128 * 1024

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay._core import RingProbe
+from relay._probe_data import RingProbe
 
 START, HEADER, CHAIN, TITLE = 1, 2, 4, 8
 PLACED, DUPLICATE, FAR, BAD = 1, 0, -1, -2

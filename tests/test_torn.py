@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay._core import RingProbe
+from relay._probe_data import RingProbe
 
 SECONDS_MAX = 4.0
 RING_BYTES = 1 << 16  # the writer laps a reader about every 10 µs

@@ -11,7 +11,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from relay._core.atomics cimport add_u32, load_u32, store_u32
-from relay._core.handover cimport handover_close, handover_open, handover_t
+from relay._core.handover cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, handover_close, handover_open, handover_t,
+)
 from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, retire_close, retire_open, retire_t,
@@ -19,6 +21,7 @@ from relay._core.retire cimport (
 from relay._core.stream cimport (
     hub_next, hub_t, hub_take, mount_key, stream_config_t, stream_drop, stream_t,
 )
+
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -103,19 +106,38 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
         return -1
     engine.streams_max = streams_max
     engine.hub.event_fd = -1
+    engine.hub.kept_fd = -1
+    engine.directory_known = 1
+    engine.upstream_up = 1
     pthread_mutex_init(&engine.table_lock, NULL)
     retire_open(&engine.retire)
     return 0
 
-cdef inline void engine_close(engine_t* engine) noexcept nogil:
-    # All threads have ended.
-    cdef uint64_t slot
-    cdef stream_t* stream = hub_take(&engine.hub)   # what the backbone did not come to take
+cdef inline int engine_hub_open(engine_t* engine) noexcept nogil:
+    # From here on writers tell the backbone what is new. -1: no descriptor.
+    if engine.hub.kept_fd < 0:
+        engine.hub.kept_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    engine.hub.event_fd = engine.hub.kept_fd
+    return -1 if engine.hub.kept_fd < 0 else 0
+
+cdef inline void engine_hub_drain(engine_t* engine) noexcept nogil:
+    cdef stream_t* stream = hub_take(&engine.hub)
     cdef stream_t* after
     while stream != NULL:
         after = hub_next(stream)
         stream_drop(stream)
         stream = after
+
+cdef inline void engine_hub_close(engine_t* engine) noexcept nogil:
+    engine.hub.event_fd = -1
+    engine_hub_drain(engine)
+
+cdef inline void engine_close(engine_t* engine) noexcept nogil:
+    # All threads have ended.
+    cdef uint64_t slot
+    engine_hub_close(engine)
+    if engine.hub.kept_fd >= 0:
+        close(engine.hub.kept_fd)
     for slot in range(engine.table_size):
         if engine.table[slot] != NULL:
             stream_drop(engine.table[slot])

@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from relay._core.atomics cimport (
-    add_u32, claim_pointer, claim_u32, fence, load_pointer, load_u32, ref_take,
+    add_u32, add_u64, claim_pointer, claim_u32, fence, load_pointer, load_u32, load_u64, ref_take,
     store_pointer, store_u32, store_u64, sub_u32, swap_pointer, swap_u32,
 )
 from relay._core.retire cimport retire_later, retire_t
@@ -74,6 +74,7 @@ cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
 
 cdef struct hub_t:            # where writers tell the backbone that a stream has something new
     int event_fd              # -1: there is no backbone
+    int kept_fd               # the same descriptor, open until the engine goes: a late teller may write to it
     uint32_t asleep           # 1: the backbone waits in poll; the next writer wakes it
     stream_t* dirty           # a stack of streams, linked by dirty_next
 
@@ -86,6 +87,7 @@ cdef struct stream_t:
     hub_t* hub                # borrowed
     ring_t* ring              # the newest; NULL before the first epoch; holds one reference
     info_t* info              # what the reply says; NULL until known
+    uint32_t info_changes     # counts stream_set_info
     uint32_t refs
     uint32_t writer           # WRITER_…
     uint32_t source_up        # 1: an epoch is open
@@ -225,6 +227,8 @@ cdef inline bint stream_set_info(stream_t* stream, const uint8_t* bytes, uint32_
     info.size_bytes = size
     memcpy(info.bytes, bytes, size)
     retire_later(stream.retire, swap_pointer(<void**>&stream.info, info), release_plain)
+    add_u32(&stream.info_changes, 1)
+    hub_tell(stream.hub, stream)
     return True
 
 cdef inline void stream_link_ring(stream_t* stream, ring_t* ring) noexcept nogil:
@@ -273,6 +277,20 @@ cdef inline int stream_begin_epoch(
     stream.counters.epochs_total += 1
     hub_tell(stream.hub, stream)
     return 0
+
+cdef inline bint stream_forget_ring(stream_t* stream) noexcept nogil:
+    # Nobody has wanted the stream for its linger: its ring goes, so that who comes back does not get
+    # stale audio. A joiner counts himself in `listeners` or `readers` before he takes the ring; if one
+    # has just done so, the ring stays and the answer is False.
+    cdef ring_t* ring = <ring_t*>swap_pointer(<void**>&stream.ring, NULL)
+    fence()
+    if load_u32(&stream.listeners) + load_u32(&stream.readers) != 0:
+        store_pointer(<void**>&stream.ring, ring)
+        return False
+    store_u32(&stream.source_up, 0)
+    if ring != NULL:
+        stream_ring_drop(stream, ring)
+    return True
 
 cdef inline void stream_end_epoch(stream_t* stream, uint64_t now_us) noexcept nogil:
     # The source is gone: listeners stay where they are until the next epoch or the end of the linger.
