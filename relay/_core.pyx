@@ -710,8 +710,9 @@ cdef class Source:
     cdef int64_t ahead_us(self, uint64_t now) noexcept:
         cdef int64_t ahead
         if self.fed_media_us == 0:
-            self.began_us = now
             return 0
+        if self.began_us == 0:     # the first frame: real time begins here
+            self.began_us = now
         ahead = <int64_t>self.fed_media_us - <int64_t>(now - self.began_us)
         if ahead < -2000000:       # what it did not send for long, it may not send all at once later
             self.began_us = now - self.fed_media_us - 2000000
