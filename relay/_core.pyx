@@ -6,6 +6,7 @@
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
 cimport cython
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -26,7 +27,9 @@ from relay._core.frames cimport (
     FRAME_BYTES_MAX, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open,
     scan_reason, scan_t,
 )
-from relay._core.handover cimport entry_t, eventfd_write, handover_t, handover_take
+from relay._core.handover cimport (
+    close as close_fd, entry_t, eventfd_write, handover_drain, handover_t, handover_take,
+)
 from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     retire_sweep, turn_begin, turn_end,
@@ -43,9 +46,9 @@ from relay._core.connection cimport (
 )
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
-    STREAM_FULL, WRITER_LOCAL, info_t, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
-    stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
-    stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
+    STREAM_FULL, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_begin_epoch, stream_claim,
+    stream_config_t, stream_drop, stream_end_epoch, stream_open, stream_place, stream_push,
+    stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
@@ -129,6 +132,7 @@ cdef class Engine:
     cdef pthread_t threads[SHARDS_MAX]
     cdef int shards_count
     cdef int shards_wanted
+    cdef int threads_count
     cdef bint is_open
     cdef bint is_running
 
@@ -160,41 +164,58 @@ cdef class Engine:
     def listen(self, str host, int port):
         """Binds the listeners' door and returns its (host, port); OSError when it cannot."""
         self.check()
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port is {port}; the bound is 0 to 65535")
         cdef int fds[SHARDS_MAX]
         cdef uint16_t actual = <uint16_t>port
         cdef bytes name = host.encode()
         cdef int i
         if self.shards_count > 0:
             raise RelayError("the engine listens already")
+        if self.is_running:
+            raise RelayError("the engine has been started: listen() comes before start()")
         cdef int status = door_open(name, &actual, fds, self.shards_wanted)
         if status <= -4096:
             raise OSError(f"{host}: {gai_strerror(4096 + status).decode()}")
         if status < 0:
             raise OSError(-status, f"{os.strerror(-status)}: {host}:{port}")
         for i in range(self.shards_wanted):
-            self.add_shard(i, fds[i])
+            if not self.add_shard(fds[i]):
+                for i in range(i + 1, self.shards_wanted):
+                    close_fd(fds[i])
+                raise MemoryError(f"no memory for {self.engine.listeners_max} listeners")
         return host, actual
 
-    cdef int add_shard(self, int number, int listen_fd) except -1:
+    cdef bint add_shard(self, int listen_fd) noexcept:
+        # Takes over the descriptor, also when it answers False: no memory.
         cdef uint32_t records = self.engine.listeners_max + self.engine.heads_max + PARTING_MAX
         cdef shard_t* shard = <shard_t*>calloc(1, sizeof(shard_t))
-        if shard == NULL or shard_open(shard, &self.engine, number, records, listen_fd) != 0:
-            raise MemoryError(f"no memory for {records} connections")
-        self.shards[number] = shard
+        if shard == NULL:
+            close_fd(listen_fd)
+            return False
+        if shard_open(shard, &self.engine, self.shards_count, records, listen_fd) != 0:
+            shard_close(shard)
+            free(shard)
+            return False
+        self.shards[self.shards_count] = shard
         self.shards_count += 1
-        return 0
+        return True
 
     def start(self):
         """Starts the engine's threads."""
         self.check()
         cdef int i
+        if self.is_running:
+            raise RelayError("the engine has been started already")
+        self.is_running = True
         for i in range(self.shards_count):
             if thread_start(&self.threads[i], shard_main, self.shards[i]) != 0:
                 raise RelayError("the system refuses to start another thread")
-        self.is_running = True
+            self.threads_count += 1
 
     def stop_accepting(self):
         """Closes the door: who listens hears its frame to the end, nobody new comes in."""
+        self.check()
         cdef int i
         for i in range(self.shards_count):
             store_u32(&self.shards[i].draining, 1)
@@ -213,13 +234,15 @@ cdef class Engine:
             store_u32(&self.shards[i].stop, 1)
             eventfd_write(self.shards[i].wake_fd, 1)
         for i in range(self.shards_count):
-            if self.is_running:
+            if i < self.threads_count:
                 thread = self.threads[i]
                 with nogil:
                     pthread_join(thread, NULL)
             shard_close(self.shards[i])
             free(self.shards[i])
-        self.shards_count = 0
+        self.shards_count = self.threads_count = 0
+        handover_drain(&self.engine.pages)
+        handover_drain(&self.engine.sources)
 
     def __dealloc__(self):
         # Handles keep their Engine alive, so none is left here.
@@ -466,6 +489,7 @@ cdef class Stream:
 
     def unclaim(self):
         """Gives the writer's place back (end the epoch first)."""
+        check_process()
         stream_unclaim(self.stream)
 
     def begin(self, *, epoch=None, uint64_t origin=0, uint64_t sequence=0, uint64_t position=0,
@@ -491,6 +515,7 @@ cdef class Stream:
 
     def end(self):
         """Ends the epoch: listeners stay for linger_s and hear the next one."""
+        check_process()
         stream_end_epoch(self.stream, now_us())
 
     def push(self, data, uint32_t duration_us, uint32_t flags=1):
@@ -565,6 +590,11 @@ cdef class Stream:
         finally:
             stream_ring_drop(self.stream, ring)
 
+    def reader(self):
+        """Makes the stream wanted on this node for as long as the handle lives (see Reader)."""
+        self.engine.check()
+        return Reader.wrap(self)
+
     def view(self):
         """The readable run of the newest ring, without a copy (see RingView)."""
         return RingView.wrap(self, self.ring())
@@ -591,6 +621,7 @@ cdef class Stream:
 
     def snapshot(self):
         """State and counters of this stream, as a dict."""
+        check_process()
         cdef stream_t* stream = self.stream
         cdef ring_t* ring = self.take_ring()
         state = {
@@ -685,8 +716,9 @@ cdef class Source:
     cdef int64_t ahead_us(self, uint64_t now) noexcept:
         cdef int64_t ahead
         if self.fed_media_us == 0:
-            self.began_us = now
             return 0
+        if self.began_us == 0:     # the first frame: real time begins here
+            self.began_us = now
         ahead = <int64_t>self.fed_media_us - <int64_t>(now - self.began_us)
         if ahead < -2000000:       # what it did not send for long, it may not send all at once later
             self.began_us = now - self.fed_media_us - 2000000
@@ -759,6 +791,27 @@ cdef enum:
 
 
 @cython.no_gc_clear     # its engine must outlive it
+# no_gc_clear: __dealloc__ needs what the garbage collector would take from a cycle first.
+@cython.no_gc_clear
+cdef class Reader:
+    """Counts one reader in Python: while it lives, an edge asks its upstream for the stream."""
+
+    cdef Stream stream
+
+    @staticmethod
+    cdef Reader wrap(Stream stream):
+        cdef Reader self = Reader.__new__(Reader)
+        self.stream = stream
+        add_u32(&stream.stream.readers, 1)
+        hub_tell(stream.stream.hub, stream.stream)
+        return self
+
+    def __dealloc__(self):
+        # The hub may be closed by now; the backbone looks at the count on its own turns.
+        sub_u32(&self.stream.stream.readers, 1)
+
+
+@cython.no_gc_clear
 cdef class RingView:
     """A run of a ring's bytes without a copy, since its last lost run at most: pins the ring's
     memory, not its contents.
@@ -854,10 +907,13 @@ cdef struct link_view_t:
     uint64_t epoch
     uint64_t told_epoch
     uint64_t sent_sequence
+    uint64_t target_sequence
     uint64_t hole_us
+    bint told_up
     bint tail_whole
 
 
+@cython.no_gc_clear
 cdef class Backbone:
     """The thread between nodes; relay/backbone.py makes its sockets and keeps them."""
 
@@ -1022,6 +1078,8 @@ cdef uint32_t backbone_views(backbone_t* bone, link_view_t* views) noexcept nogi
         view.epoch = link.hop.epoch
         view.told_epoch = link.hop.told_epoch
         view.sent_sequence = link.out.sequence
+        view.target_sequence = link.hop.target_sequence
+        view.told_up = link.told_up
         view.hole_us = link.hop.hole_us
         view.tail_whole = link.hop.back_over or not link.hop.subscribed
         count += 1
@@ -1034,6 +1092,7 @@ cdef dict view_dict(link_view_t* view, uint64_t now):
         "state": LINK_STATES[view.state], "hops": view.hops, "subscribed": bool(view.subscribed),
         "from_upstream": bool(view.from_upstream), "downstream": bool(view.downstream),
         "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
+        "told_up": bool(view.told_up), "target_sequence": view.target_sequence,
         "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
         "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
     }

@@ -128,6 +128,12 @@ def curl() -> str:
 
 
 @pytest.fixture(scope="session")
+def gcc() -> str:
+    """The C compiler that builds Relay, for programs of the tests."""
+    return outside("gcc", os.environ.get("CC", "gcc").split()[0])
+
+
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """A real Chromium; as root it wants --headless --no-sandbox."""
     return outside("chromium", "chromium", "chromium-browser", "google-chrome")

@@ -263,6 +263,16 @@ class NodeProcess:
         return f"<node {self.http} {self.backbone} pid={pid}>"
 
 
+def wait_known(node: NodeProcess, *mounts: str, timeout_s: float = 5.0) -> None:
+    """Wait until the node knows of these mounts, its own or from upstream."""
+
+    def known() -> bool:
+        told = node.json("/api/v1/status")["streams"]
+        return set(mounts) <= {stream["mount"] for stream in told}
+
+    wait_until(known, timeout_s, what=f"{mounts} at {node!r}", every_s=0.05)
+
+
 _running: set[NodeProcess] = set()
 
 
