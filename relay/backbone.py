@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import re
 import weakref
@@ -25,6 +26,7 @@ from relay.errors import ConfigError, RelayError
 
 RUNS_QUEUED_MAX = 8192  # messages a child may be behind before it loses some (it repairs them)
 ANSWERS_QUEUED_MAX = 512  # to one child; it has at most 32 requests open
+PREFETCH_MAX = 4096
 RUN_BYTES_MAX = 192 * 1024
 REQUEST_BYTES_MAX = 1024
 SUBSCRIPTION_BYTES_MAX = 64  # libzmq counts its own handshake too: with less than 25 nobody gets in
@@ -68,9 +70,9 @@ def _bind(socket: zmq.Socket[bytes], key: str, host: str, port: int) -> int:
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
-        if error.errno == zmq.EADDRINUSE:
+        if error.errno == errno.EADDRINUSE:
             why = "the port is taken (by another Relay?); choose another, or 0 for any free one"
-        elif error.errno in (zmq.ENODEV, zmq.EADDRNOTAVAIL):
+        elif error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
             why = "this machine has no such address; use one of its own, or 127.0.0.1"
         else:
             why = os.strerror(error.errno or 0)
@@ -192,6 +194,8 @@ def open_backbone(
     """
     if len(upstreams) > 1:
         raise ConfigError(f"upstreams has {len(upstreams)} addresses; the bound is 1 so far")
+    if len(prefetch) > PREFETCH_MAX:
+        raise ConfigError(f"prefetch names {len(prefetch)} mounts; the bound is {PREFETCH_MAX}")
     if bind is None and not upstreams:
         raise ConfigError("a backbone needs an address to bind or an upstream")
     backbone = Backbone(zmq.Context())

@@ -475,6 +475,9 @@ cdef inline void child_here(backbone_t* bone, link_t* link, reader_t* reader) no
         child_closed(bone)
         stream_unclaim(stream)
         return
+    if head_sequence:           # the same epoch begun anew: what lies between is lost, once
+        stream.counters.lost_frames_total += here.first_sequence - head_sequence
+        stream.counters.lost_runs_total += 1
     if here.title_bytes:
         ring_set_title(
             stream.ring, here.title, here.title_bytes, here.title_sequence, here.title_position

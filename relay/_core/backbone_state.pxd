@@ -25,7 +25,7 @@ from relay._core.zmq_api cimport pthread_t, zmq_api_t
 
 cdef enum:
     TOMBS_MAX = 1024              # removed streams that the directory still remembers
-    PREFETCH_MAX = 256
+    PREFETCH_MAX = 4096
     BACKBONE_READER = 64          # our place in retire.pxd
 
 cdef struct backbone_counters_t:  # owner: the backbone thread
