@@ -32,9 +32,10 @@ from relay._core.stream cimport (
     stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
 from relay._core.wire cimport *
-from relay._core.zmq_api cimport pthread_join, thread_start, zmq_api_load
+from relay._core.zmq_api cimport pthread_join, pthread_t, relay_msg_t, thread_start, zmq_api_load, zmq_api_t
 
 import os
+import time
 
 from relay.errors import MountError, RelayError, SourceError
 
@@ -943,3 +944,91 @@ cdef class Peer:
 
     def is_silent(self, uint64_t now, uint64_t last_turn, uint64_t silence):
         return bool(peer_is_silent(&self.peer, now, last_turn, silence))
+
+
+# --- for benchmarks --------------------------------------------------------------------------------
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int us)
+
+
+def measure_hop(Backbone above, Stream here, Stream there, data, int duration_us, int frames, int laps):
+    """(seconds, CPU seconds of this thread) of the hop for `laps` times `frames` frames, without the pushing.
+
+    The sender's thread is held while they are pushed; the clock runs from its release until the other
+    node's head has passed them all.
+    """
+    cdef Buffer run = Buffer(data)
+    cdef stream_t* source = here.stream
+    cdef stream_t* sink = there.stream
+    cdef uint64_t begin = 0
+    cdef uint64_t total = 0
+    cdef int status = 0
+    cdef int i
+    own = time.thread_time()
+    with nogil:
+        for _ in range(laps):
+            pthread_mutex_lock(&above.bone.turn_lock)
+            for i in range(frames):
+                status |= stream_push(source, run.bytes, <uint32_t>run.size, duration_us, 1)
+            begin = now_us()
+            pthread_mutex_unlock(&above.bone.turn_lock)
+            while load_u64(&sink.ring.head_sequence) < source.ring.head_sequence:
+                usleep(50)
+                if now_us() - begin > 20000000:
+                    status = -1
+                    break
+            total += now_us() - begin
+    if status < 0:
+        raise SourceError(f"{here.mount}: the hop did not carry {frames} frames within 20 s")
+    return total / 1e6, time.thread_time() - own
+
+
+cdef struct plain_t:
+    zmq_api_t api
+    void* socket
+    const uint8_t* bytes
+    size_t size
+    uint64_t count
+    uint64_t copies           # of the message, one after the other; taken in turn
+
+
+cdef void* plain_send(void* argument) noexcept nogil:
+    cdef plain_t* plain = <plain_t*>argument
+    cdef relay_msg_t msg
+    cdef uint64_t i
+    for i in range(plain.count):
+        plain.api.msg_init_size(&msg, plain.size)
+        memcpy(plain.api.msg_data(&msg), plain.bytes + i % plain.copies * plain.size, plain.size)
+        if plain.api.msg_send(&msg, plain.socket, 0) < 0:
+            plain.api.msg_close(&msg)
+    return NULL
+
+
+def measure_zmq(str module, size_t sender, size_t receiver, data, uint64_t count, uint64_t copies):
+    """A plain loop over the same libzmq: one thread sends, this one receives: (seconds, bytes).
+
+    `data` holds `copies` messages, sent in turn: as cold in the caches as a ring of their size.
+    """
+    cdef Buffer run = Buffer(data)
+    cdef plain_t plain
+    cdef pthread_t thread
+    cdef relay_msg_t msg
+    cdef uint64_t begin
+    cdef uint64_t i
+    cdef uint64_t received = 0
+    if zmq_api_load(&plain.api, module.encode()) != NULL:
+        raise RelayError(f"{module} gives no libzmq")
+    plain.socket, plain.bytes, plain.copies = <void*>sender, run.bytes, copies
+    plain.size, plain.count = run.size // copies, count
+    with nogil:
+        plain.api.msg_init(&msg)
+        begin = now_us()
+        thread_start(&thread, plain_send, &plain)
+        for i in range(count):
+            if plain.api.msg_recv(&msg, <void*>receiver, 0) >= 0:
+                received += plain.api.msg_size(&msg)
+        begin = now_us() - begin
+        pthread_join(thread, NULL)
+        plain.api.msg_close(&msg)
+    return begin / 1e6, received
