@@ -37,8 +37,12 @@ def plain(size: int, count: int) -> tuple[float, float]:
         messages = (b"S" + bytes(size - 1)) * (PLAIN_BUFFER_BYTES // size)
         cpu = time.process_time()
         seconds, received = _core.measure_zmq(
-            str(zmq_module.__file__), sender.underlying, receiver.underlying,
-            messages, count, PLAIN_BUFFER_BYTES // size,
+            str(zmq_module.__file__),
+            sender.underlying,
+            receiver.underlying,
+            messages,
+            count,
+            PLAIN_BUFFER_BYTES // size,
         )
         assert received == size * count
         return seconds, time.process_time() - cpu
@@ -65,8 +69,10 @@ def hop() -> Iterator[tuple[Any, Any, Any, Any]]:
     end = time.monotonic() + 10
     while time.monotonic() < end:
         there = second.find("/live")
-        if there is not None and there.snapshot()["epoch"] is not None and (
-            there.snapshot()["head_sequence"] == 20_000
+        if (
+            there is not None
+            and there.snapshot()["epoch"] is not None
+            and (there.snapshot()["head_sequence"] == 20_000)
         ):
             break
         time.sleep(0.01)
@@ -108,15 +114,17 @@ def test_hop_beside_a_plain_loop(benchmark: Any, hop: tuple[Any, Any, Any, Any])
     plain_s, plain_cpu_s = (min(column) for column in zip(*packed, strict=True))
     single_s, single_cpu_s = plain(len(FRAME) + 62, LAPS * FRAMES)
     frames = LAPS * FRAMES
-    benchmark.extra_info.update({
-        "message_bytes": size // messages,
-        "ratio_to_plain_loop": round(plain_s / hop_s, 2),
-        "ratio_to_plain_loop_cpu": round(plain_cpu_s / hop_cpu_s, 2),
-        "frames_per_second": round(frames / hop_s),
-        "megabytes_per_second": round(frames * len(FRAME) / hop_s / 1e6),
-        "cpu_ns_per_frame": round(hop_cpu_s / frames * 1e9),
-        "plain_cpu_ns_per_frame": round(plain_cpu_s / frames * 1e9),
-        "one_message_a_frame_per_second": round(frames / single_s),
-        "one_message_a_frame_cpu_ns": round(single_cpu_s / frames * 1e9),
-    })
+    benchmark.extra_info.update(
+        {
+            "message_bytes": size // messages,
+            "ratio_to_plain_loop": round(plain_s / hop_s, 2),
+            "ratio_to_plain_loop_cpu": round(plain_cpu_s / hop_cpu_s, 2),
+            "frames_per_second": round(frames / hop_s),
+            "megabytes_per_second": round(frames * len(FRAME) / hop_s / 1e6),
+            "cpu_ns_per_frame": round(hop_cpu_s / frames * 1e9),
+            "plain_cpu_ns_per_frame": round(plain_cpu_s / frames * 1e9),
+            "one_message_a_frame_per_second": round(frames / single_s),
+            "one_message_a_frame_cpu_ns": round(single_cpu_s / frames * 1e9),
+        }
+    )
     print(benchmark.extra_info)

@@ -15,7 +15,7 @@ import errno
 import os
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -48,7 +48,9 @@ def _split(key: str, text: str, *, port_min: int) -> tuple[str, int]:
     return found[1], port
 
 
-def _options(socket: zmq.Socket[bytes], *, bytes_max: int, sent_max: int, received_max: int) -> None:
+def _options(
+    socket: zmq.Socket[bytes], *, bytes_max: int, sent_max: int, received_max: int
+) -> None:
     """What all sockets of the backbone have in common."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IPV6, 1)
@@ -113,7 +115,9 @@ class Backbone:
             sent_max=ANSWERS_QUEUED_MAX,
             received_max=ANSWERS_QUEUED_MAX,
         )
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is an error here, not a silent loss
+        router.setsockopt(
+            zmq.ROUTER_MANDATORY, 1
+        )  # a full queue is an error here, not a silent loss
         self.address = f"tcp://{host}:{_bind(xpub, 'backbone', host, port)}"
         router_port = _bind(router, "advertise" if advertise else "backbone", host, told_port)
         self.repair_address = f"tcp://{host}:{router_port}"

@@ -33,23 +33,37 @@ FRAMES = st.lists(
     max_size=20,
 )
 RUN = {
-    "flags": st.integers(0, 1), "origin": U64, "epoch": U62, "first_sequence": U62,
-    "first_position": U62, "first_media_us": U62, "frames": FRAMES,
+    "flags": st.integers(0, 1),
+    "origin": U64,
+    "epoch": U62,
+    "first_sequence": U62,
+    "first_position": U62,
+    "first_media_us": U62,
+    "frames": FRAMES,
 }
 SPAN = {"flags": st.integers(0, 1), "epoch": U64}
-INFO = st.lists(
-    st.tuples(text(1, 10, "abc-"), text(0, 20, "abc: äß")), max_size=4
-).map(lambda lines: b"".join(name + b":" + value + b"\r\n" for name, value in lines))
-ENTRY = st.fixed_dictionaries({
-    "version": U64, "flags": st.integers(0, 3), "hops": st.integers(0, 16), "epoch": U62,
-    "origin": U64, "mount": text(0, 40).map(lambda rest: b"/" + rest), "info": INFO,
-})
+INFO = st.lists(st.tuples(text(1, 10, "abc-"), text(0, 20, "abc: äß")), max_size=4).map(
+    lambda lines: b"".join(name + b":" + value + b"\r\n" for name, value in lines)
+)
+ENTRY = st.fixed_dictionaries(
+    {
+        "version": U64,
+        "flags": st.integers(0, 3),
+        "hops": st.integers(0, 16),
+        "epoch": U62,
+        "origin": U64,
+        "mount": text(0, 40).map(lambda rest: b"/" + rest),
+        "info": INFO,
+    }
+)
 
 
 def pair(low: str, high: str) -> Any:
     """Two numbers in order, under these names."""
-    return lambda fields: {**fields, **dict(zip((low, high), sorted((fields[low], fields[high])),
-                                               strict=True))}
+    return lambda fields: {
+        **fields,
+        **dict(zip((low, high), sorted((fields[low], fields[high])), strict=True)),
+    }
 
 
 def header_of(fields: dict[str, Any]) -> dict[str, Any]:
@@ -61,29 +75,48 @@ MESSAGES = st.one_of(
     message("S", **RUN),
     message("s", **RUN),
     message(
-        "B", flags=st.integers(0, 3), node_id=NODE, directory_version=U64, turn=U64, load=U16,
-        router_port=U16, path=st.lists(U64, max_size=16),
+        "B",
+        flags=st.integers(0, 3),
+        node_id=NODE,
+        directory_version=U64,
+        turn=U64,
+        load=U16,
+        router_port=U16,
+        path=st.lists(U64, max_size=16),
         address=text(0, 60, "abc.:[]019%-"),
         entries=st.lists(st.tuples(U64, U64, U62, st.integers(0, 1)), max_size=30),
     ),
     message(
-        "h", flags=st.integers(0, 1), epoch=U62.filter(bool), origin=U64, first_sequence=U62,
-        first_position=U62, first_media_us=U62, head_sequence=U62, title_sequence=st.just(0),
-        title_position=U62, title=st.binary(max_size=4080),
+        "h",
+        flags=st.integers(0, 1),
+        epoch=U62.filter(bool),
+        origin=U64,
+        first_sequence=U62,
+        first_position=U62,
+        first_media_us=U62,
+        head_sequence=U62,
+        title_sequence=st.just(0),
+        title_position=U62,
+        title=st.binary(max_size=4080),
     ).map(pair("first_sequence", "head_sequence")),
     message("R", **SPAN, **{"from": U62, "to": U62}).map(pair("from", "to")),
     message("d", **SPAN, **{"from": U62, "to": U62}).map(pair("from", "to")),
     message("g", **SPAN, **{"from": U62, "to": U62}).map(pair("from", "to")),
     message(
-        "e", epoch=U64, end_sequence=U62, total_bytes=st.just(1), offset=st.integers(0, 2**20),
+        "e",
+        epoch=U64,
+        end_sequence=U62,
+        total_bytes=st.just(1),
+        offset=st.integers(0, 2**20),
         bytes=st.binary(max_size=2000),
     ).map(header_of),
     message("J", epoch=U64, burst_us=U62),
     message("D", node_id=NODE, since=U64),
     message("l"),
     message("u"),
-    message("p", node_id=NODE, version=U64, flags=st.integers(0, 3),
-            entries=st.lists(ENTRY, max_size=8)),
+    message(
+        "p", node_id=NODE, version=U64, flags=st.integers(0, 3), entries=st.lists(ENTRY, max_size=8)
+    ),
 )
 
 
@@ -125,8 +158,15 @@ def test_one_flipped_byte_never_crashes(fields: dict[str, Any], data: st.DataObj
 
 def run(**changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "kind": "S", "key": 7, "request": 0, "flags": 0, "origin": 1, "epoch": 2,
-        "first_sequence": 3, "first_position": 4, "first_media_us": 5,
+        "kind": "S",
+        "key": 7,
+        "request": 0,
+        "flags": 0,
+        "origin": 1,
+        "epoch": 2,
+        "first_sequence": 3,
+        "first_position": 4,
+        "first_media_us": 5,
         "frames": [(b"frame", 1, 26_000)],
     }
     return {**fields, **changes}
@@ -159,18 +199,40 @@ def test_what_is_out_of_bounds_is_refused(fields: dict[str, Any], reason: str) -
 @pytest.mark.parametrize(
     ("mount", "info"),
     [
-        (b"live", b""), (b"", b""), (b"/a b", b""), (b"/a\r\nX: y", b""), (b"/\x7f", b""),
-        (b"/live", b"\r\n"), (b"/live", b"Name: value"), (b"/live", b"Name value\r\n"),
-        (b"/live", b"A: b\r\n\r\nbody"), (b"/live", b"A: b\nC: d\r\n"), (b"/live", b": x\r\n"),
+        (b"live", b""),
+        (b"", b""),
+        (b"/a b", b""),
+        (b"/a\r\nX: y", b""),
+        (b"/\x7f", b""),
+        (b"/live", b"\r\n"),
+        (b"/live", b"Name: value"),
+        (b"/live", b"Name value\r\n"),
+        (b"/live", b"A: b\r\n\r\nbody"),
+        (b"/live", b"A: b\nC: d\r\n"),
+        (b"/live", b": x\r\n"),
         (b"/live", b"A: b\0\r\n"),
     ],
 )
 def test_text_that_could_reach_a_listener_is_checked(mount: bytes, info: bytes) -> None:
     """No space, no control byte, no empty header line: nothing can be smuggled into a reply."""
-    entry = {"version": 1, "flags": 1, "hops": 0, "epoch": 1, "origin": 1, "mount": mount,
-             "info": info}
-    page = {"kind": "p", "key": 0, "request": 1, "node_id": [1, 2], "version": 1, "flags": 1,
-            "entries": [entry]}
+    entry = {
+        "version": 1,
+        "flags": 1,
+        "hops": 0,
+        "epoch": 1,
+        "origin": 1,
+        "mount": mount,
+        "info": info,
+    }
+    page = {
+        "kind": "p",
+        "key": 0,
+        "request": 1,
+        "node_id": [1, 2],
+        "version": 1,
+        "flags": 1,
+        "entries": [entry],
+    }
     assert wire_decode(wire_encode(page)) == ("text", {})
 
 
@@ -182,8 +244,20 @@ def test_another_version_is_told_apart() -> None:
 
 
 RECORDED = bytes.fromhex(
-    "53" "0700000000000000" "01" "00" "00" "0100000000000000" "0200000000000000"
-    "0300000000000000" "0400000000000000" "0500000000000000" "0100" "050000" "01" "90650000"
+    "53"
+    "0700000000000000"
+    "01"
+    "00"
+    "00"
+    "0100000000000000"
+    "0200000000000000"
+    "0300000000000000"
+    "0400000000000000"
+    "0500000000000000"
+    "0100"
+    "050000"
+    "01"
+    "90650000"
     "6672616d65"
 )
 

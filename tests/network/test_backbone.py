@@ -36,8 +36,15 @@ def until(what: Callable[[], Any], within_s: float = 10.0) -> Any:
 class Node:
     """An engine with a backbone."""
 
-    def __init__(self, upstream: str | None = None, *, bind: str | None = "tcp://127.0.0.1:0",
-                 streams_max: int = 64, settings: dict[str, int] | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        upstream: str | None = None,
+        *,
+        bind: str | None = "tcp://127.0.0.1:0",
+        streams_max: int = 64,
+        settings: dict[str, int] | None = None,
+        **more: Any,
+    ) -> None:
         self.engine = _core.Engine(streams_max=streams_max)
         self.engine.configure(**(settings or {}))
         self.backbone: Backbone = open_backbone(
@@ -341,7 +348,7 @@ def test_a_lost_upstream_is_noticed_within_half_a_second(nodes: Callable[..., No
     begin = time.monotonic()
     first.cut()
     until(lambda: edge.upstream() == "lost")
-    assert time.monotonic() - begin < 0.75     # 0.5 and what a busy machine adds
+    assert time.monotonic() - begin < 0.75  # 0.5 and what a busy machine adds
     assert edge.engine.find("/live") is not None
     assert edge.counted("upstreams_lost_total") == 1
     first = nodes(bind=address)
@@ -478,7 +485,7 @@ def garbage(address: str, kind: int, dice: random.Random) -> None:
     for size in [0, 1, 9, 10, 14, 22, 31, 39, 63, 500] * 20:
         body = dice.randbytes(size)
         for head in (b"", dice.choice([b"J", b"R", b"D"]) + bytes(8) + b"\x01", b"\x01S"):
-            peer.send((head + body)[:60 if kind == zmq.XSUB else 1000])
+            peer.send((head + body)[: 60 if kind == zmq.XSUB else 1000])
     peer.send_multipart([b"a", b"b", b"c"])
     peer.close()
     context.term()
