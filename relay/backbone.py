@@ -1,8 +1,8 @@
 """The links between nodes: sockets, addresses and errors; what happens on them is in the core.
 
 Rules of this room
-  1. Makes and closes the sockets (its own zmq.Context, never the shared one); between open and close
-     they belong to the core's thread.
+  1. Makes and closes the sockets (its own zmq.Context, never the shared one); between open and
+     close they belong to the core's thread.
   2. An address that cannot be used is said here, in one line, before anything runs.
   3. Limits are named with their reasons in docs/wire.md.
 """
@@ -29,7 +29,8 @@ ANSWERS_QUEUED_MAX = 512  # to one child; it has at most 32 requests open
 PREFETCH_MAX = 4096
 RUN_BYTES_MAX = 192 * 1024
 REQUEST_BYTES_MAX = 1024
-SUBSCRIPTION_BYTES_MAX = 64  # libzmq counts its own handshake too: with less than 25 nobody gets in
+# A topic has 9, but libzmq counts its own handshake: with less than 25 nobody gets in.
+SUBSCRIPTION_BYTES_MAX = 64
 GOODBYE_LINGER_MS = 100
 
 _ADDRESS = re.compile(r"(?:tcp://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(\d{1,5}|\*)", re.ASCII)
@@ -115,9 +116,7 @@ class Backbone:
             sent_max=ANSWERS_QUEUED_MAX,
             received_max=ANSWERS_QUEUED_MAX,
         )
-        router.setsockopt(
-            zmq.ROUTER_MANDATORY, 1
-        )  # a full queue is an error here, not a silent loss
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is an error, no silent loss
         self.address = f"tcp://{host}:{_bind(xpub, 'backbone', host, port)}"
         router_port = _bind(router, "advertise" if advertise else "backbone", host, told_port)
         self.repair_address = f"tcp://{host}:{router_port}"
@@ -143,7 +142,7 @@ class Backbone:
         return sub.underlying, f"tcp://{host}"
 
     def snapshot(self) -> dict[str, Any]:
-        """Addresses, upstream, links and counters, as of the end of one turn; blocks for that turn."""
+        """Addresses, upstream, links and counters at the end of a turn; blocks for that turn."""
         if self._core is None:
             raise RelayError("the backbone is closed")
         seen: dict[str, Any] = self._core.snapshot()

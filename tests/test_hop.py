@@ -264,7 +264,6 @@ def test_a_join_that_answers_with_an_older_epoch_begins_nothing() -> None:
 
 def test_backfill_asks_for_runs_that_end_at_the_base() -> None:
     """Until the ring holds ring_us, or the upstream has no more."""
-    hop = joined(first=1000, head=1100)
     hop = Hop()
     hop.told(5)
     hop.step(T)
@@ -278,7 +277,7 @@ def test_backfill_asks_for_runs_that_end_at_the_base() -> None:
     assert hop.still_coming(10)
     hop.look(base=begin, held_us=9_000_000)
     hop.done(1000, T)
-    what, second, end, _ = hop.step(T)
+    what, _, end, _ = hop.step(T)
     assert (what, end) == ("backfill", begin)
     hop.gone(700, T)
     assert hop.step(T) == ("backfill", 700, begin, 0)
@@ -290,7 +289,6 @@ def test_backfill_asks_for_runs_that_end_at_the_base() -> None:
 
 def test_backfill_that_brings_nothing_asks_for_less_and_then_stops() -> None:
     """Halved four times."""
-    hop = joined()
     hop = Hop()
     hop.told(5)
     hop.step(T)

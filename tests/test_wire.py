@@ -20,10 +20,12 @@ PUBLISHED = "BS"
 
 
 def text(least: int, most: int, letters: str = "abcXYZ019/-_.~%äß") -> st.SearchStrategy[bytes]:
+    """Mounts, names, addresses: letters that may stand there."""
     return st.text(letters, min_size=least, max_size=most).map(lambda word: word.encode()[:255])
 
 
 def message(kind: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """A message of this kind."""
     request = st.just(0) if kind in PUBLISHED else U32
     return st.fixed_dictionaries({"kind": st.just(kind), "key": U64, "request": request, **fields})
 
@@ -67,6 +69,7 @@ def pair(low: str, high: str) -> Any:
 
 
 def header_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """A piece that lies within its blob."""
     offset = fields["offset"] % (2**20 - len(fields["bytes"]))
     return {**fields, "offset": offset, "total_bytes": max(1, offset + len(fields["bytes"]))}
 
@@ -157,6 +160,7 @@ def test_one_flipped_byte_never_crashes(fields: dict[str, Any], data: st.DataObj
 
 
 def run(**changes: Any) -> dict[str, Any]:
+    """A run of one frame, with changes."""
     fields: dict[str, Any] = {
         "kind": "S",
         "key": 7,

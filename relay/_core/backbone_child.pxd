@@ -565,7 +565,9 @@ cdef inline void child_answers(backbone_t* bone) noexcept nogil:
         bone.again = True
     bone.api.msg_close(&msg)
 
-cdef inline void child_dispatch(backbone_t* bone, const wire_head_t* head, reader_t* reader) noexcept nogil:
+cdef inline void child_dispatch(
+    backbone_t* bone, const wire_head_t* head, reader_t* reader
+) noexcept nogil:
     cdef link_t* link
     if head.kind == KIND_RUN:
         child_run(bone, head, reader)

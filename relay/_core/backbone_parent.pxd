@@ -17,6 +17,7 @@ from relay._core.backbone_state cimport (
     refuse,
 )
 from relay._core.hop cimport hop_still_coming
+from relay._core.pool cimport pool_give, pool_take, slab_t
 from relay._core.ring cimport (
     FRAME_TITLE, RING_HEADERS, RING_TITLES, frame_t, header_t, ring_at, ring_burst_sequence,
     ring_read_entry, ring_t,
@@ -30,6 +31,7 @@ from relay._core.zmq_api cimport *
 
 cdef enum:
     RECEIVES_MAX = 1024
+    POOLED_BYTES = 32768
     PACKS_MAX = 64
     ANSWER_PACKS_MAX = 4
     JOIN_PACKS_MAX = 16
@@ -108,6 +110,18 @@ cdef inline bint pack_copy(ring_t* ring, const pack_t* pack, uint8_t* records) n
         memcpy(payload, title.bytes, pack.payload_bytes)
     return True
 
+cdef inline bint message_open(backbone_t* bone, relay_msg_t* msg, size_t size) noexcept nogil:
+    # A message to write into: out of the pool when it is large, else libzmq's own.
+    cdef slab_t* slab = NULL
+    if size >= POOLED_BYTES:
+        slab = pool_take(bone.pool)
+    if slab == NULL:
+        return bone.api.msg_init_size(msg, size) == 0
+    if bone.api.msg_init_data(msg, slab.bytes, size, pool_give, slab) != 0:
+        pool_give(slab.bytes, slab)
+        return False
+    return True
+
 cdef inline int pack_message(
     backbone_t* bone, ring_t* ring, stream_t* stream, const pack_t* pack, uint8_t kind,
     uint32_t request, uint8_t flags, relay_msg_t* msg,
@@ -117,7 +131,7 @@ cdef inline int pack_message(
     cdef writer_t writer
     cdef size_t head = WIRE_HEAD_BYTES if is_published(kind) else WIRE_ASK_BYTES
     cdef size_t size = head + WIRE_RUN_FIXED_BYTES + 8 * pack.count + pack.payload_bytes
-    if bone.api.msg_init_size(msg, size) != 0:
+    if not message_open(bone, msg, size):
         return -1
     writer = writer_of(<uint8_t*>bone.api.msg_data(msg), size)
     run.flags = flags

@@ -9,6 +9,7 @@ from libc.stdint cimport uint8_t
 cdef extern from "zmq_api.h" nogil:
     ctypedef unsigned long pthread_t
     ctypedef void* (*thread_run_fn)(void*) noexcept nogil
+    ctypedef void (*give_fn)(void* bytes, void* hint) noexcept nogil
     int thread_start(pthread_t* thread, thread_run_fn run, void* argument)
     int pthread_join(pthread_t thread, void** result)
 
@@ -29,6 +30,9 @@ cdef extern from "zmq_api.h" nogil:
         int (*send)(void* socket, const void* bytes, size_t size, int flags) noexcept nogil
         int (*msg_init)(relay_msg_t* msg) noexcept nogil
         int (*msg_init_size)(relay_msg_t* msg, size_t size) noexcept nogil
+        int (*msg_init_data)(
+            relay_msg_t* msg, void* bytes, size_t size, give_fn give, void* hint
+        ) noexcept nogil
         int (*msg_send)(relay_msg_t* msg, void* socket, int flags) noexcept nogil
         int (*msg_recv)(relay_msg_t* msg, void* socket, int flags) noexcept nogil
         int (*msg_close)(relay_msg_t* msg) noexcept nogil

@@ -1,4 +1,4 @@
-"""Two and three nodes on loopback: frames go in at the first and come out at the last, byte for byte."""
+"""Two and three nodes on loopback: what goes in at the first comes out at the last."""
 
 from __future__ import annotations
 
@@ -53,20 +53,25 @@ class Node:
 
     @property
     def address(self) -> str:
+        """Where children attach."""
         assert self.backbone.address
         return self.backbone.address
 
     def seen(self) -> dict[str, Any]:
+        """The whole snapshot."""
         return self.backbone.snapshot()
 
     def upstream(self) -> str:
+        """The upstream's state."""
         state: str = self.seen()["upstream"]["state"]
         return state
 
     def link(self, mount: str = "/live") -> dict[str, Any]:
+        """One stream's link."""
         return next((link for link in self.seen()["links"] if link["mount"] == mount), {})
 
     def counted(self, name: str) -> Any:
+        """One counter."""
         return self.seen()["counters"][name]
 
     def stream(self, mount: str = "/live") -> _core.Stream:
@@ -96,9 +101,11 @@ class Programme:
         self._thread: threading.Thread | None = None
 
     def frame(self, number: int) -> bytes:
+        """What frame `number` of this epoch is."""
         return f"{self.mount}:{self.epoch}:{number}|".encode() * (10 + number % 7)
 
     def push(self, frames: int) -> None:
+        """The next frames, at once."""
         for _ in range(frames):
             self.stream.push(self.frame(self.sent), 10_000)
             self.sent += 1
@@ -114,6 +121,7 @@ class Programme:
         self._thread.start()
 
     def stop(self) -> None:
+        """Ends run()."""
         self._stop.set()
         if self._thread:
             self._thread.join()
@@ -129,6 +137,7 @@ class Ear:
         self.heard = 0
 
     def listen(self) -> None:
+        """All that is new."""
         head = self.stream.snapshot()["head_sequence"]
         while self.at < head:
             frame = self.stream.read(self.at)
@@ -138,6 +147,8 @@ class Ear:
             self.heard += 1
 
     def reach(self, sequence: int, within_s: float = 10.0) -> None:
+        """Listens until this frame."""
+
         def there() -> bool:
             self.listen()
             return self.at >= sequence
@@ -275,6 +286,7 @@ def test_dropped_messages_are_repaired_at_each_hop(chain: tuple[Node, Node, Node
 
 
 def restart_the_middle(nodes: Callable[..., Node], times: int, outage_s: float) -> None:
+    """Cuts and restarts the second of three nodes while two streams run through it."""
     first = nodes()
     second = nodes(first.address)
     address = second.address
@@ -478,6 +490,7 @@ def test_a_loop_is_refused(nodes: Callable[..., Node]) -> None:
 
 
 def garbage(address: str, kind: int, dice: random.Random) -> None:
+    """Malformed messages of many sizes."""
     context = zmq.Context()
     peer = context.socket(kind)
     peer.setsockopt(zmq.LINGER, 200)
