@@ -26,7 +26,9 @@ from relay._core.frames cimport (
     FRAME_BYTES_MAX, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open,
     scan_reason, scan_t,
 )
-from relay._core.handover cimport entry_t, eventfd_write, handover_t, handover_take
+from relay._core.handover cimport (
+    close as close_fd, entry_t, eventfd_write, handover_drain, handover_t, handover_take,
+)
 from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     retire_sweep, turn_begin, turn_end,
@@ -129,6 +131,7 @@ cdef class Engine:
     cdef pthread_t threads[SHARDS_MAX]
     cdef int shards_count
     cdef int shards_wanted
+    cdef int threads_count
     cdef bint is_open
     cdef bint is_running
 
@@ -160,41 +163,58 @@ cdef class Engine:
     def listen(self, str host, int port):
         """Binds the listeners' door and returns its (host, port); OSError when it cannot."""
         self.check()
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port is {port}; the bound is 0 to 65535")
         cdef int fds[SHARDS_MAX]
         cdef uint16_t actual = <uint16_t>port
         cdef bytes name = host.encode()
         cdef int i
         if self.shards_count > 0:
             raise RelayError("the engine listens already")
+        if self.is_running:
+            raise RelayError("the engine has been started: listen() comes before start()")
         cdef int status = door_open(name, &actual, fds, self.shards_wanted)
         if status <= -4096:
             raise OSError(f"{host}: {gai_strerror(4096 + status).decode()}")
         if status < 0:
             raise OSError(-status, f"{os.strerror(-status)}: {host}:{port}")
         for i in range(self.shards_wanted):
-            self.add_shard(i, fds[i])
+            if not self.add_shard(fds[i]):
+                for i in range(i + 1, self.shards_wanted):
+                    close_fd(fds[i])
+                raise MemoryError(f"no memory for {self.engine.listeners_max} listeners")
         return host, actual
 
-    cdef int add_shard(self, int number, int listen_fd) except -1:
+    cdef bint add_shard(self, int listen_fd) noexcept:
+        # Takes over the descriptor, also when it answers False: no memory.
         cdef uint32_t records = self.engine.listeners_max + self.engine.heads_max + PARTING_MAX
         cdef shard_t* shard = <shard_t*>calloc(1, sizeof(shard_t))
-        if shard == NULL or shard_open(shard, &self.engine, number, records, listen_fd) != 0:
-            raise MemoryError(f"no memory for {records} connections")
-        self.shards[number] = shard
+        if shard == NULL:
+            close_fd(listen_fd)
+            return False
+        if shard_open(shard, &self.engine, self.shards_count, records, listen_fd) != 0:
+            shard_close(shard)
+            free(shard)
+            return False
+        self.shards[self.shards_count] = shard
         self.shards_count += 1
-        return 0
+        return True
 
     def start(self):
         """Starts the engine's threads."""
         self.check()
         cdef int i
+        if self.is_running:
+            raise RelayError("the engine has been started already")
+        self.is_running = True
         for i in range(self.shards_count):
             if thread_start(&self.threads[i], shard_main, self.shards[i]) != 0:
                 raise RelayError("the system refuses to start another thread")
-        self.is_running = True
+            self.threads_count += 1
 
     def stop_accepting(self):
         """Closes the door: who listens hears its frame to the end, nobody new comes in."""
+        self.check()
         cdef int i
         for i in range(self.shards_count):
             store_u32(&self.shards[i].draining, 1)
@@ -213,13 +233,15 @@ cdef class Engine:
             store_u32(&self.shards[i].stop, 1)
             eventfd_write(self.shards[i].wake_fd, 1)
         for i in range(self.shards_count):
-            if self.is_running:
+            if i < self.threads_count:
                 thread = self.threads[i]
                 with nogil:
                     pthread_join(thread, NULL)
             shard_close(self.shards[i])
             free(self.shards[i])
-        self.shards_count = 0
+        self.shards_count = self.threads_count = 0
+        handover_drain(&self.engine.pages)
+        handover_drain(&self.engine.sources)
 
     def __dealloc__(self):
         # Handles keep their Engine alive, so none is left here.
@@ -466,6 +488,7 @@ cdef class Stream:
 
     def unclaim(self):
         """Gives the writer's place back (end the epoch first)."""
+        check_process()
         stream_unclaim(self.stream)
 
     def begin(self, *, epoch=None, uint64_t origin=0, uint64_t sequence=0, uint64_t position=0,
@@ -491,6 +514,7 @@ cdef class Stream:
 
     def end(self):
         """Ends the epoch: listeners stay for linger_s and hear the next one."""
+        check_process()
         stream_end_epoch(self.stream, now_us())
 
     def push(self, data, uint32_t duration_us, uint32_t flags=1):
@@ -591,6 +615,7 @@ cdef class Stream:
 
     def snapshot(self):
         """State and counters of this stream, as a dict."""
+        check_process()
         cdef stream_t* stream = self.stream
         cdef ring_t* ring = self.take_ring()
         state = {

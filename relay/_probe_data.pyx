@@ -11,9 +11,10 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from relay._core.atomics cimport load_u32, load_u64, store_u32
+from relay._core.atomics cimport load_u32, load_u64, store_u32, store_u64
 from relay._core.engine cimport (
-    engine_add, engine_close, engine_find_key, engine_open, engine_remove, engine_t,
+    engine_add, engine_close, engine_find_key, engine_hub_open, engine_open, engine_remove,
+    engine_t, now_us,
 )
 from relay._core.frames cimport (
     SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open, scan_reason,
@@ -29,7 +30,9 @@ from relay._core.ring cimport (
     ring_start_after, ring_t, ring_tail_position, ring_tail_sequence, ring_title,
     ring_was_overtaken, title_t,
 )
-from relay._core.stream cimport stream_drop, stream_open, stream_t
+from relay._core.stream cimport (
+    eventfd_write, hub_next, hub_sleep, hub_take, hub_tell, stream_drop, stream_open, stream_t,
+)
 
 from relay.errors import SourceError
 
@@ -38,6 +41,17 @@ cdef extern from "<sched.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int usleep(unsigned int us)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_read(int fd, uint64_t* value)
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* files, unsigned long count, int timeout_ms)
+    short POLLIN
 
 
 cdef class Buffer:
@@ -394,3 +408,73 @@ cdef class TableProbe:
         mount = stream.mount[:stream.mount_bytes]
         stream_drop(stream)
         return mount
+
+
+cdef class HubProbe:
+    """One stream, one writer that tells the hub, one backbone that sleeps when nothing is new."""
+
+    cdef engine_t engine
+    cdef stream_t* stream
+    cdef uint64_t seen
+    cdef uint32_t stop
+
+    def __cinit__(self):
+        if engine_open(&self.engine, 1) != 0 or engine_hub_open(&self.engine) != 0:
+            raise MemoryError("no table, or no descriptor")
+        self.stream = stream_open(
+            b"/hub", 4, &self.engine.defaults, &self.engine.retire, &self.engine.hub
+        )
+
+    def __dealloc__(self):
+        if self.stream != NULL:
+            stream_drop(self.stream)
+            engine_close(&self.engine)
+
+    def write_bursts(self, uint32_t bursts, uint64_t patience_us):
+        """1 to 8 changes within µs, then waits until they are seen; True when they never are."""
+        cdef uint64_t* told = &self.stream.counters.received_frames_total
+        cdef bint missed = False
+        cdef uint64_t until
+        cdef uint32_t burst
+        cdef uint32_t i
+        cdef uint32_t spin
+        with nogil:
+            for burst in range(bursts):
+                for i in range(1 + stamped_words(burst) % 8):
+                    for spin in range(100 * stamped_words(told[0])):     # any moment of a turn
+                        load_u64(&self.seen)
+                    store_u64(told, told[0] + 1)
+                    hub_tell(&self.engine.hub, self.stream)
+                until = now_us() + patience_us
+                while load_u64(&self.seen) != told[0] and now_us() < until:
+                    pass
+                if load_u64(&self.seen) != told[0]:
+                    missed = True
+                    break
+            store_u32(&self.stop, 1)
+            eventfd_write(self.engine.hub.event_fd, 1)
+        return missed
+
+    def serve(self):
+        """The backbone: takes what is new, sleeps, until the writer ends; returns how often it slept."""
+        cdef stream_t* stream
+        cdef stream_t* after
+        cdef pollfd file
+        cdef uint64_t woken
+        cdef uint64_t sleeps = 0
+        file.fd = self.engine.hub.event_fd
+        file.events = POLLIN
+        with nogil:
+            while not load_u32(&self.stop):
+                stream = hub_take(&self.engine.hub)
+                while stream != NULL:
+                    after = hub_next(stream)
+                    store_u64(&self.seen, load_u64(&stream.counters.received_frames_total))
+                    stream_drop(stream)
+                    stream = after
+                if hub_sleep(&self.engine.hub):
+                    sleeps += 1
+                    poll(&file, 1, 10000)
+                    eventfd_read(file.fd, &woken)
+                    store_u32(&self.engine.hub.asleep, 0)
+        return sleeps

@@ -338,7 +338,9 @@ class Node:
         links = {told["mount"]: told for told in link.get("links", [])}
         streams = []
         for stream in engine.streams():
-            state = stream.snapshot() | _link_facts(links.get(stream.mount))
+            state = stream.snapshot()
+            if state["writer"] != "local":
+                state |= _link_facts(links.get(stream.mount))
             peak = self._peaks.get(stream.mount, 0)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)

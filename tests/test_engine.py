@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay._core import Engine
-from relay._probe_data import TableProbe
+from relay._probe_data import HubProbe, TableProbe
 from relay.errors import MountError, RelayError
 
 TAKEN, FULL, COLLISION = -1, -2, -3
@@ -140,3 +141,14 @@ def test_mount_with_the_key_of_another_is_refused():
     assert table.add(b"/one", 7) == 0
     assert table.add(b"/two", 7) == COLLISION
     assert table.find(7) == b"/one"
+
+
+def test_backbone_sleeps_and_misses_nothing():
+    """Each change is seen, whether it comes while the backbone looks, lies down or sleeps."""
+    for _ in range(3):
+        hub = HubProbe()
+        with ThreadPoolExecutor(2) as threads:
+            sleeps = threads.submit(hub.serve)
+            missed = threads.submit(hub.write_bursts, 8000, 2_000_000)
+        assert not missed.result()
+        assert sleeps.result() > 0

@@ -415,6 +415,15 @@ def test_frame_that_contradicts_is_refused_and_changes_nothing(frame, answer):
     assert ring.bytes_at(0, 500) == b"".join(known.data for known in tape[:5])
 
 
+def test_frame_may_be_ahead_by_half_of_what_readers_may_use():
+    """Half the index, half the bytes outside the guard: the last that fits, the first too far."""
+    ring = ring_of(5 * PAGE, 64)
+    assert ring.place(9, 2 * PAGE - 9, 0, b"x" * 10, 20_000) == FAR
+    assert ring.place(9, 2 * PAGE - 10, 0, b"x" * 10, 20_000) == PLACED
+    assert ring.place(32, 2 * PAGE, 0, b"x", 20_000) == FAR
+    assert ring.place(31, 2 * PAGE, 0, b"title", 0, TITLE) == PLACED
+
+
 def test_lying_frame_far_ahead_cannot_pull_the_head_back():
     """An island that claims a position before another one is taken as lost, not as a way back."""
     ring = ring_of()
@@ -425,6 +434,7 @@ def test_lying_frame_far_ahead_cannot_pull_the_head_back():
     assert ring.state["head_position"] == 5100
     assert ring.give_up() == 14
     assert ring.state["head_position"] == 5600
+    assert ring.entry(20) is None
     assert ring.sequence_at(5100) == 25
     assert ring.burst_sequence(10**9) == 25
 

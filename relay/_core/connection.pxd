@@ -19,7 +19,7 @@ from relay._core.listener cimport (
     MSG_DONTWAIT, PARTING, flow_t, listener_flow, listener_leave_ring, listener_t,
 )
 from relay._core.pace cimport (
-    NOBODY, pace_slots, wheel_close, wheel_open, wheel_put, wheel_remove, wheel_t,
+    NOBODY, pace_slots, wheel_close, wheel_join, wheel_open, wheel_put, wheel_remove, wheel_t,
 )
 from relay._core.stream cimport hub_tell, stream_drop, stream_t
 
@@ -71,7 +71,7 @@ cdef enum:  # refusals: index into the shard's counters
     REFUSED_MALFORMED = 3
     REFUSED_TOO_LARGE = 4
     REFUSED_METHOD = 5
-    REFUSED_BUSY = 6          # the queue to the slow door is full
+    REFUSED_BUSY = 6          # the queue to the slow door is full, or the node goes down
     REFUSED_DESCRIPTORS = 7
     REFUSED_REASONS = 8
 
@@ -98,6 +98,7 @@ cdef struct shard_t:
     int number                # its reader in engine.retire
     int epoll_fd, listen_fd, wake_fd, reserve_fd
     uint32_t stop             # 1: end the thread
+    uint64_t shut_until_us    # > 0: the door is not watched until then
     uint32_t draining         # 1: no new ones; each listener ends at its next frame boundary
     listener_t* records       # records_max; owned
     uint32_t records_max
@@ -141,18 +142,24 @@ cdef inline int shard_open(
     for i in range(records_max):
         shard.unused[i] = records_max - 1 - i
     shard.unused_count = records_max
-    event.events = EPOLLIN
-    event.data.u64 = DATA_LISTEN
-    if listen_fd >= 0 and epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, listen_fd, &event) != 0:
+    if listen_fd >= 0 and not shard_watch_door(shard):
         return -1
+    event.events = EPOLLIN
     event.data.u64 = DATA_WAKE
     return epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, shard.wake_fd, &event)
 
+cdef inline bint shard_watch_door(shard_t* shard) noexcept nogil:
+    # Level-triggered: those whom one turn did not accept wake the next one.
+    cdef epoll_event event
+    event.events = EPOLLIN
+    event.data.u64 = DATA_LISTEN
+    return epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, shard.listen_fd, &event) == 0
+
 cdef inline void shard_close(shard_t* shard) noexcept nogil:
-    # The thread has ended.
+    # The thread has ended, or shard_open has failed.
     cdef uint32_t i
     for i in range(shard.records_max):
-        if shard.records[i].state != FREE:
+        if shard.records != NULL and shard.records[i].state != FREE:
             shard_free(shard, i)
     close(shard.epoll_fd)
     close(shard.wake_fd)
@@ -202,7 +209,11 @@ cdef inline void shard_flow(shard_t* shard, uint32_t index, flow_t* flow, uint64
     if listener.blocked:
         shard.counters.short_writes_total += 1
     if status == FLOW_MORE:
+        listener.hurried = True
         wheel_put(&shard.wheel, index, shard.wheel.slot)
+    elif listener.hurried:
+        listener.hurried = False    # those who caught up together spread out again
+        wheel_join(&shard.wheel, index, listener.stream.config.pace_us)
     elif shard.wheel.links[index].slot == <uint32_t>NOBODY:
         wheel_put(&shard.wheel, index,
                   shard.wheel.slot - 1 + pace_slots(listener.stream.config.pace_us))

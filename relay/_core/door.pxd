@@ -18,14 +18,14 @@ from relay._core.connection cimport (
     PARTING_US, REFUSED_BUSY, REFUSED_DESCRIPTORS, REFUSED_FULL, REFUSED_MALFORMED, REFUSED_METHOD,
     REFUSED_NOT_FOUND, REFUSED_TOO_LARGE, REFUSED_UPSTREAM, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK,
     accept4, door_address, door_reserve, epoll_ctl, epoll_event, http_date, recv, shard_bucket,
-    shard_end, shard_flow, shard_free, shard_head_remove, shard_leave, shard_t, shutdown, sockaddr,
-    sockaddr_storage, socklen_t,
+    shard_end, shard_flow, shard_free, shard_head_remove, shard_leave, shard_swallow, shard_t,
+    shard_watch_door, shutdown, sockaddr, sockaddr_storage, socklen_t,
 )
 from relay._core.engine cimport engine_find, engine_t, wall_ms
 from relay._core.handover cimport close, handover_put
 from relay._core.http_head cimport (
     HEAD_BYTES_MAX, METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_POST, METHOD_PUT, METHOD_SOURCE,
-    head_end, head_parse, head_t,
+    head_end, head_parse, head_t, strncasecmp,
 )
 from relay._core.icy cimport ICY_METAINT
 from relay._core.listener cimport (
@@ -44,6 +44,7 @@ cdef extern from "replies.h" nogil:
 cdef enum:
     ACCEPTS_PER_TURN = 64
     PARKED_LOOK_US = 20000
+    DOOR_SHUT_US = 50000      # after another thread took even the reserved descriptor
 
 # --- accepting and reading heads --------------------------------------------------------------------
 
@@ -58,27 +59,36 @@ cdef inline void shard_accept(shard_t* shard, uint64_t now) noexcept nogil:
         size = sizeof(sockaddr_storage)
         fd = accept4(shard.listen_fd, <sockaddr*>&from_, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
-            if errno == EMFILE or errno == ENFILE:
-                shard_refuse_unseen(shard)
+            if (errno == EMFILE or errno == ENFILE) and shard_refuse_unseen(shard, now):
                 continue
             return
         shard.counters.accepts_total += 1
         shard_welcome(shard, fd, &from_, now)
 
-cdef inline void shard_refuse_unseen(shard_t* shard) noexcept nogil:
-    # No descriptor is left: the reserved one makes room to refuse with, never a busy loop.
+cdef inline bint shard_refuse_unseen(shard_t* shard, uint64_t now) noexcept nogil:
+    # No descriptor is left: the reserved one makes room to refuse with. False: nobody was refused,
+    # since nobody waits (accept looks for a descriptor first), or since another thread took the
+    # reserve: then the door shuts for a while, or those who wait would wake the shard for ever.
     cdef int fd
-    shard.counters.refused_total[REFUSED_DESCRIPTORS] += 1
-    if shard.reserve_fd < 0:
-        shard.reserve_fd = door_reserve()
-        return
-    close(shard.reserve_fd)
+    if shard.reserve_fd >= 0:
+        close(shard.reserve_fd)
     fd = accept4(shard.listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
     if fd >= 0:
+        shard.counters.refused_total[REFUSED_DESCRIPTORS] += 1
         recv(fd, shard.bytes, HEAD_BYTES_MAX, MSG_DONTWAIT)
         send(fd, REPLY_503, strlen(REPLY_503), MSG_DONTWAIT | MSG_NOSIGNAL)
         close(fd)
+    elif errno != EAGAIN:
+        epoll_ctl(shard.epoll_fd, EPOLL_CTL_DEL, shard.listen_fd, NULL)
+        shard.shut_until_us = now + DOOR_SHUT_US
     shard.reserve_fd = door_reserve()
+    return fd >= 0
+
+cdef inline void shard_open_door(shard_t* shard, uint64_t now) noexcept nogil:
+    # Accepts again after it was shut for want of descriptors.
+    if shard.shut_until_us > 0 and now >= shard.shut_until_us and shard.listen_fd >= 0:
+        shard.shut_until_us = 0
+        shard_watch_door(shard)
 
 cdef inline void shard_welcome(
     shard_t* shard, int fd, const sockaddr_storage* from_, uint64_t now
@@ -232,6 +242,7 @@ cdef inline void shard_hand_over(
         listener.fd = -1
         shard_free(shard, index)
     else:
+        shard_watch(shard, index)   # what is still coming has to be read, or closing resets
         shard_refuse(shard, index, 5030)
 
 # --- a mount is asked for ------------------------------------------------------------------------
@@ -243,6 +254,12 @@ cdef inline void shard_join(
     cdef engine_t* engine = shard.engine
     cdef stream_t* stream = engine_find(engine, head.path, head.path_bytes)
     cdef bint learning = load_u32(&engine.directory_known) == 0
+    listener.is_whole = True
+    if load_u32(&shard.draining):
+        if stream != NULL:
+            stream_drop(stream)
+        shard_refuse(shard, index, 5032)
+        return
     if stream == NULL and not learning:
         shard_refuse(shard, index, 404 if load_u32(&engine.upstream_up) else 503)
         return
@@ -285,6 +302,7 @@ cdef inline void shard_park(
     free(listener.head)
     listener.head = <uint8_t*>malloc(sizeof(head_t))
     listener.state = PARKED
+    listener.began_us = now   # the wait counts from here, not from a head that dripped in
     if listener.head == NULL:
         shard_end(shard, index, END_MEMORY)
         return
@@ -297,8 +315,15 @@ cdef inline void shard_look_again(shard_t* shard, uint32_t index, uint64_t now) 
     cdef engine_t* engine = shard.engine
     cdef bint late = now > listener.began_us + engine.join_wait_us
     cdef stream_t* stream
+    if load_u32(&shard.draining):
+        shard_refuse(shard, index, 5032)
+        return
     if listener.stream == NULL:
         stream = engine_find(engine, head.path, head.path_bytes)
+        if stream != NULL and head.method == METHOD_HEAD:
+            shard_reply_head(shard, index, stream, head.icy)
+            stream_drop(stream)
+            return
         if stream != NULL and not shard_take_place(shard, listener, stream):
             stream_drop(stream)
             shard_refuse(shard, index, 5031)
@@ -336,16 +361,16 @@ cdef inline void shard_admit(shard_t* shard, uint32_t index, uint64_t now) noexc
     flow_add(&flow, PART_COPY, shard.reply, size, 0)
     shard_flow(shard, index, &flow, now)
 
-cdef inline bint info_is_ogg(const info_t* info) noexcept nogil:
-    # Ogg carries its titles itself; a block in between would break the page.
-    cdef uint32_t i
-    for i in range(info.size_bytes):
-        if info.bytes[i] == 13:
-            return False
-        if info.size_bytes - i >= 3 and (info.bytes[i] | 32) == 111 and (
-            (info.bytes[i + 1] | 32) == 103 and (info.bytes[i + 2] | 32) == 103
-        ):
+cdef inline bint info_takes_titles(const info_t* info) noexcept nogil:
+    # MPEG and AAC resynchronise by nature and every player of them knows blocks. Other formats carry
+    # their titles themselves; a block in between would break a page of theirs.
+    cdef uint32_t i = 0
+    while i + 4 <= info.size_bytes and info.bytes[i] != 13:
+        if strncasecmp(<const char*>&info.bytes[i], b"mpeg", 4) == 0 or (
+            strncasecmp(<const char*>&info.bytes[i], b"/aac", 4) == 0
+        ) or strncasecmp(<const char*>&info.bytes[i], b"/mp3", 4) == 0:
             return True
+        i += 1
     return False
 
 cdef inline uint32_t shard_write_reply(shard_t* shard, stream_t* stream, bint* icy) noexcept nogil:
@@ -354,7 +379,7 @@ cdef inline uint32_t shard_write_reply(shard_t* shard, stream_t* stream, bint* i
     cdef uint64_t unix_s = wall_ms() // 1000
     cdef int size
     cdef uint32_t info_bytes = info.size_bytes if info != NULL else 0
-    icy[0] = icy[0] and info != NULL and not info_is_ogg(info)
+    icy[0] = icy[0] and info != NULL and info_takes_titles(info)
     if unix_s != shard.date_s:
         shard.date_s = unix_s
         http_date(unix_s, shard.date_text)
@@ -390,10 +415,16 @@ cdef inline const char* refusal_text(int status, int* reason) noexcept nogil:
     if status == 5031:
         reason[0] = REFUSED_FULL
         return b"503 Service Unavailable|all places are taken; try again in a few seconds\n"
+    if status == 5032:
+        reason[0] = REFUSED_BUSY
+        return b"503 Service Unavailable|this node is going down; try another one\n"
     if status == 405:
         reason[0] = REFUSED_METHOD
         return b"405 Method Not Allowed|a mount takes GET, HEAD, PUT and SOURCE\n"
-    if status == 414 or status == 431:
+    if status == 414:
+        reason[0] = REFUSED_TOO_LARGE
+        return b"414 URI Too Long|the bound of a path is 255 bytes\n"
+    if status == 431:
         reason[0] = REFUSED_TOO_LARGE
         return b"431 Request Header Fields Too Large|the bound is 8192 bytes and 64 fields\n"
     reason[0] = REFUSED_MALFORMED
@@ -423,12 +454,15 @@ cdef inline void shard_refuse(shard_t* shard, uint32_t index, int status) noexce
 cdef inline void shard_answer(
     shard_t* shard, uint32_t index, const char* bytes, uint32_t size
 ) noexcept nogil:
-    # Sends a whole small reply and parts. Closing while unread bytes wait would reset the reply away:
-    # then the close of the other side is awaited, for a second at most.
+    # Sends a whole small reply and parts. Closing while bytes wait to be read, or are still to come,
+    # would reset the reply away: then the close of the other side is awaited, a second at most.
     cdef listener_t* listener = &shard.records[index]
-    cdef uint8_t probe[512]
     send(listener.fd, bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-    if recv(listener.fd, probe, sizeof(probe), MSG_DONTWAIT) <= 0 or shard.parting >= PARTING_MAX:
+    shard_swallow(shard, listener)
+    if (
+        listener.is_whole and listener.received_bytes == 0
+        or shard.parting >= <uint32_t>PARTING_MAX
+    ):
         shard_free(shard, index)
         return
     shutdown(listener.fd, SHUT_WR)

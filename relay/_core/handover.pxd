@@ -89,11 +89,15 @@ cdef inline bint handover_take(handover_t* queue, entry_t* out) noexcept nogil:
     pthread_mutex_unlock(&queue.lock)
     return found
 
-cdef inline void handover_close(handover_t* queue) noexcept nogil:
+cdef inline void handover_drain(handover_t* queue) noexcept nogil:
+    # Ends the connections that nobody took.
     cdef entry_t entry
     while handover_take(queue, &entry):
         close(entry.fd)
         free(entry.bytes)
+
+cdef inline void handover_close(handover_t* queue) noexcept nogil:
+    handover_drain(queue)
     close(queue.event_fd)
     free(queue.entries)
     queue.entries = NULL

@@ -72,6 +72,8 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     bint icy
     bint blocked              # the last write was short: EPOLLOUT resumes it
     bint skipping             # at `limit` it goes on at a later start
+    bint hurried              # served out of its turn until it has caught up
+    bint is_whole             # its request is whole: nothing more of it can come
     uint32_t generation       # tells late events of an earlier connection
     uint32_t older            # heads: the next older one, NOBODY: none
     uint32_t newer
@@ -81,6 +83,7 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     stream_t* stream          # one reference
     ring_t* ring              # one reference; NULL before the first frame
     uint64_t position         # of the next byte to send
+    uint64_t whole_position   # the frame boundary that it last reached
     uint64_t limit            # where skipping takes effect: the end of the frame it is in
     uint64_t progress_us      # when it last took bytes or had taken all
     uint64_t began_us         # when it was accepted
@@ -238,7 +241,7 @@ cdef inline void listener_begin_at(listener_t* listener, flow_t* flow, uint64_t 
     if not ring_read_entry(listener.ring, sequence, &frame):
         listener_leave_ring(listener)
         return
-    listener.position = frame.position
+    listener.position = listener.whole_position = frame.position
     header = ring_header(listener.ring, sequence)
     if header != NULL:
         flow_add(flow, PART_COPY, header.bytes, header.size_bytes, 0)
@@ -265,28 +268,36 @@ cdef inline void listener_follow(listener_t* listener, flow_t* flow) noexcept no
             return
         listener_leave_ring(listener)
         listener.skipping = False
+        listener.icy_title = 0      # sequences begin anew: an equal number is another title
         ring = stream_ring_take(listener.stream)
         if ring == NULL:
             return
         listener.ring = ring
         if ring_tail_position(ring) == 0 and load_u64(&ring.base_sequence) == 0:
-            listener.position = 0
+            listener.position = listener.whole_position = 0
         else:
             listener_leave_ring(listener)
             listener_enter(listener, flow)
         return
+    if listener.position < ring_tail_position(ring) and (
+        listener.position < load_u64(&old.head_position)
+    ):
+        return                  # not copied; the old ring is not written any more: it reads on there
     add_u32(&ring.refs, 1)      # cannot come too late: the old ring holds a reference on its next one
     listener.ring = ring
     stream_ring_drop(listener.stream, old)
 
 cdef inline void listener_skip_later(listener_t* listener) noexcept nogil:
-    # Marks the end of the frame that the cursor is in; from there it goes on at a later start.
+    # Marks the end of the frame that the cursor is in; from there it goes on at a later start. Not
+    # when that frame has left the index: its end is unknown then, and it is soon overtaken.
     cdef frame_t frame
     cdef uint64_t sequence = ring_sequence_at(listener.ring, listener.position)
-    listener.limit = listener.position
-    if ring_read_entry(listener.ring, sequence, &frame) and frame.position < listener.position:
+    if listener.position == listener.whole_position:
+        listener.limit = listener.position
+        listener.skipping = True
+    elif ring_read_entry(listener.ring, sequence, &frame) and frame.position <= listener.position:
         listener.limit = frame.position + audio_bytes(&frame)
-    listener.skipping = True
+        listener.skipping = True
 
 cdef inline uint64_t listener_lag_us(listener_t* listener) noexcept nogil:
     cdef frame_t frame
@@ -296,7 +307,20 @@ cdef inline uint64_t listener_lag_us(listener_t* listener) noexcept nogil:
         return 0
     return head_us - <uint64_t>frame.media_us if head_us > <uint64_t>frame.media_us else 0
 
-cdef inline bint listener_skip(listener_t* listener, bint hole) noexcept nogil:
+cdef inline void listener_add_header(
+    listener_t* listener, flow_t* flow, uint64_t sequence
+) noexcept nogil:
+    # The header that a reader at this frame needs, unless the cursor has passed it already.
+    cdef ring_t* ring = listener.ring
+    cdef header_t* header = ring_header(ring, sequence)
+    if header == NULL or (
+        listener.position >= ring_tail_position(ring)
+        and header == ring_header(ring, ring_sequence_at(ring, listener.position))
+    ):
+        return
+    flow_add(flow, PART_COPY, header.bytes, header.size_bytes, 0)
+
+cdef inline bint listener_skip(listener_t* listener, flow_t* flow, bint hole) noexcept nogil:
     # At a frame boundary: on to a later start. False: there is none yet.
     cdef ring_t* ring = listener.ring
     cdef uint64_t sequence
@@ -310,7 +334,8 @@ cdef inline bint listener_skip(listener_t* listener, bint hole) noexcept nogil:
     listener.skipping = False
     if frame.position <= listener.position:
         return False
-    listener.position = frame.position
+    listener_add_header(listener, flow, sequence)
+    listener.position = listener.whole_position = frame.position
     return True
 
 cdef inline int listener_judge(listener_t* listener, uint64_t now_us) noexcept nogil:
@@ -330,36 +355,42 @@ cdef inline int listener_flow(
 ) noexcept nogil:
     # Sends what there is. `flow` may already hold the response head of a new listener.
     cdef uint64_t end = 0
+    cdef uint64_t head = 0
     cdef int status
     cdef ring_t* ring
+    cdef bint enters = listener.ring == NULL
     if load_u32(&listener.stream.closed):
         return -END_STREAM
     if listener.rest != NULL:
         flow_add(flow, PART_REST, listener.rest + listener.rest_done_bytes,
                  listener.rest_bytes - listener.rest_done_bytes, 0)
-    if listener.ring == NULL:
+    if enters:
         listener_enter(listener, flow)
     elif load_u32(&listener.ring.superseded):
         listener_follow(listener, flow)
     ring = listener.ring
     if ring != NULL:
-        if listener.position < ring_tail_position(ring) and ring_was_overtaken(
-            ring, listener.position - ring.guard_bytes // 2
-        ):
-            return -END_TORN
+        head = load_u64(&ring.head_position)
+        if listener.position < ring_tail_position(ring) and not enters:
+            if listener.position == listener.whole_position:
+                flow.skipped = listener_skip(listener, flow, False)
+            elif ring_was_overtaken(ring, listener.position - ring.guard_bytes // 2):
+                return -END_TORN
         end = ring_readable_end(ring, listener.position)
         if listener.skipping and end > listener.limit:
             end = listener.limit
-        if end == listener.position and end < load_u64(&ring.head_position):
-            flow.skipped = listener_skip(listener, not listener.skipping)
+        if end == listener.position and end < head and not flow.skipped:
+            flow.skipped = listener_skip(listener, flow, not listener.skipping)
             end = ring_readable_end(ring, listener.position) if flow.skipped else end
         flow_add_audio(flow, listener, end)
     if flow.count == 0:
         listener.progress_us = now_us
         return FLOW_DONE
     status = listener_send(listener, flow, now_us)
+    if listener.position == end:
+        listener.whole_position = end
     if status == FLOW_BLOCKED:
         status = listener_judge(listener, now_us)
-    elif status == FLOW_DONE and ring != NULL and listener.position < load_u64(&ring.head_position):
+    elif status == FLOW_DONE and listener.position < head:
         status = FLOW_MORE
     return status

@@ -15,7 +15,9 @@ from relay._core.connection cimport (
     EVENTS_MAX, epoll_ctl, epoll_event, epoll_wait, shard_close, shard_counters_t, shard_end,
     shard_flow, shard_free, shard_open, shard_publish, shard_snapshot, shard_swallow, shard_t,
 )
-from relay._core.door cimport shard_accept, shard_expire_heads, shard_look_again, shard_read_head
+from relay._core.door cimport (
+    shard_accept, shard_expire_heads, shard_look_again, shard_open_door, shard_read_head,
+)
 from relay._core.engine cimport now_us
 from relay._core.handover cimport close, eventfd_read
 from relay._core.listener cimport (
@@ -41,6 +43,7 @@ cdef inline void shard_run(shard_t* shard) noexcept nogil:
         shard_serve_due(shard, now)
         shard_events(shard, events, count, now)
         shard_expire_heads(shard, now)
+        shard_open_door(shard, now)
         shard.counters.turns_total += 1
         shard.counters.busy_us_total += now_us() - now
         shard_publish(shard)
@@ -70,7 +73,7 @@ cdef inline void shard_serve_due(shard_t* shard, uint64_t now) noexcept nogil:
             shard_serve(shard, member, now)
 
 cdef inline void shard_serve(shard_t* shard, uint32_t index, uint64_t now) noexcept nogil:
-    # One record whose time has come (it is in no slot now).
+    # One record whose time has come (it is in no slot now), or whose socket takes bytes again.
     cdef listener_t* listener = &shard.records[index]
     cdef flow_t flow
     if listener.state == FLOWING:
@@ -89,7 +92,7 @@ cdef inline bint shard_has_finished(listener_t* listener) noexcept nogil:
     if listener.ring != NULL and not listener.skipping:
         listener_skip_later(listener)
     return listener.rest == NULL and (
-        listener.ring == NULL or listener.position >= listener.limit
+        listener.ring == NULL or not listener.skipping or listener.position >= listener.limit
     )
 
 cdef inline void shard_events(
@@ -119,7 +122,6 @@ cdef inline void shard_event(
     shard_t* shard, uint32_t index, uint32_t events, uint64_t now
 ) noexcept nogil:
     cdef listener_t* listener = &shard.records[index]
-    cdef flow_t flow
     if listener.state == HEAD:
         shard_read_head(shard, index, now)
         return
@@ -136,11 +138,11 @@ cdef inline void shard_event(
         shard_end(shard, index, END_GARBAGE)
         return
     if events & EPOLLOUT and listener.blocked:
-        flow_open(&flow)
-        shard_flow(shard, index, &flow, now)
+        shard_serve(shard, index, now)
 
 cdef inline void shard_discard(shard_t* shard, uint32_t index, uint32_t events) noexcept nogil:
     # Answered already: read what still comes, so that closing does not reset the answer away.
     cdef listener_t* listener = &shard.records[index]
-    if not shard_swallow(shard, listener) or events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+    shard_swallow(shard, listener)
+    if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         shard_free(shard, index)

@@ -100,7 +100,7 @@ class NodeProcess:
             *(command or [sys.executable, "-P", "-m", "relay", "serve", "--log-format", "json"]),
         ]
         passwords = {"RELAY_SOURCE_PASSWORD": PASSWORD, "RELAY_ADMIN_PASSWORD": PASSWORD}
-        self.env = child_env(**passwords, **(env or {}))
+        self.env = child_env(**(passwords | (env or {})))
         self.lines: deque[str] = deque(maxlen=LINES_MAX)
         self.events: deque[dict[str, Any]] = deque(maxlen=LINES_MAX)
         self.ready: dict[str, Any] = {}

@@ -1,0 +1,629 @@
+"""The door: who comes is answered whole, bounded and in time, whatever he sends."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from tools.engines import MP3, Programme, answer, ask, dial, get, idle, read_all, running
+from tools.listeners import Crowd
+from tools.nodes import wait_until
+
+import relay._core as core
+
+BIG = "x" * 200
+MALFORMED = b"GET /live\r\n\r\n"
+
+
+def refused(engine: core.Engine, reason: str, count: int = 1) -> None:
+    """Wait until the door has counted so many refusals for this reason."""
+    wait_until(
+        lambda: engine.snapshot()[f"refused_{reason}_total"] == count,
+        what=f"{count} refusals: {reason}; last {engine.snapshot()}",
+    )
+
+
+# --- replies --------------------------------------------------------------------------------------
+
+
+def test_a_listener_gets_the_fields_that_players_expect() -> None:
+    """HTTP/1.0 200 with the stream's lines, no length, no caching, open to other origins."""
+    with running() as (engine, address):
+        Programme(engine).push(10)
+        with dial(address) as sock:
+            sock.sendall(get())
+            reply = sock.recv(65536)
+        assert reply.startswith(b"HTTP/1.0 200 OK\r\n")
+        status, fields, _ = answer(reply)
+        assert status == 200
+        assert fields["content-type"] == "audio/mpeg"
+        assert fields["icy-name"] == "a test"
+        assert fields["cache-control"] == "no-cache, no-store"
+        assert fields["access-control-allow-origin"] == "*"
+        assert fields["connection"] == "close"
+        assert not {"content-length", "transfer-encoding", "icy-metaint"} & fields.keys()
+        then = time.strptime(fields["date"], "%a, %d %b %Y %H:%M:%S GMT")
+        assert abs(time.mktime(time.gmtime()) - time.mktime(then)) < 5
+
+
+def test_a_head_that_comes_byte_by_byte_is_the_same_head() -> None:
+    """Each byte in a packet of its own changes nothing."""
+    with running() as (engine, address):
+        live = Programme(engine)
+        live.push(10)
+        with dial(address) as sock:
+            for byte in get("/live", "Icy-MetaData: 1"):
+                sock.sendall(bytes([byte]))
+            reply = b""
+            while len(reply.partition(b"\r\n\r\n")[2]) < len(live.audio):
+                reply += sock.recv(65536)
+        status, fields, body = answer(reply)
+        assert (status, fields["icy-metaint"]) == (200, "16000")
+        assert body == bytes(live.audio)
+        assert idle(engine)["joins_total"] == 1
+
+
+def test_head_is_answered_with_the_same_fields_and_no_audio() -> None:
+    """HEAD ends after its head, and is no listener."""
+    with running() as (engine, address):
+        Programme(engine).push(10)
+        status, fields, body = answer(ask(address, get("/live", method="HEAD")))
+        assert (status, fields["content-type"], body) == (200, "audio/mpeg", b"")
+        assert engine.snapshot()["joins_total"] == 0
+
+
+def test_titles_are_not_offered_in_formats_that_carry_their_own() -> None:
+    """A block inside an Ogg page or another container would break it."""
+    with running() as (engine, address):
+        for mount, kind, offered in (
+            ("/a", b"audio/mpeg", True),
+            ("/b", b"audio/aac", True),
+            ("/c", b"audio/aacp", True),
+            ("/d", b"application/ogg", False),
+            ("/e", b"audio/opus", False),
+            ("/f", b"audio/flac", False),
+            ("/g", b"video/webm", False),
+        ):
+            info = b"Content-Type: " + kind + b"\r\nicy-name: ogg mpeg\r\n"
+            Programme(engine, mount, info=info)
+            head = get(mount, "Icy-MetaData: 1", method="HEAD")
+            assert ("icy-metaint" in answer(ask(address, head))[1]) is offered, kind
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "reason"),
+    [
+        (get("/missing"), 404, "not_found"),
+        (get("/missing", method="HEAD"), 404, "not_found"),
+        (get("/live", method="DELETE"), 405, "method"),
+        (get("/live", "Bad Field: x"), 400, "malformed"),
+        (b"GET /live\r\n\r\n", 400, "malformed"),
+        (b"GET /live HTTP/2.0\r\n\r\n", 505, "malformed"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "malformed"),
+        (get("/" + "a" * 255), 414, "too_large"),
+        (get("/live", *["A: b"] * 64), 431, "too_large"),
+        (get("/live", *[f"A: {BIG}"] * 50), 431, "too_large"),
+    ],
+    ids=[
+        "404", "404-head", "405", "400-field", "400-version", "505", "505-h2", "414",
+        "431-fields", "431-bytes",
+    ],
+)  # fmt: skip
+def test_each_refusal_is_a_whole_reply(head: bytes, status: int, reason: str) -> None:
+    """Status, length and a line that says what to do; counted; the connection then ends."""
+    with running() as (engine, address):
+        Programme(engine)
+        told, fields, body = answer(ask(address, head))
+        assert told == status
+        assert fields["connection"] == "close"
+        assert body.endswith(b"\n")
+        assert body.count(b"\n") == 1
+        refused(engine, reason)
+
+
+def test_a_refusal_is_not_reset_away_while_the_request_still_comes() -> None:
+    """Who pours on after the door has answered reads the answer all the same."""
+    with running() as (engine, address):
+        for _ in range(20):
+            with dial(address) as sock:
+                sock.sendall(get("/live", *[f"A: {BIG}"] * 50))
+                time.sleep(0.002)
+                with contextlib.suppress(BrokenPipeError):
+                    sock.sendall(b"more" * 2000)
+                assert answer(read_all(sock))[0] == 431
+        refused(engine, "too_large", 20)
+
+
+def test_a_body_after_a_refused_method_does_not_reset_the_refusal() -> None:
+    """DELETE with a body that comes later: the 405 arrives."""
+    with running() as (_, address), dial(address) as sock:
+        sock.sendall(get("/live", "Content-Length: 6000", method="DELETE"))
+        assert answer(read_all(sock))[0] == 405
+        for _ in range(5):
+            assert not gone(sock), "closed while the body was still coming"
+            time.sleep(0.02)
+
+
+def test_who_was_refused_and_stays_is_closed_after_a_second() -> None:
+    """A refused connection that its peer keeps open holds its place for a second, no longer."""
+    with running() as (engine, address), dial(address) as sock:
+        sock.sendall(get("/live", "Content-Length: 9", method="DELETE") + b"x")
+        assert answer(read_all(sock))[0] == 405
+        begin = time.monotonic()
+        wait_until(lambda: gone(sock), 3.0, what="the connection to be closed on the other side")
+        assert time.monotonic() - begin < 2.0
+        assert engine.snapshot()["listeners"] == 0
+
+
+def gone(sock: socket.socket) -> bool:
+    """Say whether the other side has closed altogether: then sending is answered by a reset."""
+    try:
+        sock.send(b"?")
+    except OSError:
+        return True
+    return False
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+def test_a_slow_drip_expires() -> None:
+    """Heads that never end are closed head_timeout_ms after they began, however lively they are."""
+    with running(head_timeout_ms=300) as (engine, address):
+        begin = time.monotonic()
+        socks = [dial(address) for _ in range(5)]
+        try:
+            while engine.snapshot()["heads_expired_total"] < 5:
+                assert time.monotonic() - begin < 3.0, engine.snapshot()
+                for sock in socks:
+                    with contextlib.suppress(OSError):
+                        sock.sendall(b"G")
+                time.sleep(0.05)
+            assert time.monotonic() - begin > 0.25
+            assert idle(engine)["heads"] == 0
+        finally:
+            for sock in socks:
+                sock.close()
+
+
+def closed_ones(socks: list[socket.socket]) -> list[int]:
+    """Return which of the connections the other side has closed."""
+    poll = select.poll()
+    for sock in socks:
+        poll.register(sock, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(0)}
+    return [number for number, sock in enumerate(socks) if sock.fileno() in ready]
+
+
+@pytest.mark.parametrize("bound", ["heads_per_address_max", "heads_max"])
+def test_too_many_unfinished_heads_cost_the_oldest_their_place(bound: str) -> None:
+    """One more than the bound: the oldest goes, the others can still ask."""
+    with running(**{bound: 8}) as (engine, address):
+        Programme(engine).push(10)
+        socks = []
+        try:
+            for number in range(11):
+                socks.append(dial(address))
+                socks[-1].sendall(b"GET /li")
+                wait_until(lambda n=number: engine.snapshot()["accepts_total"] == n + 1)
+            wait_until(lambda: closed_ones(socks) == [0, 1, 2], what="the three oldest to go")
+            assert engine.snapshot()["heads_evicted_total"] == 3
+            assert engine.snapshot()["heads"] == 8
+            for sock in socks[3:]:
+                sock.sendall(b"ve HTTP/1.0\r\n\r\n")
+                assert sock.recv(100).startswith(b"HTTP/1.0 200 OK")
+        finally:
+            for sock in socks:
+                sock.close()
+        idle(engine)
+
+
+def test_heads_of_one_address_do_not_evict_those_of_another() -> None:
+    """The bound of an address is its own."""
+    with running(heads_per_address_max=4) as (engine, address):
+        other = socket.create_connection(address, 5.0, ("127.0.0.2", 0))
+        mine = [dial(address) for _ in range(10)]
+        try:
+            wait_until(lambda: engine.snapshot()["heads_evicted_total"] == 6)
+            other.sendall(get("/missing"))
+            assert answer(read_all(other))[0] == 404
+        finally:
+            for sock in [other, *mine]:
+                sock.close()
+
+
+def test_a_full_node_says_so() -> None:
+    """Beyond listeners_max: a whole 503 with Retry-After; a place that is freed is given again."""
+    with running(listeners_max=3) as (engine, address):
+        Programme(engine).push(10)
+        socks = [dial(address) for _ in range(3)]
+        for sock in socks:
+            sock.sendall(get())
+            assert sock.recv(100).startswith(b"HTTP/1.0 200")
+        status, fields, _ = answer(ask(address, get()))
+        assert (status, fields["retry-after"]) == (503, "5")
+        assert answer(ask(address, get("/live", method="HEAD")))[0] == 200
+        refused(engine, "full")
+        socks.pop().close()
+        wait_until(lambda: engine.snapshot()["listeners"] == 2)
+        with dial(address) as sock:
+            sock.sendall(get())
+            assert sock.recv(100).startswith(b"HTTP/1.0 200")
+        for sock in socks:
+            sock.close()
+        idle(engine)
+
+
+def test_a_full_mount_leaves_room_on_others() -> None:
+    """listeners_max of one mount is that mount's."""
+    with running(config={"listeners_max": 1}) as (engine, address):
+        for mount in ("/a", "/b"):
+            Programme(engine, mount).push(10)
+        with dial(address) as first, dial(address) as second:
+            first.sendall(get("/a"))
+            assert first.recv(100).startswith(b"HTTP/1.0 200")
+            assert answer(ask(address, get("/a")))[0] == 503
+            second.sendall(get("/b"))
+            assert second.recv(100).startswith(b"HTTP/1.0 200")
+        idle(engine)
+
+
+def test_five_thousand_gets_of_a_missing_mount_are_five_thousand_404s() -> None:
+    """A flood of them is answered to the last one, and leaves nothing behind."""
+    with running() as (engine, address):
+        head, answered = get("/missing"), 0
+        for _ in range(50):
+            socks = [dial(address) for _ in range(100)]
+            for sock in socks:
+                sock.sendall(head)
+            for sock in socks:
+                answered += sock.recv(4096).startswith(b"HTTP/1.0 404 ")
+                sock.close()
+        assert answered == 5000
+        told = idle(engine)
+        assert told["refused_not_found_total"] == told["accepts_total"] == 5000
+
+
+FEW_FILES = """
+import json, os, resource, sys, threading, time
+import relay._core as core
+engine = core.Engine(listeners_max=100, heads_max=100, heads_per_address_max=100)
+engine.add_stream("/live").begin()
+print(engine.listen("127.0.0.1", 0)[1], flush=True)
+used = len(os.listdir("/proc/self/fd"))  # one more than stays: the listing itself
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + 9, used + 9))
+engine.start()
+grabbed = []
+def grab():
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        try:
+            grabbed.append(os.dup(0))
+        except OSError:
+            pass
+for line in sys.stdin:
+    if line.strip() == "grab":
+        grab()
+    elif line.strip() == "release":
+        while grabbed:
+            os.close(grabbed.pop())
+    print(json.dumps(engine.snapshot()), flush=True)
+engine.close()
+"""
+
+
+class FewFiles:
+    """An engine in a process that may open ten files more than it has."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", FEW_FILES],
+            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        self.address = ("127.0.0.1", int(self.process.stdout.readline()))
+
+    def tell(self, word: str = "") -> dict[str, int]:
+        """Give a command; returns the engine's snapshot."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        return dict(json.loads(self.process.stdout.readline()))
+
+
+@pytest.fixture
+def few_files(core_env: dict[str, str]):
+    """Run it; it is ended by the end of its input."""
+    child = FewFiles(core_env)
+    yield child
+    assert child.process.stdin is not None
+    child.process.stdin.close()
+    try:
+        assert child.process.wait(5.0) == 0
+    finally:
+        child.process.kill()
+
+
+def test_without_descriptors_newcomers_are_refused_and_later_served(few_files: FewFiles) -> None:
+    """At EMFILE each newcomer is told 503 at once, nothing spins, and it recovers by itself."""
+    socks = [dial(few_files.address) for _ in range(10)]
+    wait_until(lambda: few_files.tell()["heads"] == 10)
+    for _ in range(20):
+        with dial(few_files.address) as sock, contextlib.suppress(ConnectionResetError):
+            sock.sendall(get())
+            assert answer(read_all(sock))[0] == 503
+    before = few_files.tell()
+    assert before["refused_descriptors_total"] == 20
+    time.sleep(0.5)
+    after = few_files.tell()
+    assert after["turns_total"] - before["turns_total"] < 60
+    assert after["refused_descriptors_total"] == 20
+    for sock in socks:
+        sock.close()
+    wait_until(lambda: few_files.tell()["heads"] == 0)
+    assert answer(ask(few_files.address, get("/missing")))[0] == 404
+
+
+def test_even_without_a_reserve_the_door_does_not_spin(few_files: FewFiles) -> None:
+    """When others take every descriptor at once, the door waits; then it serves who waited."""
+    few_files.tell()
+    grabbing = subprocess.Popen(
+        [sys.executable, "-c", BESIEGE.format(port=few_files.address[1])],
+        stdin=subprocess.DEVNULL,
+    )
+    few_files.tell("grab")
+    before = few_files.tell()
+    time.sleep(0.3)
+    after = few_files.tell()
+    assert after["turns_total"] - before["turns_total"] < 400
+    few_files.tell("release")
+    grabbing.wait(10.0)
+    wait_until(lambda: few_files.tell()["heads"] == 0)
+    assert answer(ask(few_files.address, get("/missing")))[0] == 404
+
+
+BESIEGE = """
+import socket, time
+socks = []
+until = time.monotonic() + 1.0
+while time.monotonic() < until:
+    socks.append(socket.create_connection(("127.0.0.1", {port})))
+    time.sleep(0.001)
+"""
+
+
+# --- hand-over ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/", "/admin/stats", "/api/v1", "/status-json.xsl", "/metrics", "/healthz", "/readyz",
+     "/live.m3u", "/live.pls", "/live.xspf"],
+)  # fmt: skip
+def test_pages_are_handed_over_with_their_exact_bytes(target: str) -> None:
+    """Head and all that came with it, and the peer's address; the connection is the taker's."""
+    with running() as (engine, address), dial(address) as sock:
+        request = get(target) + b"and more"
+        sock.sendall(request)
+        assert select.select([engine.page_fd], [], [], 5.0)[0]
+        fd, data, where = engine.take_page()
+        with socket.socket(fileno=fd) as taken:
+            assert data == request
+            assert where == sock.getsockname()
+            taken.sendall(b"hello")
+            assert sock.recv(10) == b"hello"
+            sock.sendall(b"you")
+            taken.settimeout(5.0)
+            assert taken.recv(10) == b"you"
+        assert engine.take_page() is None
+        assert engine.snapshot()["handovers_total"] == 1
+        idle(engine)
+
+
+@pytest.mark.parametrize("method", ["PUT", "SOURCE"])
+def test_sources_are_handed_over_in_a_queue_of_their_own(method: str) -> None:
+    """A flood of pages fills the pages' queue; a source still comes through."""
+    with running() as (engine, address):
+        pages = [dial(address) for _ in range(600)]
+        for sock in pages:
+            sock.sendall(get("/"))
+        refused(engine, "busy", 600 - 512)
+        with dial(address) as sock:
+            request = get("/live", "Content-Type: audio/mpeg", method=method) + bytes(range(256))
+            sock.sendall(request)
+            assert select.select([engine.source_fd], [], [], 5.0)[0]
+            fd, data, _ = engine.take_source()
+            os.close(fd)
+            assert data == request
+        told = [answer(read_all(pages[number]))[0] for number in closed_ones(pages)]
+        assert told == [503] * (600 - 512)
+        for sock in pages:
+            sock.close()
+
+
+def test_closing_the_engine_ends_connections_that_nobody_took() -> None:
+    """What still waits in the queues is closed with the engine, not when its memory goes."""
+    with running() as (engine, address), dial(address) as page, dial(address) as source:
+        page.sendall(get("/"))
+        source.sendall(get("/live", method="PUT"))
+        told = engine.snapshot
+        wait_until(lambda: told()["pages_waiting"] == told()["sources_waiting"] == 1)
+        engine.close()
+        for sock in (page, source):
+            sock.settimeout(1.0)
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
+
+
+# --- addresses, threads, processes ----------------------------------------------------------------
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    """A second engine on the same port is told so, whatever the number of their threads."""
+    for first, second in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        late = core.Engine(threads=second, listeners_max=10)
+        with running(threads=first) as (_, address), pytest.raises(OSError, match=r"in use.*:\d+"):
+            late.listen(*address)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 1 << 20])
+def test_a_port_that_does_not_exist_is_refused(port: int) -> None:
+    """Numbers beyond 16 bits are not cut to some other port."""
+    with pytest.raises((ValueError, OverflowError)):
+        core.Engine(listeners_max=10).listen("127.0.0.1", port)
+
+
+def test_a_host_that_does_not_exist_is_refused() -> None:
+    """The resolver's reason is passed on."""
+    with pytest.raises(OSError, match=r"no such host\.invalid"):
+        core.Engine(listeners_max=10).listen("no such host.invalid", 0)
+
+
+def test_an_engine_is_opened_in_order() -> None:
+    """Doors are bound before the threads start, each once; closing twice is closing once."""
+    engine = core.Engine(listeners_max=10)
+    engine.listen("127.0.0.1", 0)
+    with pytest.raises(core.RelayError, match="listens already"):
+        engine.listen("127.0.0.1", 0)
+    engine.start()
+    with pytest.raises(core.RelayError, match="started"):
+        engine.start()
+    engine.close()
+    engine.close()
+    with pytest.raises(core.RelayError, match="closed"):
+        engine.snapshot()
+    late = core.Engine(listeners_max=10)
+    late.start()
+    with pytest.raises(core.RelayError, match="started"):
+        late.listen("127.0.0.1", 0)
+    late.close()
+
+
+def test_two_threads_share_one_port() -> None:
+    """With threads=2 both shards get listeners, and each listener all of its frames."""
+    with running(threads=2) as (engine, address), Crowd() as crowd:
+        live = Programme(engine)
+        live.push(20)
+        crowd.join_many(60, address)
+        crowd.wait_audio()
+        live.push(20)
+        crowd.wait_audio(len(live.audio))
+        assert all(who.checker is not None and who.checker.clean for who in crowd.all)
+        told = engine.snapshot()
+        assert [shard["listeners"] > 5 for shard in told["shards"]] == [True, True]
+        assert told["listeners"] == 60
+
+
+def test_ipv6_is_served_and_told() -> None:
+    """`::1` works like 127.0.0.1, and the address of a hand-over is IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 on this machine ({error}): enable net.ipv6 on lo")
+    with running("::1") as (engine, address):
+        Programme(engine).push(10)
+        assert answer(ask(address, get("/live", method="HEAD")))[0] == 200
+        with dial(address) as sock:
+            sock.sendall(get("/"))
+            select.select([engine.page_fd], [], [], 5.0)
+            fd, _, where = engine.take_page()
+            os.close(fd)
+            assert where == sock.getsockname()[:2]
+
+
+def test_engines_in_one_process_do_not_know_each_other() -> None:
+    """The same mount on two engines is two streams; closing one leaves the other playing."""
+    with running() as (first, first_at), running() as (second, second_at), Crowd() as crowd:
+        one, two = Programme(first), Programme(second, info=MP3 + b"icy-url: two\r\n")
+        one.push(10)
+        two.push(30)
+        here, there = crowd.join(first_at), crowd.join(second_at)
+        wait_until(lambda: here.audio_bytes == len(one.audio))
+        wait_until(lambda: there.audio_bytes == len(two.audio))
+        first.close()
+        wait_until(lambda: not here.alive)
+        two.push(10)
+        wait_until(lambda: there.audio_bytes == len(two.audio))
+        assert there.alive
+
+
+FORKED = """
+import os, sys
+import relay._core as core
+from relay.errors import RelayError
+engine = core.Engine(listeners_max=10)
+stream = engine.add_stream("/live")
+stream.claim()
+stream.begin()
+stream.push(b"x" * 100, 20000)
+view = stream.view()
+engine.listen("127.0.0.1", 0)
+engine.start()
+source = core.Source(stream, "mpeg")
+calls = [
+    engine.snapshot, engine.start, engine.stop_accepting, engine.close, engine.take_page,
+    engine.take_source, engine.streams, lambda: engine.add_stream("/x"),
+    lambda: engine.find("/live"), lambda: engine.remove_stream(stream), engine.configure,
+    lambda: engine.listen("127.0.0.1", 0),
+    lambda: stream.push(b"x", 1), stream.claim, stream.unclaim, stream.begin, stream.end,
+    stream.snapshot, stream.view, stream.header, lambda: stream.read(0), stream.give_up,
+    lambda: stream.title("x"), lambda: stream.set_info(b""), lambda: stream.resize(1 << 20, 64),
+    lambda: stream.place(1, 1, 1, b"x", 1), lambda: stream.burst_sequence(1),
+    lambda: source.feed(b"x"),
+]
+pid = os.fork()
+if pid == 0:
+    silent = []
+    for number, call in enumerate(calls):
+        try:
+            call()
+            silent.append(number)
+        except RelayError as error:
+            assert "forked" in str(error), error
+    print(silent, flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+assert engine.snapshot()["turns_total"] >= 0
+engine.close()
+print("parent closed", flush=True)
+"""
+
+
+def test_in_a_forked_child_every_call_raises(core_env: dict[str, str]) -> None:
+    """The child is told that the engine is its parent's; the parent goes on undisturbed."""
+    told = subprocess.run(
+        [sys.executable, "-P", "-c", FORKED], env=core_env, capture_output=True, text=True,
+        timeout=20,
+    )  # fmt: skip
+    assert told.stdout.splitlines() == ["[]", "parent closed"], told.stderr
+
+
+def test_no_descriptor_is_left_behind() -> None:
+    """An engine with listeners, heads, refusals and pages closes all that it opened."""
+    before = set(os.listdir("/proc/self/fd"))
+    visit_in_every_way()
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def visit_in_every_way() -> None:
+    """Let twelve connections end in six ways on an engine that is then closed."""
+    heads = [get(), get("/"), get("/no"), b"GE", MALFORMED, get(method="PUT")] * 2
+    with running(threads=2) as (engine, address):
+        Programme(engine).push(10)
+        socks = [dial(address) for _ in heads]
+        for sock, head in zip(socks, heads, strict=True):
+            sock.sendall(head)
+        wait_until(lambda: engine.snapshot()["pages_waiting"] == 2)
+        wait_until(lambda: engine.snapshot()["listeners"] == 2)
+        for sock in socks:
+            sock.close()
