@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
 import resource
@@ -493,6 +494,8 @@ def _listen(engine: _core.Engine, config: Config) -> Address:
         host, port = engine.listen(wanted.host, wanted.port)
     except OSError as error:
         why = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            why = "the port is taken (by another Relay?)"
         raise ConfigError(
             f"http.bind = {config.http.bind}: {why}; choose another with --http HOST:PORT "
             "(port 0 takes any free one)"
