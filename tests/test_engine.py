@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from relay._probe_data import HubProbe, TableProbe
 
 from relay._core import Engine
-from relay._probe_data import HubProbe, TableProbe
 from relay.errors import MountError, RelayError
 
 TAKEN, FULL, COLLISION = -1, -2, -3

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from relay._probe_data import RetireProbe
 
 from relay._core import Engine
-from relay._probe_data import RetireProbe
 
 READERS = (0, 1, 63, 64, 65)
 

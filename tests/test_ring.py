@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from relay._probe_data import RingProbe
 
 START, HEADER, CHAIN, TITLE = 1, 2, 4, 8

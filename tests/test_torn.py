@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-
 from relay._probe_data import RingProbe
 
 SECONDS_MAX = 4.0

@@ -17,7 +17,6 @@ from fractions import Fraction
 
 import av
 import numpy as np
-
 from relay._probe_data import Scanner
 
 Frame = tuple[bytes, int, int]
