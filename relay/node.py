@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import math
 import resource
 import time
@@ -33,10 +35,21 @@ if TYPE_CHECKING:
     from relay.web.door import PageDoor
     from relay.web.facts import Facts
 
+log = logging.getLogger("relay.node")
+
 FACTS_S = 0.5
 TICK_S = 0.5
 DRAIN_S = 1.2  # for listeners to get the frame that they are in
 FILES_RESERVED = 512  # descriptors for everything that is neither listener nor head
+CONNECTING_S = 1.0  # an upstream that is not there by then is worth a line
+
+_UPSTREAM_WORDS = {
+    "connecting": "is not there yet; this node serves its own streams and keeps trying",
+    "up": "is up",
+    "lost": "is lost; listeners stay, and it is tried again",
+    "version": "speaks another protocol version; update one of the two nodes",
+    "loop": "leads back to this node, or is too deep; choose another with --upstream",
+}
 
 
 def version() -> str:
@@ -170,6 +183,7 @@ class Node:
         self._is_closing = False
         self._facts: Facts | None = None
         self._facts_at = 0.0
+        self._upstream_told = ""
         self._peaks: dict[str, int] = {}
         self._started_at = 0.0
         self._started = 0.0
@@ -190,6 +204,7 @@ class Node:
         if self._engine is not None:
             raise RelayError("this node is open already")
         self._is_closing = False
+        self._upstream_told = ""
         self._started_at, self._started = time.time(), time.monotonic()
         try:
             await self._open_all()
@@ -412,9 +427,27 @@ class Node:
             return
         loop = asyncio.get_running_loop()
         self._sources.tick(time.monotonic())
+        self._tell_upstream()
         if self._page_door is not None:
             self._page_door.tick(loop.time())
         self._timer = loop.call_later(TICK_S, self._tick)
+
+    def _tell_upstream(self) -> None:
+        """One log line for each change of the upstream's state."""
+        upstream = None if self._backbone is None else self._backbone.snapshot()["upstream"]
+        state = upstream["state"] if upstream else ""
+        is_young = time.monotonic() - self._started < CONNECTING_S
+        if state == self._upstream_told or (state == "connecting" and is_young):
+            return
+        self._upstream_told = state
+        address = ", ".join(self.config.backbone.upstream)
+        log.log(
+            logging.INFO if state == "up" else logging.WARNING,
+            "upstream %s %s",
+            address,
+            _UPSTREAM_WORDS[state],
+            extra={"event": f"upstream_{state}", "upstream": address},
+        )
 
 
 def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
@@ -475,6 +508,8 @@ def _listen(engine: _core.Engine, config: Config) -> Address:
         host, port = engine.listen(wanted.host, wanted.port)
     except OSError as error:
         why = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            why = "the port is taken (by another Relay?)"
         raise ConfigError(
             f"http.bind = {config.http.bind}: {why}; choose another with --http HOST:PORT "
             "(port 0 takes any free one)"

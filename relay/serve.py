@@ -49,6 +49,7 @@ def serve(config: Config) -> int:
     set_up_logging(config.node.log_format)
     files_max = raise_file_limit()
     check_limits(config, files_max)
+    warn_of_trust(config)
     return asyncio.run(_run(config, made_up))
 
 
@@ -113,6 +114,16 @@ def check_limits(config: Config, files_max: int, somaxconn: Path = SOMAXCONN) ->
             )
 
 
+def warn_of_trust(config: Config) -> None:
+    """Warn, at every start, that the backbone lets anyone in."""
+    if config.backbone.insecure:
+        log.warning(
+            "the backbone has no keys: who reaches %s can read and write",
+            config.backbone.bind,
+            extra={"event": "insecure_backbone", "backbone": config.backbone.bind},
+        )
+
+
 # --- first words ---------------------------------------------------------------------------------
 
 
@@ -153,8 +164,6 @@ def _ready_text(node: Node, made_up: Mapping[str, str]) -> str:
     if node.config.backbone.upstream:
         lines.append(f"  from    {', '.join(node.config.backbone.upstream)}")
     lines += [f"  {words} for this run: {password}" for words, password in made_up.items()]
-    if node.config.backbone.insecure:
-        lines.append("  WARNING the backbone has no keys: who reaches it can read and write")
     return "\n".join(lines)
 
 

@@ -101,7 +101,7 @@ async def test_address_that_cannot_be_had_leaves_nothing_open(
 
     monkeypatch.setattr(FakeEngine, "listen", taken)
     node = relay.Node(http="127.0.0.1:8000")
-    with pytest.raises(relay.ConfigError, match=r"http\.bind = 127\.0\.0\.1:8000.*in use.*--http"):
+    with pytest.raises(relay.ConfigError, match=r"http\.bind = 127\.0\.0\.1:8000.*taken.*--http"):
         await node.open()
     assert engines[0].calls == ["stop_accepting", "close"]
     assert "closed" in repr(node)

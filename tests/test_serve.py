@@ -16,7 +16,13 @@ import pytest
 from relay.config import Config
 from relay.errors import ConfigError
 from relay.node import Node
-from relay.serve import check_limits, raise_file_limit, say_ready, set_up_logging
+from relay.serve import (
+    check_limits,
+    raise_file_limit,
+    say_ready,
+    set_up_logging,
+    warn_of_trust,
+)
 
 
 @pytest.fixture
@@ -62,13 +68,12 @@ def test_ready_line_is_one_json_object() -> None:
 def test_ready_lines_tell_people_what_to_do_next() -> None:
     """Where to push, where to listen, how many fit, how to add a relay."""
     to = io.StringIO()
-    say_ready(node(insecure_backbone=True), {"source password": "abc"}, to)
+    say_ready(node(), {"source password": "abc"}, to)
     for words in (
         "icecast://source:abc@localhost:8000/live",
         "http://localhost:8000/",
         "17440 listeners",
         "--upstream tcp://127.0.0.1:9000",
-        "WARNING",
     ):
         assert words in to.getvalue()
 
@@ -92,6 +97,14 @@ def test_short_backlog_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert not caplog.records
     check_limits(config, 20_000, short)
     assert "net.core.somaxconn is 128" in caplog.text
+
+
+def test_backbone_without_keys_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """At every start, and only where it was allowed off loopback."""
+    warn_of_trust(Config.load(environ={}))
+    assert not caplog.records
+    warn_of_trust(Config.load(overrides={"insecure_backbone": True}, environ={}))
+    assert "no keys" in caplog.text
 
 
 def test_file_limit_is_raised_to_the_hard_limit() -> None:
