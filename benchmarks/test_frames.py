@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
+from relay._probe_data import Scanner
 from tools.encoders import encode, scan
-
-from relay._core import Scanner
 
 FLOOR_MBPS = 200
 ROUND_BYTES = 64_000_000

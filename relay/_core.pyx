@@ -5,15 +5,23 @@
 #   2. Every call checks that its object is open and that the process has not forked.
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
+cimport cython
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from relay._core.atomics cimport add_u32, load_u32, load_u64, ref_take, store_u32, sub_u32
+from relay._core.atomics cimport (
+    add_u32, load_pointer, load_u32, load_u64, ref_take, store_u32, sub_u32,
+)
+from relay._core.backbone cimport backbone_main, backbone_subscribe
+from relay._core.backbone_state cimport (
+    PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
+)
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
-    engine_open, engine_remove, engine_t, now_us, wall_ms,
+    engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
 from relay._core.frames cimport (
     FRAME_BYTES_MAX, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open,
@@ -22,23 +30,32 @@ from relay._core.frames cimport (
 from relay._core.handover cimport (
     close as close_fd, entry_t, eventfd_write, handover_drain, handover_t, handover_take,
 )
-from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_unlock, retire_sweep
+from relay._core.retire cimport (
+    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    retire_sweep, turn_begin, turn_end,
+)
+from relay._core.hop cimport PEER_VERSION, peer_t
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
     ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
-    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_was_overtaken, header_t, title_t,
+    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, header_t,
+    title_t,
 )
 from relay._core.connection cimport (
     PARTING_MAX, shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
 )
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
-    STREAM_FULL, WRITER_LOCAL, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
-    stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
-    stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
+    STREAM_FULL, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_begin_epoch, stream_claim,
+    stream_config_t, stream_drop, stream_end_epoch, stream_open, stream_place, stream_push,
+    stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
+from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
+from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.zmq_api cimport zmq_api_load
 
 import os
+import time
 
 from relay.errors import MountError, RelayError, SourceError
 
@@ -91,13 +108,6 @@ cdef class Buffer:
         PyBuffer_Release(&self.view)
 
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned long pthread_t
-    int pthread_join(pthread_t thread, void** result)
-
-cdef extern from "thread.h" nogil:
-    int thread_start(pthread_t* thread, void* (*body)(void*) noexcept nogil, void* argument)
-
 cdef extern from "door.h" nogil:
     int door_open(const char* host, uint16_t* port, int* fds, int count)
     const char* gai_strerror(int code)
@@ -110,6 +120,9 @@ cdef void* shard_main(void* shard) noexcept nogil:
 
 cdef enum:
     SHARDS_MAX = 64
+cdef uint32_t size_u32(Buffer run) noexcept:
+    # A size that the core refuses stays one that it refuses.
+    return <uint32_t>run.size if run.size < 0xFFFFFFFF else 0xFFFFFFFF
 
 
 cdef class Engine:
@@ -124,7 +137,7 @@ cdef class Engine:
     cdef bint is_open
     cdef bint is_running
 
-    def __cinit__(self, *, int streams_max=4096, int threads=1, int listeners_max=0,
+    def __cinit__(self, *, uint32_t streams_max=4096, int threads=1, int listeners_max=0,
                   int heads_max=2048, int heads_per_address_max=64, int head_timeout_ms=10000,
                   int join_wait_ms=2000):
         if not 1 <= threads <= SHARDS_MAX:
@@ -137,8 +150,8 @@ cdef class Engine:
         self.engine.head_timeout_us = head_timeout_ms * <uint64_t>1000
         self.engine.join_wait_us = join_wait_ms * <uint64_t>1000
         self.engine.directory_known = self.engine.upstream_up = 1
-        node_id = os.urandom(16)
-        memcpy(self.engine.node_id, <const char*>node_id, 16)
+        self.engine.node_id[0] = int.from_bytes(os.urandom(8), "little") | 1
+        self.engine.node_id[1] = int.from_bytes(os.urandom(8), "little")
         self.shards_wanted = threads
         self.is_open = True
         self.configure()
@@ -266,7 +279,7 @@ cdef class Engine:
     @property
     def node_id(self):
         """128 random bits, new at each start, as 32 hexadecimal digits."""
-        return (<const char*>self.engine.node_id)[:16].hex()
+        return node_hex(self.engine.node_id)
 
     @property
     def listeners_max(self):
@@ -419,6 +432,7 @@ cdef str mount_problem(int status, str mount, int streams_max):
     return f"mount {mount!r} has the same key as another mount: choose another name"
 
 
+@cython.no_gc_clear     # its engine must outlive it
 cdef class Stream:
     """A handle on one stream; it keeps the stream's memory, not the stream's place on the node."""
 
@@ -448,10 +462,23 @@ cdef class Stream:
     cdef ring_t* ring(self) except NULL:
         # The newest ring, referenced: give it back with stream_ring_drop.
         self.engine.check()
-        cdef ring_t* ring = stream_ring_take(self.stream)
+        cdef ring_t* ring = self.take_ring()
         if ring == NULL:
             raise SourceError(f"{self.mount} has had no source yet: nothing can be read or pushed")
         return ring
+
+    cdef ring_t* take_ring(self) noexcept:
+        # Another thread may replace the ring: it is found and referenced within one turn.
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        cdef ring_t* ring = stream_ring_take(self.stream)
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        return ring
+
+    cdef int check_source(self) except -1:
+        self.engine.check()
+        if self.stream.ring == NULL:
+            raise SourceError(f"{self.mount}: begin() an epoch before the first frame")
+        return 0
 
     # --- the source side ---
 
@@ -466,7 +493,8 @@ cdef class Stream:
         check_process()
         stream_unclaim(self.stream)
 
-    def begin(self, *, epoch=None, int origin=0, int sequence=0, int position=0, int media_us=0):
+    def begin(self, *, epoch=None, uint64_t origin=0, uint64_t sequence=0, uint64_t position=0,
+              uint64_t media_us=0):
         """Begins an epoch and returns it (ms): the wall clock, or one more than the highest seen."""
         self.engine.check()
         cdef uint64_t wanted = wall_ms() if epoch is None else epoch
@@ -480,6 +508,8 @@ cdef class Stream:
             raise SourceError(
                 f"{self.mount}: too many epochs are still being heard; wait a second and come back"
             )
+        if status == PLACE_BAD:
+            raise SourceError(f"{self.mount}: sequence, position and media time end at 2**62")
         if status != 0:
             raise MemoryError(f"no memory for a ring of {self.mount}")
         return wanted
@@ -489,33 +519,30 @@ cdef class Stream:
         check_process()
         stream_end_epoch(self.stream, now_us())
 
-    def push(self, data, int duration_us, int flags=1):
+    def push(self, data, uint32_t duration_us, uint32_t flags=1):
         """Puts one whole frame (1 to 65,536 bytes, duration in µs) at the head; never blocks."""
         cdef Buffer run = Buffer(data)
-        self.engine.check()
-        if self.stream.ring == NULL:
-            raise SourceError(f"{self.mount}: begin() an epoch before the first push()")
-        cdef int status = stream_push(self.stream, run.bytes, <uint32_t>run.size, duration_us, flags)
+        self.check_source()
+        cdef int status = stream_push(self.stream, run.bytes, size_u32(run), duration_us, flags)
         if status < 0:
             raise SourceError(place_problem(status, self.mount, run.size))
 
-    def place(self, int sequence, int position, int media_us, data, int duration_us, int flags=1):
+    def place(self, uint64_t sequence, uint64_t position, uint64_t media_us, data,
+              uint32_t duration_us, uint32_t flags=1):
         """Puts a frame where it belongs (1 placed, 0 already here, < 0 refused)."""
         cdef Buffer run = Buffer(data)
-        self.engine.check()
-        if self.stream.ring == NULL:
-            raise SourceError(f"{self.mount}: begin() an epoch before the first place()")
+        self.check_source()
         return stream_place(self.stream, sequence, position, media_us, run.bytes,
-                            <uint32_t>run.size, duration_us, flags)
+                            size_u32(run), duration_us, flags)
 
     def give_up(self):
         """Counts the hole at the head as lost and goes on after it; returns the frames lost."""
-        self.engine.check()
+        self.check_source()
         return ring_give_up(self.stream.ring)
 
-    def resize(self, int size_bytes, int frames_count):
+    def resize(self, uint64_t size_bytes, uint64_t frames_count):
         """Puts a ring of another size in place; False when frames wait ahead of a hole."""
-        self.engine.check()
+        self.check_source()
         return stream_resize(self.stream, size_bytes, frames_count) == 1
 
     def title(self, str text):
@@ -528,18 +555,32 @@ cdef class Stream:
         """Publishes the header lines of the reply to listeners (≤ 4,096 bytes)."""
         cdef Buffer run = Buffer(data)
         self.engine.check()
-        if not stream_set_info(self.stream, run.bytes, <uint32_t>run.size):
+        if not stream_set_info(self.stream, run.bytes, size_u32(run)):
             raise SourceError(f"{self.mount}: {run.size} bytes of header lines; the bound is 4096")
 
     # --- the reading side ---
 
-    def read(self, int sequence):
+    def info(self):
+        """The header lines of the reply to listeners; b"" until they are known."""
+        self.engine.check()
+        cdef info_t* info
+        cdef bytes data = b""
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        info = <info_t*>load_pointer(<void**>&self.stream.info)
+        if info != NULL:
+            data = (<const char*>info.bytes)[:info.size_bytes]
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        return data
+
+    def read(self, uint64_t sequence):
         """One frame as (bytes, position, media_us, duration_us, flags), copied and verified, or None."""
         cdef ring_t* ring = self.ring()
         cdef frame_t frame
         cdef bytes data
         try:
-            if sequence >= <int64_t>load_u64(&ring.head_sequence):
+            if sequence >= load_u64(&ring.head_sequence):
+                return None
+            if sequence < load_u64(&ring.base_sequence):    # may be under repair at this moment
                 return None
             if not ring_read_entry(ring, sequence, &frame) or frame.flags & FRAME_TITLE:
                 return None
@@ -550,6 +591,11 @@ cdef class Stream:
         finally:
             stream_ring_drop(self.stream, ring)
 
+    def reader(self):
+        """Makes the stream wanted on this node for as long as the handle lives (see Reader)."""
+        self.engine.check()
+        return Reader.wrap(self)
+
     def view(self):
         """The readable run of the newest ring, without a copy (see RingView)."""
         return RingView.wrap(self, self.ring())
@@ -557,10 +603,13 @@ cdef class Stream:
     def header(self):
         """The header pages that a reader at the head needs first (b"" when the format has none)."""
         cdef ring_t* ring = self.ring()
-        cdef header_t* header = ring_header(ring, load_u64(&ring.head_sequence))
+        cdef header_t* header
         cdef bytes data = b""
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        header = ring_header(ring, load_u64(&ring.head_sequence))
         if header != NULL:
             data = (<const char*>header.bytes)[:header.size_bytes]
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
         stream_ring_drop(self.stream, ring)
         return data
 
@@ -575,7 +624,7 @@ cdef class Stream:
         """State and counters of this stream, as a dict."""
         check_process()
         cdef stream_t* stream = self.stream
-        cdef ring_t* ring = stream_ring_take(stream)
+        cdef ring_t* ring = self.take_ring()
         state = {
             "mount": self.mount, "listeners": load_u32(&stream.listeners),
             "readers": load_u32(&stream.readers), "source_up": load_u32(&stream.source_up) == 1,
@@ -594,20 +643,24 @@ cdef int TITLE_TEXT_BYTES_MAX = 4000
 
 cdef dict ring_snapshot(ring_t* ring):
     cdef uint64_t tail = ring_tail_sequence(ring)
-    cdef title_t* title = ring_title(ring, load_u64(&ring.head_position))
+    cdef title_t* title
+    cdef bytes title_text = b""
     cdef frame_t frame
     cdef uint64_t held_us = 0
     if ring_read_entry(ring, tail, &frame) and tail < load_u64(&ring.head_sequence):
         held_us = load_u64(&ring.head_media_us) - <uint64_t>frame.media_us
+    turn_begin(ring.retire, RETIRE_PYTHON)
+    title = ring_title(ring, load_u64(&ring.head_position))
+    if title != NULL:
+        title_text = (<const char*>title.bytes)[:title.size_bytes]
+    turn_end(ring.retire, RETIRE_PYTHON)
     return {
         "epoch": ring.epoch, "tail_sequence": tail, "head_sequence": load_u64(&ring.head_sequence),
         "head_position": load_u64(&ring.head_position), "base_sequence": load_u64(&ring.base_sequence),
         "head_media_us": load_u64(&ring.head_media_us), "held_ms": held_us // 1000,
         "ring_bytes": ring.size_bytes, "ring_frames": ring.frames_count,
         "reserved_sequence": load_u64(&ring.reserved_sequence),
-        "title": None if title == NULL else (
-            (<const char*>title.bytes)[:title.size_bytes].decode("utf-8", "replace")
-        ),
+        "title": title_text.decode("utf-8", "replace") if title_text else None,
     }
 
 
@@ -664,8 +717,9 @@ cdef class Source:
     cdef int64_t ahead_us(self, uint64_t now) noexcept:
         cdef int64_t ahead
         if self.fed_media_us == 0:
-            self.began_us = now
             return 0
+        if self.began_us == 0:     # the first frame: real time begins here
+            self.began_us = now
         ahead = <int64_t>self.fed_media_us - <int64_t>(now - self.began_us)
         if ahead < -2000000:       # what it did not send for long, it may not send all at once later
             self.began_us = now - self.fed_media_us - 2000000
@@ -737,8 +791,31 @@ cdef enum:
     CARRY_BYTES = 2 * FRAME_BYTES_MAX
 
 
+@cython.no_gc_clear     # its engine must outlive it
+# no_gc_clear: __dealloc__ needs what the garbage collector would take from a cycle first.
+@cython.no_gc_clear
+cdef class Reader:
+    """Counts one reader in Python: while it lives, an edge asks its upstream for the stream."""
+
+    cdef Stream stream
+
+    @staticmethod
+    cdef Reader wrap(Stream stream):
+        cdef Reader self = Reader.__new__(Reader)
+        self.stream = stream
+        add_u32(&stream.stream.readers, 1)
+        hub_tell(stream.stream.hub, stream.stream)
+        return self
+
+    def __dealloc__(self):
+        # The hub may be closed by now; the backbone looks at the count on its own turns.
+        sub_u32(&self.stream.stream.readers, 1)
+
+
+@cython.no_gc_clear
 cdef class RingView:
-    """A run of a ring's bytes without a copy: pins the ring's memory, not its contents.
+    """A run of a ring's bytes without a copy, since its last lost run at most: pins the ring's
+    memory, not its contents.
 
     Supports the buffer protocol (`numpy.frombuffer(view, dtype="u1")`). The writer goes on: call
     `is_whole()` after reading; False means that the oldest bytes were overwritten meanwhile.
@@ -751,21 +828,25 @@ cdef class RingView:
 
     @staticmethod
     cdef RingView wrap(Stream stream, ring_t* ring):
-        # Takes over the caller's reference on the ring.
+        # Takes over the caller's reference on the ring, and keeps a pin instead.
         cdef RingView self = RingView.__new__(RingView)
         cdef frame_t frame
         cdef uint64_t head = load_u64(&ring.head_position)
         self.stream = stream
         self.ring = ring
+        add_u32(&ring.pins, 1)
+        stream_ring_drop(stream.stream, ring)
         self.position = head
         if ring_read_entry(ring, ring_tail_sequence(ring), &frame):
             self.position = frame.position if frame.position < head else head
+        if self.position < load_u64(&ring.holes_end_position) <= head:
+            self.position = ring.holes_end_position     # a lost run is not in any view
         self.size = <Py_ssize_t>(head - self.position)
         return self
 
     def __dealloc__(self):
         if self.ring != NULL:
-            stream_ring_drop(self.stream.stream, self.ring)
+            ring_unpin(self.ring)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, <void*>ring_at(self.ring, self.position), self.size, 1, flags)
@@ -783,114 +864,282 @@ cdef class RingView:
         return not ring_was_overtaken(self.ring, self.position)
 
 
-def measure_push(Stream stream, data, int pushes):
+def measure_push(Stream stream, data, uint32_t pushes):
     """Times `pushes` pushes of one frame inside the core: (seconds, checksum of what the ring holds).
 
-    The checksum is the sum of all readable bytes, read back after the clock has stopped.
+    The first 4 bytes of each frame are its number (little endian). The checksum is the sum of all
+    readable bytes, read back after the clock has stopped.
     """
-    cdef Buffer run = Buffer(data)
-    cdef uint32_t size = <uint32_t>run.size
-    cdef int i
+    cdef bytearray frame = bytearray(data)
+    cdef uint8_t* run = frame
+    cdef uint32_t size = <uint32_t>len(frame)
+    cdef uint32_t i
     cdef int status = 0
     cdef uint64_t begin
     cdef uint64_t end
+    stream.check_source()
+    if size < 4:
+        raise SourceError(f"a frame of {size} bytes has no room for its number")
     with nogil:
         begin = now_us()
         for i in range(pushes):
-            status |= stream_push(stream.stream, run.bytes, size, 20000, 1)
+            memcpy(run, &i, 4)
+            status |= stream_push(stream.stream, run, size, 20000, 1)
         end = now_us()
     if status < 0:
         raise SourceError(place_problem(status, stream.mount, size))
     return (end - begin) / 1e6, sum(memoryview(stream.view()))
 
 
+# --- the backbone ----------------------------------------------------------------------------------
 
-# ---- frames: a face on the scanners, for tests and benchmarks ----
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from relay._core.frames cimport (
-    SCAN_ADTS,
-    SCAN_MPEG,
-    SCAN_OGG,
-    cut_t,
-    int64_t,
-    scan_bit_rate_bps,
-    scan_next,
-    scan_open,
-    scan_reason,
-    scan_t,
-    uint8_t,
-)
-from relay.errors import SourceError
+REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "full")
+UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
+LINK_STATES = ("idle", "joining", "live", "ended")
 
-_SCAN_KINDS = {"mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG}
+cdef struct link_view_t:
+    char mount[256]
+    uint32_t mount_bytes
+    uint32_t state
+    uint32_t hops
+    bint subscribed
+    bint from_upstream
+    uint32_t downstream
+    uint64_t epoch
+    uint64_t told_epoch
+    uint64_t sent_sequence
+    uint64_t target_sequence
+    uint64_t hole_us
+    bint told_up
+    bint tail_whole
 
 
-cdef class Scanner:
-    """Cuts bytes into frames and keeps what is not whole yet. Never blocks; for one thread."""
+@cython.no_gc_clear
+cdef class Backbone:
+    """The thread between nodes; relay/backbone.py makes its sockets and keeps them."""
 
-    cdef scan_t _scan
-    cdef bytes _carry
-    cdef readonly unsigned long long skipped_bytes_total
+    cdef Engine engine
+    cdef backbone_t bone
+    cdef bint is_open
 
-    def __cinit__(self, str kind):
-        scan_open(&self._scan, _SCAN_KINDS[kind])
-        self._carry = b""
+    def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
+                  size_t sub, int router_port, str advertise, str upstream_host, int silence_ms,
+                  int repair_wait_ms, prefetch, int subscriptions_max):
+        engine.check()
+        cdef backbone_t* bone = &self.bone
+        cdef const char* missing = zmq_api_load(&bone.api, module.encode())
+        cdef bytes name
+        if missing != NULL:
+            raise RelayError(
+                f"{module} gives no libzmq ({missing.decode()}); install pyzmq 26 or newer"
+            )
+        if engine.engine.hub.event_fd >= 0:
+            raise RelayError("this engine has a backbone already: close it first")
+        self.engine = engine
+        bone.engine = &engine.engine
+        bone.context = <void*>context
+        bone.xpub = <void*>xpub
+        bone.router = <void*>router
+        bone.sub = <void*>sub
+        bone.router_port = router_port
+        bone.silence_us = silence_ms * <uint64_t>1000
+        bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
+        copy_text(bone.advertise, advertise)
+        copy_text(bone.upstream_host, upstream_host)
+        for mount in prefetch[:PREFETCH_MAX]:
+            name = mount.encode()
+            bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
+            bone.prefetch_count += 1
+        pthread_mutex_init(&bone.turn_lock, NULL)
+        if backbone_open(bone, subscriptions_max) != 0:
+            raise MemoryError(f"no memory for a backbone of {subscriptions_max} subscriptions")
+        self.begin()
 
-    def feed(self, data):
-        """Return the frames that are whole now: (bytes, duration µs, flags). Raises SourceError."""
-        cdef bytes joined = self._carry + bytes(data)
-        cdef const uint8_t* front = joined
-        cdef size_t size = len(joined), used = 0
-        cdef int64_t step
-        cdef cut_t cut
-        frames = []
-        while True:
-            step = scan_next(&self._scan, front + used, size - used, &cut)
-            if step <= 0:
-                break
-            self.skipped_bytes_total += cut.skipped_bytes
-            used += step
-            if cut.frame_bytes:
-                frames.append((joined[used - cut.frame_bytes:used], cut.duration_us, cut.flags))
-        self._carry = joined[used:]
-        if step < 0:
-            raise SourceError(scan_reason(step).decode())
-        return frames
+    cdef int begin(self) except -1:
+        cdef backbone_t* bone = &self.bone
+        if engine_hub_open(bone.engine) != 0:
+            raise RelayError("no file descriptor left for the backbone: raise the file limit")
+        if bone.sub != NULL:
+            bone.engine.has_upstream = 1
+            bone.engine.directory_known = bone.engine.upstream_up = 0
+            backbone_subscribe(bone)
+        if thread_start(&bone.thread, backbone_main, bone) != 0:
+            engine_hub_close(bone.engine)
+            raise RelayError("no thread left for the backbone: raise the process limit")
+        self.is_open = True
+        return 0
 
-    def measure(self, bytes data, int rounds):
-        """Scan data anew `rounds` times without the GIL: (seconds, frames, bytes in frames)."""
-        cdef scan_t scan
-        cdef cut_t cut
-        cdef const uint8_t* front = data
-        cdef size_t size = len(data), used
-        cdef int64_t step
-        cdef unsigned long long frames = 0, frame_bytes = 0
-        cdef timespec begin, end
-        cdef int kind = self._scan.kind
+    def stop(self):
+        """Says goodbye to the children and joins the thread. The sockets are the caller's again."""
+        if not self.is_open or _pid == -1:
+            return
+        self.is_open = False
+        store_u32(&self.bone.stop, 1)
+        self.wake()
         with nogil:
-            clock_gettime(CLOCK_MONOTONIC, &begin)
-            for _ in range(rounds):
-                scan_open(&scan, kind)
-                used = 0
-                step = 1
-                while step > 0:
-                    step = scan_next(&scan, front + used, size - used, &cut)
-                    used += step if step > 0 else 0
-                frames += scan.frames_total
-                frame_bytes += scan.frame_bytes_total
-            clock_gettime(CLOCK_MONOTONIC, &end)
-        seconds = (end.tv_sec - begin.tv_sec) + (end.tv_nsec - begin.tv_nsec) * 1e-9
-        return seconds, frames, frame_bytes
+            pthread_join(self.bone.thread, NULL)
+        engine_hub_close(self.bone.engine)
+        backbone_free(&self.bone)
+
+    cdef void wake(self):
+        eventfd_write(self.bone.engine.hub.kept_fd, 1)
+
+    def __dealloc__(self):
+        self.stop()
+        if not self.is_open:
+            backbone_free(&self.bone)
+
+    def goodbye(self):
+        """Tells the children to switch now; the thread goes on until stop()."""
+        self.engine.check()
+        store_u32(&self.bone.goodbye, 1)
+        self.wake()
+
+    def fault(self, *, int drop_every=0, int version=0, bint cut=False):
+        """For tests: drop each n-th run that comes; say this version in beacons; end without a word."""
+        self.bone.fault_drop_every = drop_every
+        self.bone.fault_version = version
+        self.bone.goodbye_said = cut
 
     @property
-    def pending_bytes(self):
-        """Bytes fed that are neither discarded nor part of a frame yet."""
-        return len(self._carry)
+    def node_id(self):
+        """This node's id, 32 hexadecimal digits."""
+        return node_hex(self.engine.engine.node_id)
 
-    @property
-    def totals(self):
-        """What was found and counted so far, by the names of scan_t."""
-        cdef dict found = self._scan
-        found.pop("ogg_tracks")
-        found["bit_rate_bps"] = scan_bit_rate_bps(&self._scan)
-        return found
+    def snapshot(self):
+        """What the thread saw at the end of a turn: upstream, streams, counters."""
+        check_process()
+        cdef backbone_t* bone = &self.bone
+        cdef backbone_counters_t counters
+        cdef peer_t peer
+        cdef link_view_t* views = NULL
+        cdef uint32_t count = 0
+        cdef uint64_t now
+        if not self.is_open:
+            raise RelayError("the backbone is closed")
+        with nogil:
+            pthread_mutex_lock(&bone.turn_lock)
+            counters = bone.counters
+            peer = bone.peer
+            views = <link_view_t*>malloc((bone.links + 1) * sizeof(link_view_t))
+            if views != NULL:
+                count = backbone_views(bone, views)
+            now = now_us()
+            pthread_mutex_unlock(&bone.turn_lock)
+        try:
+            return {
+                "node_id": self.node_id,
+                "upstream": None if bone.sub == NULL else {
+                    "state": UPSTREAM_STATES[peer.state],
+                    "node_id": node_hex(bone.peer_id) if bone.peer_id[0] else None,
+                    "version": bone.peer_version if peer.state == PEER_VERSION else WIRE_PROTOCOL,
+                    "sign_age_ms": (now - peer.sign_us) // 1000 if peer.sign_us else None,
+                    "load": bone.peer_load, "hops": bone.peer_path_count + 1,
+                    "repair_address": bone.peer_address.decode() or None,
+                    "directory_known": bone.engine.directory_known == 1,
+                },
+                "load": bone.load, "subscriptions": bone.demand.count,
+                "directory_version": bone.directory_version,
+                "links": [view_dict(&views[i], now) for i in range(count)],
+                "counters": counters_dict(counters),
+            }
+        finally:
+            free(views)
+
+
+cdef str node_hex(uint64_t* node_id):
+    return f"{node_id[1]:016x}{node_id[0]:016x}"
+
+
+cdef int copy_text(char* to, str text) except -1:
+    cdef bytes data = text.encode()
+    if len(data) > WIRE_ADDRESS_BYTES_MAX:
+        raise RelayError(f"an address of {len(data)} bytes; the bound is {WIRE_ADDRESS_BYTES_MAX}")
+    memcpy(to, <const char*>data, len(data) + 1)
+    return 0
+
+
+cdef uint32_t backbone_views(backbone_t* bone, link_view_t* views) noexcept nogil:
+    cdef uint32_t count = 0
+    cdef uint64_t slot
+    cdef link_t* link
+    cdef link_view_t* view
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link == NULL or link.stream == NULL:
+            continue
+        view = &views[count]
+        memcpy(view.mount, link.mount, 256)
+        view.mount_bytes = link.mount_bytes
+        view.state = link.hop.state
+        view.hops = link.told_hops + 1 if link.from_upstream else 0
+        view.subscribed = link.hop.subscribed
+        view.from_upstream = link.from_upstream
+        view.downstream = load_u32(&link.stream.downstream)
+        view.epoch = link.hop.epoch
+        view.told_epoch = link.hop.told_epoch
+        view.sent_sequence = link.out.sequence
+        view.target_sequence = link.hop.target_sequence
+        view.told_up = link.told_up
+        view.hole_us = link.hop.hole_us
+        view.tail_whole = link.hop.back_over or not link.hop.subscribed
+        count += 1
+    return count
+
+
+cdef dict view_dict(link_view_t* view, uint64_t now):
+    return {
+        "mount": view.mount[:view.mount_bytes].decode("utf-8", "replace"),
+        "state": LINK_STATES[view.state], "hops": view.hops, "subscribed": bool(view.subscribed),
+        "from_upstream": bool(view.from_upstream), "downstream": bool(view.downstream),
+        "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
+        "told_up": bool(view.told_up), "target_sequence": view.target_sequence,
+        "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
+        "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
+    }
+
+
+cdef dict counters_dict(backbone_counters_t counters):
+    cdef dict every = counters
+    refused = every.pop("refused_total")
+    every["refused"] = dict(zip(REFUSALS[1:], refused[1:]))
+    every["refused_total"] = sum(refused)
+    return every
+
+
+# --- for benchmarks --------------------------------------------------------------------------------
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int us)
+
+
+def measure_hop(Backbone above, Stream here, Stream there, data, int duration_us, int frames, int laps):
+    """(seconds, CPU seconds of this thread) of the hop for `laps` times `frames` frames, without the pushing.
+
+    The sender's thread is held while they are pushed; the clock runs from its release until the other
+    node's head has passed them all.
+    """
+    cdef Buffer run = Buffer(data)
+    cdef stream_t* source = here.stream
+    cdef stream_t* sink = there.stream
+    cdef uint64_t begin = 0
+    cdef uint64_t total = 0
+    cdef int status = 0
+    cdef int i
+    own = time.thread_time()
+    with nogil:
+        for _ in range(laps):
+            pthread_mutex_lock(&above.bone.turn_lock)
+            for i in range(frames):
+                status |= stream_push(source, run.bytes, <uint32_t>run.size, duration_us, 1)
+            begin = now_us()
+            pthread_mutex_unlock(&above.bone.turn_lock)
+            while load_u64(&sink.ring.head_sequence) < source.ring.head_sequence:
+                usleep(50)
+                if now_us() - begin > 20000000:
+                    status = -1
+                    break
+            total += now_us() - begin
+    if status < 0:
+        raise SourceError(f"{here.mount}: the hop did not carry {frames} frames within 20 s")
+    return total / 1e6, time.thread_time() - own

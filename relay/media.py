@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -53,6 +53,8 @@ def without_password(address: str) -> str:
 
 def why(error: Exception) -> str:
     """What an error of the system or of libavformat says."""
+    if type(error).__name__ == "ExitError":  # PyAV: its time-out has interrupted libavformat
+        return "nothing came in time"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -335,9 +337,12 @@ class Reader:
     def _open(self) -> InputContainer:
         import av
 
-        timeout = (LIVE_OPEN_S, LIVE_READ_S) if self.live else None
+        def opened() -> InputContainer:
+            timeout = (LIVE_OPEN_S, LIVE_READ_S) if self.live else None
+            return av.open(self._address, "r", format=self._format, timeout=timeout)
+
         try:
-            container = av.open(self._address, "r", format=self._format, timeout=timeout)
+            container = _aside(opened) if self.live else opened()
         except av_errors() as error:
             raise SourceError(f"cannot open {self.shown!r} as audio: {why(error)}") from None
         if not container.streams.audio:
@@ -397,6 +402,23 @@ def _decode(stream: AudioStream, packet: Packet[AudioStream]) -> Sequence[AudioF
         return stream.codec_context.decode(packet if packet.size else None)
     except av_errors():
         return ()  # a damaged packet: the next ones are whole
+
+
+def _aside(work: Callable[[], InputContainer]) -> InputContainer:
+    """Do it on another thread and wait: libavformat holds up Ctrl-C, a wait in Python does not."""
+    done: queue.Queue[InputContainer | Exception] = queue.Queue()
+
+    def run() -> None:
+        try:
+            done.put(work())
+        except Exception as error:
+            done.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    result = done.get()
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 class Pump:

@@ -28,7 +28,8 @@ import relay
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS_CORE = re.compile(
-    r"^\s*(import relay\._core|from relay\._core import|from relay import .*_core)", re.MULTILINE
+    r"^\s*(import relay\._(core|probe)|from relay\._(core|probe\w*) import|from relay import .*_(core|probe))",
+    re.MULTILINE,
 )
 
 
@@ -124,6 +125,12 @@ def ffmpeg() -> str:
 def curl() -> str:
     """A real curl."""
     return outside("curl", "curl")
+
+
+@pytest.fixture(scope="session")
+def gcc() -> str:
+    """The C compiler that builds Relay, for programs of the tests."""
+    return outside("gcc", os.environ.get("CC", "gcc").split()[0])
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import av
 import pytest
@@ -377,12 +378,12 @@ def test_a_demo_ends_after_its_seconds(stubs: None) -> None:
 
 def listen(url: str, seconds: float) -> bytes:
     """What a listener of the mount gets within these seconds, after waiting for the mount."""
-    host, port, path = re.fullmatch(r"http://(.+):(\d+)(/.*)", url).groups()  # type: ignore[union-attr]
-    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
 
     def answer() -> Any:
         connection.close()
-        connection.request("GET", path)
+        connection.request("GET", parts.path)
         reply = connection.getresponse()
         return reply if reply.status == 200 else None
 

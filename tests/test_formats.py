@@ -6,9 +6,9 @@ import av
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from relay._probe_data import Scanner
 from tools.encoders import encode, scan
 
-from relay._core import Scanner
 from relay.errors import SourceError
 from relay.formats import DETECT_BYTES, KINDS, detect, format_of
 

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relay._probe_data import Scanner
 from tools.encoders import (
     START,
     damaged,
@@ -17,8 +18,6 @@ from tools.encoders import (
     scan,
     split,
 )
-
-from relay._core import Scanner
 
 # ISO/IEC 14496-3 table 1.18, written down anew.
 RATES_HZ = [

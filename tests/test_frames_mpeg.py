@@ -7,6 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relay._probe_data import Scanner
 from tools.encoders import (
     START,
     damaged,
@@ -18,7 +19,6 @@ from tools.encoders import (
     split,
 )
 
-from relay._core import Scanner
 from relay.errors import SourceError
 
 # ISO/IEC 11172-3 §2.4.2.3 and 13818-3 §2.4.2.3, written down anew: (version, layer) to kbit/s.

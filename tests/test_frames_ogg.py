@@ -7,6 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relay._probe_data import Scanner
 from tools.encoders import (
     CHAIN,
     HEADER,
@@ -20,7 +21,6 @@ from tools.encoders import (
     split,
 )
 
-from relay._core import Scanner
 from relay.errors import SourceError
 
 CONTINUED, BOS, EOS = 1, 2, 4

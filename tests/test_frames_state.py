@@ -8,9 +8,9 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relay._probe_data import Scanner
 from tools.encoders import FRAME_BYTES_MAX, encode, noise, scan
 
-from relay._core import Scanner
 from relay.errors import SourceError
 
 JUNK_BYTES_MAX = 128 * 1024

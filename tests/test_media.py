@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import socket
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
 
+from relay import media
 from relay.errors import ConfigError, SourceError
 from relay.media import (
     SHAPES,
@@ -268,6 +270,15 @@ def test_inputs_that_are_no_audio_are_refused_in_one_line(tmp_path: Path) -> Non
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="loop needs a file"):
         Reader("-", loop=True)
+
+
+def test_a_network_input_that_is_silent_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the message says so in words."""
+    monkeypatch.setattr(media, "LIVE_OPEN_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/live"
+        with pytest.raises(SourceError, match=r"cannot open 'http://.*: nothing came in time"):
+            Reader(address)
 
 
 def test_a_pump_hands_on_pieces_and_then_the_error() -> None:

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GROUND = {"errors", "address", "options", "config"}
 CORE = GROUND | {"_core"}
 FORMATS = CORE | {"formats"}
-NODE = FORMATS | {"source", "backbone", "web"}
+SOURCE = {"source", "source_http", "source_door"}
+NODE = FORMATS | SOURCE | {"auth", "backbone", "subscribe", "web"}
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
     "address": {"errors"},
@@ -31,10 +32,14 @@ KNOWS: dict[str, set[str]] = {
     "_core": {"errors"},
     "_probe": CORE,
     "formats": CORE,
+    "auth": set(),
     "source": FORMATS,
+    "source_http": {"auth", "errors"},
+    "source_door": FORMATS | SOURCE | {"auth"},
+    "subscribe": FORMATS,
     "backbone": FORMATS,
-    "web": FORMATS,
-    "node": NODE,
+    "web": FORMATS | {"auth"},
+    "node": NODE | {"__init__"},
     "__init__": NODE | {"node"},
     "serve": NODE | {"node", "__init__"},
     "media": GROUND,

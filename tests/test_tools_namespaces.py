@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,19 @@ def test_link_carries_ipv6() -> None:
     """The machines have IPv6 addresses too."""
     with Lan(rtt_ms=20) as lan, echo_in(lan.b, lan.b.address6, family=10):
         assert 20 <= round_trip_ms(lan, lan.b.address6) < 40
+
+
+def test_socket_opened_inside_stays_inside() -> None:
+    """The test's own thread can speak from a machine, and is back home afterwards."""
+    with Lan() as lan, echo_in(lan.b, lan.b.address):
+        with lan.a.inside():
+            sock = socket.create_connection((lan.b.address, 7000), timeout=5)
+        with sock:
+            assert sock.getsockname()[0] == lan.a.address
+            sock.sendall(b"?")
+            assert sock.recv(1) == b"?"
+        with socket.socket() as home, pytest.raises(OSError, match="assign"):
+            home.bind((lan.a.address, 0))
 
 
 def test_delay_changes_while_the_link_stands() -> None:

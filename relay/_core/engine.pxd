@@ -11,12 +11,17 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from relay._core.atomics cimport add_u32, load_u32, store_u32
-from relay._core.handover cimport handover_close, handover_open, handover_t
+from relay._core.handover cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, handover_close, handover_open, handover_t,
+)
 from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, retire_close, retire_open, retire_t,
 )
-from relay._core.stream cimport hub_t, mount_key, stream_config_t, stream_drop, stream_t
+from relay._core.stream cimport (
+    hub_next, hub_t, hub_take, mount_key, stream_config_t, stream_drop, stream_t,
+)
+
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -33,6 +38,7 @@ cdef enum:  # engine_add
 
 cdef enum:
     OVERRIDES_MAX = 1024
+    STREAMS_MAX = 1 << 20
 
 cdef struct override_t:       # [streams."/live"] of the configuration
     uint64_t key
@@ -83,6 +89,9 @@ cdef inline const stream_config_t* engine_config(engine_t* engine, uint64_t key)
     return &engine.defaults
 
 cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nogil:
+    # -1: no memory, or more than STREAMS_MAX.
+    if streams_max > STREAMS_MAX:
+        return -1
     if handover_open(&engine.pages, 512) != 0 or handover_open(&engine.sources, 128) != 0:
         return -1
     engine.table_size = 4
@@ -91,16 +100,44 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
     engine.table = <stream_t**>calloc(engine.table_size, sizeof(void*))
     engine.overrides = <override_t*>calloc(OVERRIDES_MAX, sizeof(override_t))
     if engine.table == NULL or engine.overrides == NULL:
+        free(engine.table)
+        free(engine.overrides)
+        engine.table = NULL
         return -1
     engine.streams_max = streams_max
     engine.hub.event_fd = -1
+    engine.hub.kept_fd = -1
+    engine.directory_known = 1
+    engine.upstream_up = 1
     pthread_mutex_init(&engine.table_lock, NULL)
     retire_open(&engine.retire)
     return 0
 
+cdef inline int engine_hub_open(engine_t* engine) noexcept nogil:
+    # From here on writers tell the backbone what is new. -1: no descriptor.
+    if engine.hub.kept_fd < 0:
+        engine.hub.kept_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    engine.hub.event_fd = engine.hub.kept_fd
+    return -1 if engine.hub.kept_fd < 0 else 0
+
+cdef inline void engine_hub_drain(engine_t* engine) noexcept nogil:
+    cdef stream_t* stream = hub_take(&engine.hub)
+    cdef stream_t* after
+    while stream != NULL:
+        after = hub_next(stream)
+        stream_drop(stream)
+        stream = after
+
+cdef inline void engine_hub_close(engine_t* engine) noexcept nogil:
+    engine.hub.event_fd = -1
+    engine_hub_drain(engine)
+
 cdef inline void engine_close(engine_t* engine) noexcept nogil:
     # All threads have ended.
     cdef uint64_t slot
+    engine_hub_close(engine)
+    if engine.hub.kept_fd >= 0:
+        close(engine.hub.kept_fd)
     for slot in range(engine.table_size):
         if engine.table[slot] != NULL:
             stream_drop(engine.table[slot])

@@ -22,7 +22,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_destroy(pthread_mutex_t*)
 
 cdef enum:
-    RETIRE_READERS_MAX = 66  # 64 shards, the backbone, one spare
+    RETIRE_BACKBONE = 64     # readers 0 … 63 are the shards
+    RETIRE_PYTHON = 65       # whoever holds the GIL; between begin and end nothing may let go of it
+    RETIRE_READERS_MAX = 66
 
 ctypedef void (*free_fn)(void*) noexcept nogil
 
@@ -47,10 +49,12 @@ cdef inline void retire_open(retire_t* retire) noexcept nogil:
         retire.turns[reader] = 0
 
 cdef inline void turn_begin(retire_t* retire, int reader) noexcept nogil:
+    assert retire.turns[reader] & 1 == 0, "a turn within a turn"
     store_u64(&retire.turns[reader], retire.turns[reader] + 1)
     fence()  # the turn is seen before any pointer that is loaded in it
 
 cdef inline void turn_end(retire_t* retire, int reader) noexcept nogil:
+    assert retire.turns[reader] & 1 == 1, "the end of a turn that has not begun"
     store_u64(&retire.turns[reader], retire.turns[reader] + 1)
 
 cdef inline bint retire_is_over(retire_t* retire, retired_t* entry) noexcept nogil:

@@ -8,16 +8,19 @@
 #      re-checks reserved_position after its send or copy (ring_was_overtaken). The same holds for
 #      the index: reserved_sequence, ring_entry_was_overtaken.
 #   4. No allocation after ring_open, except for titles and headers, which change a few times an hour.
-#   5. Memory: 1 × size_bytes + 32 B × frames_count + ≤ 8 titles × 4 KiB + ≤ 4 headers × 1 MiB.
-#   6. This room does not know sockets, listeners, streams or time.
+#   5. What comes from a wire is bounded before use (RING_NUMBER_MAX, FRAME_BYTES_MAX) and refused when
+#      it contradicts its neighbours; the head and the base move over what connects, and only forward
+#      or back.
+#   6. Memory: 1 × size_bytes + 32 B × frames_count + ≤ 8 titles × 4 KiB + ≤ 4 headers × 1 MiB.
+#   7. This room does not know sockets, listeners, streams or time.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport (
-    fence, fence_acquire, load_pointer, load_u64, load_u64_relaxed, store_pointer, store_u64,
-    store_u64_relaxed,
+    fence_acquire, fence_release, load_pointer, load_u64, load_u64_relaxed, store_pointer, store_u64,
+    store_u64_relaxed, sub_u32,
 )
 from relay._core.frames_state cimport FRAME_BYTES_MAX, FRAME_CHAIN, FRAME_HEADER, FRAME_START
 from relay._core.icy cimport ICY_BLOCK_BYTES_MAX, icy_block
@@ -38,6 +41,16 @@ cdef enum:
     RING_HOLES = 8
     TITLE_BYTES_MAX = 4080    # one ICY block: 255 × 16
     HEADER_BYTES_MAX = 1 << 20
+    RING_FRAMES_MAX = 1 << 20
+
+cdef extern from *:
+    """
+    #define RELAY_RING_BYTES_MAX ((uint64_t)1 << 40)
+    #define RELAY_RING_NUMBER_MAX ((uint64_t)1 << 62)
+    """
+    const uint64_t RING_BYTES_MAX "RELAY_RING_BYTES_MAX"
+    # Sequences, positions and media times end here, so that sums of two never overflow.
+    const uint64_t RING_NUMBER_MAX "RELAY_RING_NUMBER_MAX"
 
 cdef enum:  # what ring_place answers
     PLACED = 1
@@ -57,6 +70,7 @@ cdef struct frame_t:          # 32 bytes
 cdef struct hole_t:           # a lost run: [from_position, to_position) was never here
     uint64_t from_position
     uint64_t to_position
+    uint64_t to_sequence      # the first frame after it
 
 cdef struct title_t:          # immutable once published
     uint64_t sequence
@@ -88,7 +102,8 @@ cdef struct ring_t:
     uint64_t head_media_us
     uint64_t base_sequence      # the oldest frame held; moves back by repair,
     uint64_t base_position      # and forward only when a lost run is forgotten
-    hole_t holes[RING_HOLES]    # the newest lost runs; slot = holes_total % RING_HOLES
+    hole_t holes[RING_HOLES]    # the newest lost runs; slot = holes_total % RING_HOLES; a slot is
+                                # reused only after the base was raised past what it said
     uint64_t holes_total
     uint64_t holes_end_position  # readers at or past it need not look for holes
     title_t* titles[RING_TITLES]
@@ -101,7 +116,8 @@ cdef struct ring_t:
     bint header_open
     uint64_t frame_bytes_max  # the largest frame so far
     # life
-    uint32_t refs             # the stream's one and one for each cursor in it; at 0 it is retired
+    uint32_t refs             # the stream's one and one for each cursor in it; at 0 `next` is let go
+    uint32_t pins             # one for all refs together, one for each view; at 0 it is retired
     uint32_t superseded       # 1: `next` is set; cursors that reached this head go on there
     ring_t* next              # holds one reference on it
 
@@ -119,8 +135,14 @@ cdef inline ring_t* ring_open(
     uint64_t size_bytes, uint64_t frames_count, uint64_t epoch, uint64_t sequence, uint64_t position,
     uint64_t media_us, retire_t* retire,
 ) noexcept nogil:
-    # An empty ring whose first frame will be (sequence, position); NULL: no memory.
-    cdef ring_t* ring = <ring_t*>calloc(1, sizeof(ring_t))
+    # An empty ring whose first frame will be (sequence, position); NULL: no memory, or out of bounds.
+    cdef ring_t* ring
+    if (
+        size_bytes == 0 or size_bytes > RING_BYTES_MAX or frames_count > RING_FRAMES_MAX
+        or sequence > RING_NUMBER_MAX or position > RING_NUMBER_MAX or media_us > RING_NUMBER_MAX
+    ):
+        return NULL
+    ring = <ring_t*>calloc(1, sizeof(ring_t))
     if ring == NULL:
         return NULL
     ring.size_bytes = whole_pages(size_bytes)
@@ -140,6 +162,7 @@ cdef inline ring_t* ring_open(
     ring.reserved_sequence = ring.head_sequence = ring.base_sequence = sequence
     ring.head_media_us = media_us
     ring.refs = 1
+    ring.pins = 1
     return ring
 
 cdef inline void ring_close(void* thing) noexcept nogil:
@@ -153,6 +176,11 @@ cdef inline void ring_close(void* thing) noexcept nogil:
     mirror_close(ring.bytes, ring.size_bytes)
     free(ring.frames)
     free(ring)
+
+cdef inline void ring_unpin(ring_t* ring) noexcept nogil:
+    # A view pins the bytes alone: it does not hold back the rings that come after.
+    if sub_u32(&ring.pins, 1) == 0:
+        retire_later(ring.retire, ring, ring_close)
 
 # --- readers -------------------------------------------------------------------------------------
 
@@ -278,12 +306,17 @@ cdef inline uint64_t ring_readable_end(ring_t* ring, uint64_t position) noexcept
     # position when a lost run (or nothing yet) is right there.
     cdef uint64_t head = load_u64(&ring.head_position)
     cdef uint64_t end = head
+    cdef uint64_t begin
     cdef int i
     if position >= load_u64(&ring.holes_end_position):
-        return head
+        return head if head > position else position
     for i in range(RING_HOLES):
-        if ring.holes[i].to_position > position and ring.holes[i].from_position < end:
-            end = ring.holes[i].from_position
+        begin = load_u64_relaxed(&ring.holes[i].from_position)
+        if load_u64_relaxed(&ring.holes[i].to_position) > position and begin < end:
+            end = begin
+    fence_acquire()     # a slot that was reused meanwhile shows in the base, which was raised first
+    if load_u64_relaxed(&ring.base_position) > position:
+        return position
     return end if end > position else position
 
 cdef inline header_t* ring_header(ring_t* ring, uint64_t sequence) noexcept nogil:
@@ -334,7 +367,7 @@ cdef inline void ring_set_header(
 cdef inline void ring_set_title(
     ring_t* ring, const uint8_t* bytes, uint32_t size_bytes, uint64_t sequence, uint64_t position
 ) noexcept nogil:
-    # Publishes a title; the one with the lowest sequence makes room.
+    # Publishes a title; the one with the lowest sequence makes room (a repair may bring that very one).
     cdef int slot = 0
     cdef int i
     cdef title_t* old
@@ -346,6 +379,8 @@ cdef inline void ring_set_title(
         if ring.titles[i].sequence < ring.titles[slot].sequence:
             slot = i
     old = ring.titles[slot]
+    if old != NULL and old.sequence > sequence:
+        return
     title = <title_t*>malloc(sizeof(title_t))
     if title == NULL:
         return
@@ -365,10 +400,13 @@ cdef inline void ring_collect_header(ring_t* ring, frame_t* frame, uint64_t sequ
         if frame.flags & FRAME_CHAIN:
             ring.header_size_bytes = 0
             ring.header_open = True
-        if not ring.header_open or ring.header_size_bytes + frame.size_bytes > HEADER_BYTES_MAX:
+        if not ring.header_open:
             return
-        grown = <uint8_t*>realloc(ring.header_bytes, ring.header_size_bytes + frame.size_bytes)
+        grown = NULL
+        if ring.header_size_bytes + frame.size_bytes <= HEADER_BYTES_MAX:
+            grown = <uint8_t*>realloc(ring.header_bytes, ring.header_size_bytes + frame.size_bytes)
         if grown == NULL:
+            ring.header_open = False    # a header with a page missing is worse than none
             return
         ring.header_bytes = grown
         memcpy(grown + ring.header_size_bytes, ring_at(ring, frame.position), frame.size_bytes)
@@ -392,6 +430,7 @@ cdef inline void ring_advance(ring_t* ring) noexcept nogil:
         position += audio_bytes(frame)
         media_us = <uint64_t>frame.media_us + frame.duration_us
         sequence += 1
+    assert position <= ring.reserved_position and sequence <= ring.reserved_sequence
     if sequence != ring.head_sequence:
         store_u64(&ring.head_media_us, media_us)
         store_u64(&ring.head_sequence, sequence)
@@ -410,14 +449,17 @@ cdef inline void ring_write(
     if sequence >= ring.reserved_sequence:
         store_u64_relaxed(&ring.reserved_sequence, sequence + 1)
     if flags & FRAME_TITLE:
-        fence()
+        if position > ring.reserved_position:   # the head may come to stand here
+            store_u64_relaxed(&ring.reserved_position, position)
+        fence_release()
         ring_set_title(ring, bytes, size_bytes, sequence, position)
     else:
         while done < size_bytes:
             piece = size_bytes - done if size_bytes - done < piece_bytes_max else piece_bytes_max
             if position + done + piece > ring.reserved_position:
                 store_u64_relaxed(&ring.reserved_position, position + done + piece)
-            fence()  # readers see the reservation before any byte of it changes
+            fence_release()  # readers see the reservation before any byte of it changes
+            assert piece > 0 and (position + done) % ring.size_bytes + piece <= 2 * ring.size_bytes
             memcpy(ring.bytes + (position + done) % ring.size_bytes, bytes + done, piece)
             done += piece
         if size_bytes > ring.frame_bytes_max:
@@ -464,6 +506,8 @@ cdef inline int ring_place_back(
     ring_write(ring, sequence, position, media_us, bytes, size_bytes, duration_us, flags)
     while ring.base_sequence > 0 and ring_has(ring, ring.base_sequence - 1):
         frame = ring_entry(ring, ring.base_sequence - 1)
+        if frame.position + audio_bytes(frame) != ring.base_position:
+            break
         store_u64(&ring.base_position, frame.position)
         store_u64(&ring.base_sequence, ring.base_sequence - 1)
     return PLACED
@@ -474,11 +518,14 @@ cdef inline int ring_place(
 ) noexcept nogil:
     # Puts one frame where it belongs: at the head, ahead of it, or before the base.
     cdef uint64_t end_position = position + (0 if flags & FRAME_TITLE else size_bytes)
-    if size_bytes == 0 or size_bytes > FRAME_BYTES_MAX or position > (<uint64_t>1 << 62):
+    if size_bytes == 0 or size_bytes > FRAME_BYTES_MAX:
         return PLACE_BAD
-    if flags & FRAME_TITLE and size_bytes > TITLE_BYTES_MAX:
+    if sequence > RING_NUMBER_MAX or position > RING_NUMBER_MAX or media_us > RING_NUMBER_MAX:
         return PLACE_BAD
-    if size_bytes > ring.guard_bytes:
+    if flags & FRAME_TITLE:     # its bytes are not in the ring: it is no header and no start
+        if size_bytes > TITLE_BYTES_MAX or flags & (FRAME_START | FRAME_HEADER | FRAME_CHAIN):
+            return PLACE_BAD
+    elif size_bytes > ring.guard_bytes:
         return PLACE_FAR
     if sequence < ring.base_sequence:
         return ring_place_back(
@@ -505,6 +552,57 @@ cdef inline int ring_place(
         ring_advance(ring)
     return PLACED
 
+cdef inline uint32_t ring_place_run(
+    ring_t* ring, uint64_t sequence, uint64_t position, uint64_t media_us, const uint64_t* records,
+    uint32_t count, const uint8_t* bytes,
+) noexcept nogil:
+    # The usual case of a hop: plain frames in a row, right at the head, nothing ahead of it. One
+    # reservation, one copy, one publication for as many as a piece may hold; returns how many (0:
+    # place the first by itself). A record is size (24 bits), flags (8), duration (32), from the low end.
+    cdef uint64_t bytes_max = ring.guard_bytes // 4
+    cdef uint64_t frames_max = ring.frames_count // 32
+    cdef uint64_t run_bytes = 0
+    cdef uint64_t size
+    cdef uint32_t frames = 0
+    cdef uint32_t i
+    cdef frame_t* frame
+    if (
+        sequence != ring.head_sequence or position != ring.head_position
+        or ring.reserved_sequence != sequence or ring.header_open
+    ):
+        return 0
+    while frames < count and frames < frames_max:
+        size = records[frames] & 0xFFFFFF
+        if records[frames] >> 24 & (FRAME_HEADER | FRAME_TITLE) or size == 0 or (
+            run_bytes + size > bytes_max
+        ):
+            break
+        run_bytes += size
+        frames += 1
+    if frames == 0 or position + run_bytes > RING_NUMBER_MAX or sequence > RING_NUMBER_MAX:
+        return 0
+    store_u64_relaxed(&ring.reserved_sequence, sequence + frames)
+    store_u64_relaxed(&ring.reserved_position, position + run_bytes)
+    fence_release()     # readers see the reservation before any byte of it changes
+    memcpy(ring.bytes + position % ring.size_bytes, bytes, run_bytes)
+    for i in range(frames):
+        size = records[i] & 0xFFFFFF
+        frame = ring_entry(ring, sequence + i)
+        frame.position = position
+        frame.media_us = <int64_t>media_us
+        frame.size_bytes = <uint32_t>size
+        frame.duration_us = <uint32_t>(records[i] >> 32)
+        frame.tag = <uint32_t>(sequence + i)
+        frame.flags = <uint32_t>(records[i] >> 24 & 0xFF) | FRAME_PRESENT
+        position += size
+        media_us += records[i] >> 32
+        if size > ring.frame_bytes_max:
+            ring.frame_bytes_max = size
+    store_u64(&ring.head_media_us, media_us)
+    store_u64(&ring.head_sequence, sequence + frames)
+    store_u64(&ring.head_position, position)
+    return frames
+
 cdef inline int ring_push(
     ring_t* ring, const uint8_t* bytes, uint32_t size_bytes, uint32_t duration_us, uint32_t flags
 ) noexcept nogil:
@@ -516,8 +614,11 @@ cdef inline int ring_push(
 
 cdef inline uint64_t ring_hole_end_sequence(ring_t* ring) noexcept nogil:
     # The first frame that is here beyond the hole at the head; head_sequence when there is no hole.
+    # One that claims a position before the head lies: it counts as not here.
     cdef uint64_t sequence = ring.head_sequence
-    while sequence < ring.reserved_sequence and not ring_has(ring, sequence):
+    while sequence < ring.reserved_sequence and not (
+        ring_has(ring, sequence) and ring_entry(ring, sequence).position >= ring.head_position
+    ):
         sequence += 1
     return sequence if sequence < ring.reserved_sequence else ring.head_sequence
 
@@ -526,28 +627,35 @@ cdef inline uint64_t ring_give_up(ring_t* ring) noexcept nogil:
     # the number of frames lost.
     cdef uint64_t sequence = ring_hole_end_sequence(ring)
     cdef uint64_t lost = sequence - ring.head_sequence
+    cdef uint64_t i
     cdef frame_t* frame = ring_entry(ring, sequence)
-    cdef hole_t* hole = &ring.holes[ring.holes_total % RING_HOLES]
     if lost == 0:
         return 0
-    if ring.holes_total >= RING_HOLES and hole.to_position > ring.base_position:
-        # A lost run is forgotten: nobody may read through it, so all before it goes out of reach.
-        ring_raise_base(ring, hole.to_position)
-    hole.from_position = ring.head_position
-    hole.to_position = frame.position
-    ring.holes_total += 1
+    for i in range(lost):   # lost sequences have no entries, not even after 2^32 frames
+        ring_entry(ring, ring.head_sequence + i).flags = 0
+    ring_add_hole(ring, ring.head_position, frame.position, sequence)
     ring.header_open = False
-    store_u64(&ring.holes_end_position, frame.position)
     store_u64(&ring.head_media_us, <uint64_t>frame.media_us)
     store_u64(&ring.head_sequence, sequence)
     store_u64(&ring.head_position, frame.position)
     ring_advance(ring)
     return lost
 
-cdef inline void ring_raise_base(ring_t* ring, uint64_t position) noexcept nogil:
-    cdef uint64_t sequence = ring_sequence_at(ring, position)
-    store_u64(&ring.base_sequence, sequence)
-    store_u64(&ring.base_position, position)
+cdef inline void ring_add_hole(
+    ring_t* ring, uint64_t from_position, uint64_t to_position, uint64_t to_sequence
+) noexcept nogil:
+    # Records a lost run. The one that it replaces is forgotten: nobody may read through it, so first
+    # all before it goes out of reach (ring_readable_end looks at the base last).
+    cdef hole_t* hole = &ring.holes[ring.holes_total % RING_HOLES]
+    if hole.to_position > ring.base_position:
+        store_u64(&ring.base_sequence, hole.to_sequence)
+        store_u64(&ring.base_position, hole.to_position)
+    fence_release()
+    store_u64_relaxed(&hole.from_position, from_position)
+    store_u64_relaxed(&hole.to_position, to_position)
+    hole.to_sequence = to_sequence
+    ring.holes_total += 1
+    store_u64(&ring.holes_end_position, to_position)
 
 # --- resizing: a new ring with the same positions --------------------------------------------------
 
@@ -556,13 +664,15 @@ cdef inline ring_t* ring_resized(ring_t* old, uint64_t size_bytes, uint64_t fram
     # hole (the writer tries again later). The caller links it: old.next, the stream.
     cdef ring_t* ring
     cdef frame_t* frame
+    cdef header_t* header
     cdef uint64_t sequence
     cdef int i
     if old.reserved_sequence != old.head_sequence or old.header_open:
         return NULL
     sequence = ring_tail_sequence(old)
     while sequence < old.head_sequence and (
-        old.head_position - ring_entry(old, sequence).position > (size_bytes - size_bytes // 5)
+        not ring_has(old, sequence)     # a lost run is no place to begin
+        or old.head_position - ring_entry(old, sequence).position > (size_bytes - size_bytes // 5)
         or old.head_sequence - sequence > frames_count - frames_count // 8
     ):
         sequence += 1
@@ -592,10 +702,10 @@ cdef inline ring_t* ring_resized(ring_t* old, uint64_t size_bytes, uint64_t fram
         if old.titles[i] != NULL:
             ring_set_title(ring, old.titles[i].bytes, old.titles[i].size_bytes,
                            old.titles[i].sequence, old.titles[i].position)
-    for i in range(RING_HEADERS):
-        if old.headers[i] != NULL:
-            ring_set_header(ring, old.headers[i].bytes, old.headers[i].size_bytes,
-                            old.headers[i].end_sequence)
+    for i in range(RING_HEADERS):       # the oldest first: it is the next to make room
+        header = old.headers[(old.headers_total + i) % RING_HEADERS]
+        if header != NULL:
+            ring_set_header(ring, header.bytes, header.size_bytes, header.end_sequence)
     return ring
 
 cdef inline void ring_copy_entry(

@@ -14,13 +14,14 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from relay._core.atomics cimport (
-    add_u32, add_u64, claim_pointer, claim_u32, load_pointer, load_u32, load_u64, ref_take,
+    add_u32, add_u64, claim_pointer, claim_u32, fence, load_pointer, load_u32, load_u64, ref_take,
     store_pointer, store_u32, store_u64, sub_u32, swap_pointer, swap_u32,
 )
 from relay._core.retire cimport retire_later, retire_t
+from relay._core.frames cimport FRAME_BYTES_MAX
 from relay._core.ring cimport (
-    FRAME_TITLE, PLACED, PLACE_NO_MEMORY, ring_close, ring_open, ring_place, ring_push,
-    ring_resized, ring_t, release_plain,
+    FRAME_TITLE, PLACED, PLACE_BAD, PLACE_NO_MEMORY, RING_FRAMES_MAX, RING_NUMBER_MAX, ring_open,
+    ring_place, ring_place_run, ring_resized, ring_t, ring_unpin, release_plain,
 )
 
 cdef extern from "<sys/eventfd.h>" nogil:
@@ -73,6 +74,7 @@ cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
 
 cdef struct hub_t:            # where writers tell the backbone that a stream has something new
     int event_fd              # -1: there is no backbone
+    int kept_fd               # the same descriptor, open until the engine goes: a late teller may write to it
     uint32_t asleep           # 1: the backbone waits in poll; the next writer wakes it
     stream_t* dirty           # a stack of streams, linked by dirty_next
 
@@ -85,6 +87,7 @@ cdef struct stream_t:
     hub_t* hub                # borrowed
     ring_t* ring              # the newest; NULL before the first epoch; holds one reference
     info_t* info              # what the reply says; NULL until known
+    uint32_t info_changes     # counts stream_set_info
     uint32_t refs
     uint32_t writer           # WRITER_…
     uint32_t source_up        # 1: an epoch is open
@@ -102,6 +105,7 @@ cdef struct stream_t:
     uint64_t fit_position     # position and media time at the last look
     uint64_t fit_from_media_us
     uint64_t fit_sequence
+    uint32_t fit_known        # 1: the ring has been fitted to the bit rate of this epoch
     uint32_t dirty
     stream_t* dirty_next
     void* link                # the backbone's own record of this stream; owner: backbone
@@ -155,13 +159,13 @@ cdef inline void stream_ring_drop(stream_t* stream, ring_t* ring) noexcept nogil
     cdef ring_t* after
     while ring != NULL and sub_u32(&ring.refs, 1) == 0:
         after = ring.next
-        retire_later(stream.retire, ring, ring_close)
+        ring_unpin(ring)
         sub_u32(&stream.rings, 1)
         ring = after
 
 cdef inline ring_t* stream_ring_take(stream_t* stream) noexcept nogil:
     # The newest ring with a reference taken; NULL before the first epoch. Only inside a turn or by the
-    # writer (who alone replaces it).
+    # writer (who alone replaces it). Give it back with stream_ring_drop.
     cdef ring_t* ring
     while True:
         ring = <ring_t*>load_pointer(<void**>&stream.ring)
@@ -179,13 +183,30 @@ cdef inline void hub_tell(hub_t* hub, stream_t* stream) noexcept nogil:
         stream.dirty_next = <stream_t*>top
         if claim_pointer(<void**>&hub.dirty, top, stream):
             break
+    fence()     # the stream is on the stack before `asleep` is read (the backbone does the reverse)
     if load_u32(&hub.asleep) and swap_u32(&hub.asleep, 0):
         eventfd_write(hub.event_fd, 1)
 
 cdef inline stream_t* hub_take(hub_t* hub) noexcept nogil:
-    # All streams that have something new, linked by dirty_next. The taker reads dirty_next, then clears
-    # `dirty`, then gives the reference back (stream_drop).
+    # All streams that have something new; for each of them: hub_next, look at it, stream_drop.
     return <stream_t*>swap_pointer(<void**>&hub.dirty, NULL)
+
+cdef inline stream_t* hub_next(stream_t* stream) noexcept nogil:
+    # The stream taken after this one. From here on a writer puts this one on the stack again. A swap,
+    # not a store: what the taker reads next (the head) must not be read before `dirty` is clear, or
+    # a frame that is pushed between the two is seen by nobody.
+    cdef stream_t* after = stream.dirty_next
+    swap_u32(&stream.dirty, 0)
+    return after
+
+cdef inline bint hub_sleep(hub_t* hub) noexcept nogil:
+    # Before the backbone waits in poll: True when nothing is new, and whoever brings something wakes it.
+    swap_u32(&hub.asleep, 1)
+    fence()
+    if load_pointer(<void**>&hub.dirty) == NULL:
+        return True
+    swap_u32(&hub.asleep, 0)
+    return False
 
 cdef inline bint stream_claim(stream_t* stream, uint32_t writer) noexcept nogil:
     return claim_u32(&stream.writer, WRITER_NONE, writer)
@@ -206,6 +227,8 @@ cdef inline bint stream_set_info(stream_t* stream, const uint8_t* bytes, uint32_
     info.size_bytes = size
     memcpy(info.bytes, bytes, size)
     retire_later(stream.retire, swap_pointer(<void**>&stream.info, info), release_plain)
+    add_u32(&stream.info_changes, 1)
+    hub_tell(stream.hub, stream)
     return True
 
 cdef inline void stream_link_ring(stream_t* stream, ring_t* ring) noexcept nogil:
@@ -224,12 +247,17 @@ cdef inline int stream_begin_epoch(
     stream_t* stream, uint64_t epoch, uint64_t origin, uint64_t sequence, uint64_t position,
     uint64_t media_us,
 ) noexcept nogil:
-    # Opens the ring of a new epoch; 320 kbit/s and 50 frames a second until they are known.
+    # Opens the ring of a new epoch; 320 kbit/s and 50 frames a second until they are known. The
+    # numbers may come from a wire: PLACE_BAD beyond RING_NUMBER_MAX.
     cdef uint64_t size_bytes = stream.config.ring_us * 40 // 1000 * 5 // 4
     cdef uint64_t frames_count = stream.config.ring_us // 20000 * 5 // 4 + 64
     cdef ring_t* ring
+    if sequence > RING_NUMBER_MAX or position > RING_NUMBER_MAX or media_us > RING_NUMBER_MAX:
+        return PLACE_BAD
     if load_u32(&stream.rings) >= RINGS_MAX:
         return STREAM_FULL
+    if frames_count > RING_FRAMES_MAX:
+        frames_count = RING_FRAMES_MAX
     if size_bytes < 5 * 65536:
         size_bytes = 5 * 65536
     if size_bytes > stream.config.ring_bytes_max:
@@ -241,6 +269,7 @@ cdef inline int stream_begin_epoch(
     stream.fit_sequence = sequence
     stream.fit_from_media_us = media_us
     stream.fit_media_us = media_us + 1000000
+    stream.fit_known = 0
     stream.origin = origin
     store_u64(&stream.epoch_highest, epoch)
     stream_link_ring(stream, ring)
@@ -248,6 +277,20 @@ cdef inline int stream_begin_epoch(
     stream.counters.epochs_total += 1
     hub_tell(stream.hub, stream)
     return 0
+
+cdef inline bint stream_forget_ring(stream_t* stream) noexcept nogil:
+    # Nobody has wanted the stream for its linger: its ring goes, so that who comes back does not get
+    # stale audio. A joiner counts himself in `listeners` or `readers` before he takes the ring; if one
+    # has just done so, the ring stays and the answer is False.
+    cdef ring_t* ring = <ring_t*>swap_pointer(<void**>&stream.ring, NULL)
+    fence()
+    if load_u32(&stream.listeners) + load_u32(&stream.readers) != 0:
+        store_pointer(<void**>&stream.ring, ring)
+        return False
+    store_u32(&stream.source_up, 0)
+    if ring != NULL:
+        stream_ring_drop(stream, ring)
+    return True
 
 cdef inline void stream_end_epoch(stream_t* stream, uint64_t now_us) noexcept nogil:
     # The source is gone: listeners stay where they are until the next epoch or the end of the linger.
@@ -266,36 +309,54 @@ cdef inline int stream_resize(stream_t* stream, uint64_t size_bytes, uint64_t fr
     stream_link_ring(stream, ring)
     return 1
 
+cdef inline void stream_grow(stream_t* stream, uint64_t size_bytes) noexcept nogil:
+    if size_bytes > stream.config.ring_bytes_max:
+        size_bytes = stream.config.ring_bytes_max
+    if size_bytes > stream.ring.size_bytes:
+        stream_resize(stream, size_bytes, stream.ring.frames_count)
+
+cdef inline uint64_t at_most(double wanted, uint64_t bound) noexcept nogil:
+    return <uint64_t>wanted if wanted < <double>bound else bound
+
 cdef inline void stream_fit(stream_t* stream) noexcept nogil:
     # After the first second of media, then every five: does the ring hold ring_us at this bit rate?
-    # Grows when it does not by far; shrinks only at the first look, when the rate becomes known.
+    # Readers may use four fifths of it, hence × 1.25; a tenth more keeps a rate that trembles from
+    # resizing at every look. Shrinks only once, when the rate becomes known.
     cdef ring_t* ring = stream.ring
-    cdef uint64_t media_us = ring.head_media_us - stream.fit_from_media_us
-    cdef uint64_t bytes = ring.head_position - stream.fit_position
-    cdef uint64_t frames = ring.head_sequence - stream.fit_sequence
-    cdef uint64_t ring_us = stream.config.ring_us
-    cdef bint first = stream.fit_from_media_us + 1500000 > stream.fit_media_us
-    stream.fit_position = ring.head_position
-    stream.fit_sequence = ring.head_sequence
-    stream.fit_from_media_us = ring.head_media_us
-    stream.fit_media_us = ring.head_media_us + 5000000
-    if media_us == 0:
+    cdef uint64_t bound = stream.config.ring_bytes_max
+    cdef double share
+    cdef uint64_t bytes
+    cdef uint64_t roomy
+    cdef uint64_t frames
+    cdef bint done = True
+    if ring.head_media_us <= stream.fit_from_media_us:      # media time that goes back tells nothing
+        stream_fit_again(stream)
         return
-    bytes = <uint64_t>(<double>bytes * ring_us / media_us * 1.25)
-    frames = <uint64_t>(<double>frames * ring_us / media_us * 1.25) + 64
+    share = 1.25 * stream.config.ring_us / (ring.head_media_us - stream.fit_from_media_us)
+    bytes = at_most((ring.head_position - stream.fit_position) * share, bound)
+    frames = at_most((ring.head_sequence - stream.fit_sequence) * share + 64, RING_FRAMES_MAX)
     if bytes < 8 * ring.frame_bytes_max:
-        bytes = 8 * ring.frame_bytes_max
-    if bytes > stream.config.ring_bytes_max:
-        bytes = stream.config.ring_bytes_max
-    if frames > (<uint64_t>1 << 20):
-        frames = <uint64_t>1 << 20
+        bytes = at_most(8 * ring.frame_bytes_max, bound)
+    roomy = at_most(bytes * 1.1, bound)
     if bytes > ring.size_bytes or frames > ring.frames_count:
-        stream_resize(
-            stream, bytes if bytes > ring.size_bytes else ring.size_bytes,
+        done = stream_resize(
+            stream, roomy if roomy > ring.size_bytes else ring.size_bytes,
             frames if frames > ring.frames_count else ring.frames_count,
         )
-    elif first and bytes + bytes // 4 < ring.size_bytes:
-        stream_resize(stream, bytes, frames)
+    elif not stream.fit_known and roomy + roomy // 4 < ring.size_bytes:
+        done = stream_resize(stream, roomy, frames)
+    if done or stream.fit_known:
+        stream_fit_again(stream)
+        stream.fit_known = 1
+    else:       # a hole is open: the first look is worth another try soon
+        stream.fit_media_us = ring.head_media_us + 100000
+
+cdef inline void stream_fit_again(stream_t* stream) noexcept nogil:
+    # The next look measures from here.
+    stream.fit_position = stream.ring.head_position
+    stream.fit_sequence = stream.ring.head_sequence
+    stream.fit_from_media_us = stream.ring.head_media_us
+    stream.fit_media_us = stream.ring.head_media_us + 5000000
 
 cdef inline int stream_place(
     stream_t* stream, uint64_t sequence, uint64_t position, uint64_t media_us,
@@ -303,8 +364,8 @@ cdef inline int stream_place(
 ) noexcept nogil:
     # One frame into the newest ring, where it belongs (see ring_place for the answers).
     cdef int status
-    if size_bytes > stream.ring.guard_bytes and not flags & FRAME_TITLE:
-        stream_resize(stream, 8 * <uint64_t>size_bytes, stream.ring.frames_count)
+    if stream.ring.guard_bytes < size_bytes <= FRAME_BYTES_MAX and not flags & FRAME_TITLE:
+        stream_grow(stream, 8 * <uint64_t>size_bytes)
     status = ring_place(
         stream.ring, sequence, position, media_us, bytes, size_bytes, duration_us, flags
     )
@@ -321,6 +382,21 @@ cdef inline int stream_place(
     else:
         stream.counters.refused_frames_total += 1
     return status
+
+cdef inline uint32_t stream_place_run(
+    stream_t* stream, uint64_t sequence, uint64_t position, uint64_t media_us,
+    const uint64_t* records, uint32_t count, const uint8_t* bytes,
+) noexcept nogil:
+    # The first frames of a run, as many as can go in at once (see ring_place_run); 0: none.
+    cdef ring_t* ring = stream.ring
+    cdef uint32_t frames = ring_place_run(ring, sequence, position, media_us, records, count, bytes)
+    if frames:
+        stream.counters.received_bytes_total += ring.head_position - position
+        stream.counters.received_frames_total += frames
+        if ring.head_media_us >= stream.fit_media_us:
+            stream_fit(stream)
+        hub_tell(stream.hub, stream)
+    return frames
 
 cdef inline int stream_push(
     stream_t* stream, const uint8_t* bytes, uint32_t size_bytes, uint32_t duration_us,

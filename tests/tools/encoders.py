@@ -17,8 +17,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
-
-from relay._core import Scanner
+from relay._probe_data import Scanner
 
 Frame = tuple[bytes, int, int]
 

@@ -7,11 +7,13 @@ Rules of this room
   3. Offloads are off at both ends: what crosses is what a wire of that MTU would carry, with
      checksums, in frames of at most MTU + 14 bytes.
   4. Run as a program, this file is the forwarder: it imports nothing but the standard library.
+  5. A socket belongs for life to the namespace that its thread was in: `inside` moves one thread.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import itertools
 import json
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 SIOCETHTOOL = 0x8946
@@ -34,6 +36,7 @@ PACKET_IGNORE_OUTGOING = 23
 SO_RCVBUFFORCE = 33
 ETH_P_ALL = 3
 ETHERNET_BYTES = 14
+CLONE_NEWNET = 0x40000000
 HELD_FRAMES_MAX = 20_000  # each way together; beyond, frames are lost and counted
 
 _numbers = itertools.count()
@@ -77,6 +80,19 @@ class Namespace:
         if told.returncode != 0:
             raise RuntimeError(f"{self.name}: {' '.join(command)}: {told.stderr.strip()}")
         return told.stdout
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Let the calling thread open its sockets here; they stay here when it leaves again."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{self.name}") as here:
+            if libc.setns(here.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), f"setns {self.name}")
+            try:
+                yield
+            finally:
+                if libc.setns(home.fileno(), CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), "setns back home")
 
     def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         """Start a command here; the caller ends it."""
@@ -199,8 +215,6 @@ def offloads_off(link: str) -> None:
 
 def address_of(buffer: bytearray) -> int:
     """Return where the bytes lie; the caller keeps them alive."""
-    import ctypes
-
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 

@@ -100,7 +100,7 @@ class NodeProcess:
             *(command or [sys.executable, "-P", "-m", "relay", "serve", "--log-format", "json"]),
         ]
         passwords = {"RELAY_SOURCE_PASSWORD": PASSWORD, "RELAY_ADMIN_PASSWORD": PASSWORD}
-        self.env = child_env(**passwords, **(env or {}))
+        self.env = child_env(**(passwords | (env or {})))
         self.lines: deque[str] = deque(maxlen=LINES_MAX)
         self.events: deque[dict[str, Any]] = deque(maxlen=LINES_MAX)
         self.ready: dict[str, Any] = {}
@@ -261,6 +261,16 @@ class NodeProcess:
     def __repr__(self) -> str:
         pid = self.process.pid if self.process else None
         return f"<node {self.http} {self.backbone} pid={pid}>"
+
+
+def wait_known(node: NodeProcess, *mounts: str, timeout_s: float = 5.0) -> None:
+    """Wait until the node knows of these mounts, its own or from upstream."""
+
+    def known() -> bool:
+        told = node.json("/api/v1/status")["streams"]
+        return set(mounts) <= {stream["mount"] for stream in told}
+
+    wait_until(known, timeout_s, what=f"{mounts} at {node!r}", every_s=0.05)
 
 
 _running: set[NodeProcess] = set()

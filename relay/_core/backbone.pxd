@@ -1,0 +1,274 @@
+# backbone.pxd: the backbone thread: one loop around what a node is to its children and to its upstream.
+#
+# Rules of this room
+#   1. One thread a node, no GIL, all signals blocked; it is one reader of retire.pxd.
+#   2. It sleeps in zmq_poll, outside of its turn; writers wake it through the hub (a dirty stack and an
+#      eventfd that is written only while `asleep` is set).
+#   3. A turn at most every TURN_US while something is new; up to BUSY_US when it sends many small runs
+#      (then each message carries more frames).
+#   4. turn_lock is held during a turn, so that a snapshot sees whole turns only.
+#   5. Decides nothing but when to wake.
+
+from libc.stdint cimport uint64_t
+
+from relay._core.atomics cimport fence, load_pointer, load_u32, load_u64, store_u32
+from relay._core.backbone_child cimport (
+    ask_page, child_answers, child_published, child_step, child_stream_closed, child_withdraw,
+    dealer_close, links_restart, peer_gone,
+)
+from relay._core.backbone_parent cimport (
+    parent_beacon, parent_requests, parent_send, parent_subscriptions,
+)
+from relay._core.backbone_state cimport (
+    BACKBONE_READER, backbone_t, link_close_out, link_delete, link_note, link_of, link_t, link_touch,
+)
+from relay._core.engine cimport clock_gettime, now_us, timespec
+from relay._core.hop cimport HOP_PAUSE_US, PEER_LOST, PEER_UP, peer_is_silent
+from relay._core.retire cimport (
+    pthread_mutex_lock, pthread_mutex_unlock, turn_begin, turn_end,
+)
+from relay._core.stream cimport hub_next, hub_take, stream_drop, stream_ring_drop, stream_t
+from relay._core.wire cimport (
+    BEACON_DRAINING, BEACON_GOODBYE, KIND_BEACON, WIRE_TOPIC_BYTES, put_topic,
+)
+from relay._core.zmq_api cimport *
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_read(int fd, uint64_t* value)
+
+cdef extern from "<time.h>" nogil:
+    int clock_nanosleep(int clock, int flags, const timespec* wait, timespec* rest)
+    int CLOCK_MONOTONIC
+
+cdef enum:
+    TURN_US = 2000
+    BUSY_US = 20000
+    BUSY_MESSAGES = 64
+    FULL_MESSAGE_BYTES = 16384
+    BEACON_US = 100000
+    SWEEP_US = 10000
+
+cdef inline void backbone_streams(backbone_t* bone) noexcept nogil:
+    # All streams that the node had before we began to listen.
+    cdef stream_t* stream
+    cdef uint64_t slot
+    pthread_mutex_lock(&bone.engine.table_lock)
+    for slot in range(bone.engine.table_size):
+        stream = bone.engine.table[slot]
+        if stream != NULL:
+            link_of(bone, stream)
+    pthread_mutex_unlock(&bone.engine.table_lock)
+
+cdef inline void backbone_dirty(backbone_t* bone) noexcept nogil:
+    # What writers have told: a frame, an epoch, header lines, a listener.
+    cdef stream_t* stream = hub_take(&bone.engine.hub)
+    cdef stream_t* after
+    cdef link_t* link
+    while stream != NULL:
+        after = hub_next(stream)
+        if not load_u32(&stream.closed):
+            link = <link_t*>stream.link
+            if link == NULL or link.stream != stream:
+                link = link_of(bone, stream)
+            if link != NULL:
+                link_touch(bone, link)
+        stream_drop(stream)
+        stream = after
+
+cdef inline void backbone_link(backbone_t* bone, link_t* link) noexcept nogil:
+    # One link's share of this turn.
+    if link.stream == NULL:
+        if link.version == 0:
+            link_delete(bone, link)
+        return
+    if load_u32(&link.stream.closed):
+        child_stream_closed(bone, link)
+        return
+    if bone.sub != NULL:
+        child_step(bone, link)
+    link_note(bone, link)
+    if bone.xpub != NULL and load_u32(&link.stream.downstream):
+        parent_send(bone, link)
+    elif link.out.ring != NULL:
+        link_close_out(link)
+
+cdef inline void backbone_touched(backbone_t* bone) noexcept nogil:
+    cdef link_t* link = bone.touched
+    cdef link_t* after
+    bone.touched = NULL
+    while link != NULL:
+        after = link.touched_next
+        link.touched = False
+        backbone_link(bone, link)
+        link = after
+    if bone.touched != NULL:
+        bone.again = True
+
+cdef inline void backbone_sweep(backbone_t* bone) noexcept nogil:
+    # Links whose time has come; streams that have left the node; old epochs nobody repairs any more.
+    cdef uint64_t slot
+    cdef link_t* link
+    bone.sweep_us = bone.now_us + BEACON_US
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link == NULL or link.stream == NULL:
+            continue
+        if link.due_us <= bone.now_us or load_u32(&link.stream.closed):
+            link_touch(bone, link)
+        elif link.due_us < bone.sweep_us:
+            bone.sweep_us = link.due_us
+        if link.out.previous != NULL and bone.now_us >= link.out.previous_until_us:
+            stream_ring_drop(link.stream, link.out.previous)
+            link.out.previous = NULL
+    if bone.sweep_us < bone.now_us + SWEEP_US:
+        bone.sweep_us = bone.now_us + SWEEP_US
+
+cdef inline void backbone_outage(backbone_t* bone) noexcept nogil:
+    # The upstream has been lost for longer than the linger: its streams leave this node.
+    cdef uint64_t slot = 0
+    cdef link_t* link
+    if bone.peer.state == PEER_UP or bone.peer.sign_us == 0:
+        return
+    while slot < bone.table_size:
+        link = bone.table[slot]
+        if link != NULL and link.from_upstream and link.stream != NULL and (
+            bone.now_us - bone.peer.sign_us > link.stream.config.linger_us
+        ):
+            child_withdraw(bone, link)
+            bone.page_since = 0
+            if bone.table[slot] != link:
+                continue        # deleted: another may have moved here
+        slot += 1
+
+cdef inline void backbone_upstream(backbone_t* bone) noexcept nogil:
+    # Is it there? Who stood still himself judges nobody by it.
+    if bone.now_us - bone.last_turn_us > HOP_PAUSE_US:
+        links_restart(bone)
+    if peer_is_silent(&bone.peer, bone.now_us, bone.last_turn_us, bone.silence_us):
+        bone.peer.state = PEER_UP       # peer_gone counts the change
+        peer_gone(bone, PEER_LOST)
+
+cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
+    bone.again = bone.moved = False
+    bone.counters.turns_total += 1
+    if bone.sub != NULL:
+        child_published(bone)
+        child_answers(bone)
+        backbone_upstream(bone)
+    if bone.xpub != NULL:
+        parent_subscriptions(bone)
+        parent_requests(bone)
+    backbone_dirty(bone)
+    if bone.now_us >= bone.sweep_us:
+        backbone_sweep(bone)
+    backbone_touched(bone)
+    if bone.sub != NULL:
+        ask_page(bone)
+    if bone.now_us >= bone.beacon_us or bone.beacon_now:
+        if bone.now_us >= bone.beacon_us:
+            bone.beacon_us = bone.now_us + BEACON_US
+            if bone.sub != NULL:
+                backbone_outage(bone)
+        bone.beacon_now = False
+        if bone.xpub != NULL and not bone.goodbye_said:
+            bone.goodbye_said = load_u32(&bone.goodbye)
+            parent_beacon(bone, BEACON_DRAINING | BEACON_GOODBYE if bone.goodbye_said else 0)
+    bone.last_turn_us = bone.now_us
+
+cdef inline uint64_t backbone_pause_us(backbone_t* bone, uint64_t cost_us, uint64_t messages,
+                                       uint64_t bytes) noexcept nogil:
+    # From the begin of one turn to that of the next. Waiting fills messages; full ones go on at once.
+    cdef uint64_t pause_us = 4 * cost_us
+    if messages and bytes // messages > FULL_MESSAGE_BYTES:
+        return 0
+    if messages < BUSY_MESSAGES or pause_us < TURN_US:
+        return TURN_US
+    return pause_us if pause_us < BUSY_US else BUSY_US
+
+cdef inline void sleep_us(uint64_t wait_us) noexcept nogil:
+    cdef timespec wait
+    wait.tv_sec = <long>(wait_us // 1000000)
+    wait.tv_nsec = <long>(wait_us % 1000000 * 1000)
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &wait, NULL)
+
+cdef inline void backbone_wait(backbone_t* bone, uint64_t now) noexcept nogil:
+    # Until something comes, or the next timer.
+    cdef relay_poll_t items[5]
+    cdef void* sockets[4]
+    cdef uint64_t due = bone.beacon_us if bone.beacon_us < bone.sweep_us else bone.sweep_us
+    cdef uint64_t value
+    cdef int count = 1
+    cdef int i
+    if bone.sub != NULL and (bone.page_request != 0 or bone.page_since != bone.page_wanted):
+        due = due if due < now + SWEEP_US else now + SWEEP_US
+    if bone.peer.state == PEER_UP and bone.peer.sign_us + bone.silence_us < due:
+        due = bone.peer.sign_us + bone.silence_us + 1000
+    items[0].socket = NULL
+    items[0].fd = bone.engine.hub.kept_fd
+    items[0].events = RELAY_ZMQ_POLLIN
+    sockets[0] = bone.xpub
+    sockets[1] = bone.router
+    sockets[2] = bone.sub
+    sockets[3] = bone.dealer
+    for i in range(4):
+        if sockets[i] != NULL:
+            items[count].socket = sockets[i]
+            items[count].fd = 0
+            items[count].events = RELAY_ZMQ_POLLIN
+            count += 1
+    store_u32(&bone.engine.hub.asleep, 1)
+    fence()
+    if load_pointer(<void**>&bone.engine.hub.dirty) != NULL or due <= now or load_u32(&bone.stop):
+        due = now
+    bone.api.poll(items, count, <long>((due - now + 999) // 1000))
+    store_u32(&bone.engine.hub.asleep, 0)
+    eventfd_read(bone.engine.hub.kept_fd, &value)
+
+cdef inline void* backbone_main(void* argument) noexcept nogil:
+    # The thread, until close().
+    cdef backbone_t* bone = <backbone_t*>argument
+    cdef uint64_t end_us
+    cdef uint64_t pause_us
+    cdef uint64_t messages
+    cdef uint64_t bytes
+    bone.load_from_us = bone.last_turn_us = now_us()
+    backbone_streams(bone)
+    while not load_u32(&bone.stop):
+        messages = bone.counters.sent_messages_total + bone.counters.received_messages_total
+        bytes = bone.counters.sent_bytes_total + bone.counters.received_bytes_total
+        pthread_mutex_lock(&bone.turn_lock)
+        turn_begin(&bone.engine.retire, BACKBONE_READER)
+        bone.now_us = now_us()
+        backbone_turn(bone)
+        turn_end(&bone.engine.retire, BACKBONE_READER)
+        pthread_mutex_unlock(&bone.turn_lock)
+        end_us = now_us()
+        bone.busy_us += end_us - bone.now_us
+        if end_us - bone.load_from_us >= 1000000:
+            bone.load = <int>(bone.busy_us * 1000 // (end_us - bone.load_from_us))
+            bone.load_from_us = end_us
+            bone.busy_us = 0
+        if bone.again:
+            continue
+        if bone.moved:
+            pause_us = backbone_pause_us(
+                bone, end_us - bone.now_us,
+                bone.counters.sent_messages_total + bone.counters.received_messages_total - messages,
+                bone.counters.sent_bytes_total + bone.counters.received_bytes_total - bytes,
+            )
+            if end_us - bone.now_us < pause_us:
+                sleep_us(pause_us - (end_us - bone.now_us))
+        backbone_wait(bone, now_us())
+    backbone_last_words(bone)
+    return NULL
+
+cdef inline void backbone_last_words(backbone_t* bone) noexcept nogil:
+    # Children switch at once instead of waiting for the silence.
+    if bone.xpub != NULL and not bone.goodbye_said:
+        parent_beacon(bone, BEACON_DRAINING | BEACON_GOODBYE)
+    dealer_close(bone)
+
+cdef inline void backbone_subscribe(backbone_t* bone) noexcept nogil:
+    cdef unsigned char topic[WIRE_TOPIC_BYTES]
+    put_topic(topic, KIND_BEACON, 0)
+    bone.api.setsockopt(bone.sub, RELAY_ZMQ_SUBSCRIBE, topic, WIRE_TOPIC_BYTES)

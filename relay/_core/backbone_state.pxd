@@ -1,0 +1,413 @@
+# backbone_state.pxd: what the backbone thread keeps: a link for each stream, the order of the directory,
+# the keys its children want.
+#
+# Rules of this room
+#   1. All of it is owned by the backbone thread; others look only under turn_lock (a snapshot).
+#   2. Bounds: links ≤ streams_max + TOMBS_MAX; demand ≤ subscriptions_max keys; nothing grows otherwise.
+#   3. A link holds one reference on its stream; its cursor (out) one on a ring.
+#   4. Every listed change gets the next directory version; links are ordered by it, oldest first.
+#   5. Knows no sockets' use: only where they are kept.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
+from relay._core.engine cimport engine_t
+from relay._core.hop cimport HOP_NOTHING, hop_t, peer_t
+from relay._core.pool cimport pool_drop, pool_open, pool_t
+from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
+from relay._core.ring cimport ring_t
+from relay._core.stream cimport (
+    MOUNT_BYTES_MAX, WRITER_LOCAL, stream_drop, stream_ring_drop, stream_t,
+)
+from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PATH_MAX, WIRE_REASONS
+from relay._core.thread cimport pthread_t
+from relay._core.zmq_api cimport zmq_api_t
+
+cdef enum:
+    TOMBS_MAX = 1024              # removed streams that the directory still remembers
+    PREFETCH_MAX = 4096
+    BACKBONE_READER = 64          # our place in retire.pxd
+
+cdef struct backbone_counters_t:  # owner: the backbone thread
+    uint64_t received_messages_total
+    uint64_t received_bytes_total
+    uint64_t received_frames_total
+    uint64_t sent_messages_total      # runs published, whatever the number of children
+    uint64_t sent_bytes_total
+    uint64_t sent_frames_total
+    uint64_t beacons_sent_total
+    uint64_t beacons_received_total
+    uint64_t joins_asked_total
+    uint64_t repairs_asked_total      # holes
+    uint64_t backfills_asked_total
+    uint64_t answers_later_total      # heard from the upstream
+    uint64_t answers_gone_total
+    uint64_t timeouts_total           # requests without an answer
+    uint64_t requests_total           # heard from children
+    uint64_t told_here_total          # our answers to them
+    uint64_t told_later_total
+    uint64_t told_gone_total
+    uint64_t told_unknown_total
+    uint64_t unsent_total             # answers that found a child's queue full
+    uint64_t overtaken_total          # runs that the ring overwrote while they were packed
+    uint64_t unwanted_messages_total  # well formed, but for no stream that we take
+    uint64_t early_frames_total       # further ahead than the ring reaches: fetched in order later
+    uint64_t mount_conflicts_total    # the upstream has a mount that a local source writes
+    uint64_t pages_asked_total
+    uint64_t upstreams_lost_total
+    uint64_t switches_total           # the upstream is another node than before
+    uint64_t loops_total
+    uint64_t turns_total
+    uint64_t refused_total[WIRE_REASONS]
+
+cdef struct out_t:                # what our children have been sent of one stream
+    ring_t* ring                  # referenced; NULL: nothing yet
+    uint64_t sequence             # the next frame to send
+    bint ended                    # the end of ring.epoch has been sent
+    ring_t* previous              # the epoch before, kept for repairs; referenced
+    uint64_t previous_until_us
+
+cdef struct link_t:
+    stream_t* stream              # referenced; NULL: removed, listed as such
+    uint64_t key
+    char mount[MOUNT_BYTES_MAX + 1]
+    uint32_t mount_bytes
+    # our own directory: what was last listed
+    uint64_t version              # 0: not listed
+    link_t* older
+    link_t* newer
+    uint64_t listed_epoch
+    uint32_t listed_up
+    uint32_t listed_info
+    # the upstream's
+    bint from_upstream
+    bint told_up
+    uint32_t told_hops
+    uint64_t told_origin
+    uint64_t round                # of the snapshot that last had it
+    bint prefetch
+    bint conflict
+    hop_t hop
+    uint64_t due_us
+    link_t* touched_next
+    bint touched
+    uint64_t repair_counted       # frames placed by repair since the last look
+    uint8_t* header               # a header blob being collected; owned
+    uint32_t header_bytes
+    uint32_t header_filled
+    uint64_t header_end
+    uint64_t header_epoch
+    out_t out
+
+cdef struct keys_t:               # a set of keys: open addressing, 0 is free
+    uint64_t* slots
+    uint64_t size                 # a power of two
+    uint32_t count
+    uint32_t count_max
+
+cdef struct backbone_t:
+    engine_t* engine
+    zmq_api_t api
+    void* context
+    void* xpub                    # NULL: nobody may attach to us
+    void* router
+    void* sub                     # NULL: no upstream
+    void* dealer                  # NULL until the first beacon; made and closed by the thread
+    pthread_t thread
+    pthread_mutex_t turn_lock     # held during a turn; a snapshot waits for its end
+    uint32_t stop                 # set by close()
+    uint32_t goodbye              # set by goodbye()
+    bint running
+    # settings
+    uint64_t silence_us
+    uint64_t repair_wait_us
+    uint32_t router_port
+    char advertise[WIRE_ADDRESS_BYTES_MAX + 1]
+    char upstream_host[WIRE_ADDRESS_BYTES_MAX + 1]   # tcp://host, without the port
+    uint64_t prefetch[PREFETCH_MAX]
+    uint32_t prefetch_count
+    uint32_t fault_drop_every     # tests: drops each n-th run that comes; 0: none
+    uint32_t fault_version        # tests: said in beacons instead of our version; 0: none
+    # links and directory
+    link_t** table                # open addressing by key
+    uint64_t table_size
+    uint32_t links
+    uint32_t tombs
+    link_t* oldest
+    link_t* newest
+    uint64_t directory_version
+    uint64_t directory_floor      # changes before it are forgotten: who knows less gets all
+    keys_t demand
+    link_t* touched
+    pool_t* pool                  # buffers of full messages
+    # the upstream
+    peer_t peer
+    uint64_t peer_id[2]
+    uint32_t peer_version
+    uint64_t peer_path[WIRE_PATH_MAX]
+    uint32_t peer_path_count
+    uint32_t peer_port
+    uint32_t peer_load
+    char peer_address[512]
+    uint64_t page_since           # the version up to which we have its directory
+    uint64_t page_wanted          # its version, as the last beacon said
+    uint64_t page_round           # of the snapshot being taken; 0: only changes
+    uint64_t rounds
+    uint32_t page_request         # 0: none open
+    uint64_t page_answer_by_us
+    uint64_t page_retry_us
+    uint32_t request              # the last id
+    uint32_t window               # requests open now
+    # time
+    uint64_t now_us
+    uint64_t last_turn_us
+    uint64_t beacon_us            # when the next is due
+    uint64_t sweep_us
+    bint beacon_now
+    bint goodbye_said
+    bint again                    # a budget ended this turn: go on at once
+    bint moved                    # this turn has sent or received something
+    uint64_t beacon_slot          # where the next beacon's entries begin
+    uint64_t busy_us
+    uint64_t load_from_us
+    uint32_t load                 # ‰
+    backbone_counters_t counters
+
+cdef inline void refuse(backbone_t* bone, int reason) noexcept nogil:
+    bone.counters.refused_total[-reason] += 1
+
+# --- a set of keys -------------------------------------------------------------------------------
+
+cdef inline int keys_open(keys_t* keys, uint32_t count_max) noexcept nogil:
+    keys.size = 16
+    while keys.size < 2 * <uint64_t>count_max:
+        keys.size <<= 1
+    keys.count_max = count_max
+    keys.slots = <uint64_t*>calloc(keys.size, sizeof(uint64_t))
+    return -1 if keys.slots == NULL else 0
+
+cdef inline uint64_t keys_slot(keys_t* keys, uint64_t key) noexcept nogil:
+    cdef uint64_t slot = key & (keys.size - 1)
+    while keys.slots[slot] != 0 and keys.slots[slot] != key:
+        slot = (slot + 1) & (keys.size - 1)
+    return slot
+
+cdef inline bint keys_has(keys_t* keys, uint64_t key) noexcept nogil:
+    return key != 0 and keys.slots[keys_slot(keys, key)] == key
+
+cdef inline bint keys_add(keys_t* keys, uint64_t key) noexcept nogil:
+    # False: full (or the key 0, which no mount has).
+    cdef uint64_t slot = keys_slot(keys, key)
+    if key == 0:
+        return False
+    if keys.slots[slot] == key:
+        return True
+    if keys.count >= keys.count_max:
+        return False
+    keys.slots[slot] = key
+    keys.count += 1
+    return True
+
+cdef inline void keys_remove(keys_t* keys, uint64_t key) noexcept nogil:
+    cdef uint64_t mask = keys.size - 1
+    cdef uint64_t slot = keys_slot(keys, key)
+    cdef uint64_t probe = (slot + 1) & mask
+    if key == 0 or keys.slots[slot] != key:
+        return
+    keys.count -= 1
+    keys.slots[slot] = 0
+    while keys.slots[probe] != 0:       # close the gap that a search would stop at
+        if ((probe - (keys.slots[probe] & mask)) & mask) >= ((probe - slot) & mask):
+            keys.slots[slot] = keys.slots[probe]
+            keys.slots[probe] = 0
+            slot = probe
+        probe = (probe + 1) & mask
+
+# --- links ---------------------------------------------------------------------------------------
+
+cdef inline uint64_t link_slot(backbone_t* bone, uint64_t key) noexcept nogil:
+    cdef uint64_t slot = key & (bone.table_size - 1)
+    while bone.table[slot] != NULL and bone.table[slot].key != key:
+        slot = (slot + 1) & (bone.table_size - 1)
+    return slot
+
+cdef inline link_t* link_find(backbone_t* bone, uint64_t key) noexcept nogil:
+    return bone.table[link_slot(bone, key)]
+
+cdef inline void link_touch(backbone_t* bone, link_t* link) noexcept nogil:
+    # It is stepped in this turn.
+    if not link.touched:
+        link.touched = True
+        link.touched_next = bone.touched
+        bone.touched = link
+
+cdef inline link_t* link_of(backbone_t* bone, stream_t* stream) noexcept nogil:
+    # The link of this stream, made if there is none, with a reference of its own; NULL: no room.
+    cdef uint64_t slot = link_slot(bone, stream.key)
+    cdef link_t* link = bone.table[slot]
+    cdef uint32_t i
+    if link == NULL:
+        if bone.links >= bone.engine.streams_max + TOMBS_MAX:
+            return NULL
+        link = <link_t*>calloc(1, sizeof(link_t))
+        if link == NULL:
+            return NULL
+        link.key = stream.key
+        link.mount_bytes = stream.mount_bytes
+        memcpy(link.mount, stream.mount, stream.mount_bytes)
+        for i in range(bone.prefetch_count):
+            link.prefetch |= bone.prefetch[i] == stream.key
+        bone.table[slot] = link
+        bone.links += 1
+    if link.stream != stream:
+        if link.stream != NULL:
+            link_let_go(bone, link)
+        elif link.version:
+            bone.tombs -= 1
+        add_u32(&stream.refs, 1)
+        link.stream = stream
+        link.listed_epoch = 0
+        stream.link = link
+        store_u32(&stream.downstream, keys_has(&bone.demand, stream.key))
+        link_touch(bone, link)
+    return link
+
+cdef inline void link_close_out(link_t* link) noexcept nogil:
+    if link.out.ring != NULL:
+        stream_ring_drop(link.stream, link.out.ring)
+    if link.out.previous != NULL:
+        stream_ring_drop(link.stream, link.out.previous)
+    memset(&link.out, 0, sizeof(out_t))
+
+cdef inline void link_let_go(backbone_t* bone, link_t* link) noexcept nogil:
+    # Its stream has left the table.
+    if link.hop.asked != HOP_NOTHING and bone.window > 0:
+        bone.window -= 1
+    link_close_out(link)
+    store_u32(&link.stream.downstream, 0)
+    link.stream.link = NULL
+    stream_drop(link.stream)
+    link.stream = NULL
+    memset(&link.hop, 0, sizeof(hop_t))
+
+cdef inline void link_unlist(backbone_t* bone, link_t* link) noexcept nogil:
+    # Out of the directory's order.
+    if link.version == 0:
+        return
+    if link.older != NULL:
+        link.older.newer = link.newer
+    else:
+        bone.oldest = link.newer
+    if link.newer != NULL:
+        link.newer.older = link.older
+    else:
+        bone.newest = link.older
+    link.older = link.newer = NULL
+    link.version = 0
+
+cdef inline void link_list(backbone_t* bone, link_t* link) noexcept nogil:
+    # A change: it becomes the newest of the directory, and a beacon goes out at once.
+    link_unlist(bone, link)
+    bone.directory_version += 1
+    link.version = bone.directory_version
+    link.older = bone.newest
+    if bone.newest != NULL:
+        bone.newest.newer = link
+    else:
+        bone.oldest = link
+    bone.newest = link
+    bone.beacon_now = True
+
+cdef inline void link_delete(backbone_t* bone, link_t* link) noexcept nogil:
+    # Out of the table, closing the gap that a search would stop at.
+    cdef uint64_t mask = bone.table_size - 1
+    cdef uint64_t slot = link_slot(bone, link.key)
+    cdef uint64_t probe = (slot + 1) & mask
+    link_unlist(bone, link)
+    bone.table[slot] = NULL
+    bone.links -= 1
+    while bone.table[probe] != NULL:
+        if ((probe - (bone.table[probe].key & mask)) & mask) >= ((probe - slot) & mask):
+            bone.table[slot] = bone.table[probe]
+            bone.table[probe] = NULL
+            slot = probe
+        probe = (probe + 1) & mask
+    free(link.header)
+    free(link)
+
+cdef inline void tombs_purge(backbone_t* bone) noexcept nogil:
+    # Too many removed streams are remembered: forget them; who knows less than now gets all anew.
+    cdef link_t* link = bone.oldest
+    cdef link_t* newer
+    while link != NULL:
+        newer = link.newer
+        if link.stream == NULL and not link.touched:
+            link_delete(bone, link)
+            bone.tombs -= 1
+        link = newer
+    bone.directory_floor = bone.directory_version
+
+cdef inline void link_bury(backbone_t* bone, link_t* link) noexcept nogil:
+    # The stream is gone from this node: children are told, then it is forgotten.
+    link_let_go(bone, link)
+    link.from_upstream = link.told_up = False
+    free(link.header)
+    link.header = NULL
+    if link.version == 0:
+        if not link.touched:
+            link_delete(bone, link)
+        return
+    link_list(bone, link)
+    bone.tombs += 1
+
+cdef inline void link_note(backbone_t* bone, link_t* link) noexcept nogil:
+    # Has anything changed that the directory says of this stream?
+    cdef stream_t* stream = link.stream
+    cdef bint local = not link.from_upstream or load_u32(&stream.writer) == WRITER_LOCAL
+    cdef uint64_t epoch = load_u64(&stream.epoch_highest) if local else link.hop.told_epoch
+    cdef uint32_t up = load_u32(&stream.source_up) if local else link.told_up
+    cdef uint32_t info = load_u32(&stream.info_changes)
+    if epoch == 0 and info == 0:
+        return
+    if epoch != link.listed_epoch or up != link.listed_up or info != link.listed_info or (
+        link.version == 0
+    ):
+        link.listed_epoch = epoch
+        link.listed_up = up
+        link.listed_info = info
+        link_list(bone, link)
+
+# --- open and close ------------------------------------------------------------------------------
+
+cdef inline int backbone_open(backbone_t* bone, uint32_t subscriptions_max) noexcept nogil:
+    # The tables; -1: no memory.
+    bone.table_size = 16
+    bone.directory_version = bone.directory_floor = 1
+    while bone.table_size < 2 * (<uint64_t>bone.engine.streams_max + TOMBS_MAX):
+        bone.table_size <<= 1
+    bone.table = <link_t**>calloc(bone.table_size, sizeof(void*))
+    bone.pool = pool_open()
+    if bone.table == NULL or bone.pool == NULL or keys_open(&bone.demand, subscriptions_max) != 0:
+        return -1
+    return 0
+
+cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
+    # The thread has ended.
+    cdef uint64_t slot
+    cdef link_t* link
+    if bone.table == NULL:
+        return
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link != NULL:
+            if link.stream != NULL:
+                link_let_go(bone, link)
+            free(link.header)
+            free(link)
+    free(bone.table)
+    free(bone.demand.slots)
+    if bone.pool != NULL:
+        pool_drop(bone.pool)
+    bone.table = NULL

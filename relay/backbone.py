@@ -1,0 +1,234 @@
+"""The links between nodes: sockets, addresses and errors; what happens on them is in the core.
+
+Rules of this room
+  1. Makes and closes the sockets (its own zmq.Context, never the shared one); between open and
+     close they belong to the core's thread.
+  2. An address that cannot be used is said here, in one line, before anything runs.
+  3. Limits are named with their reasons in docs/wire.md.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import os
+import re
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+import zmq.backend.cython._zmq as zmq_module
+
+from relay import _core
+from relay.errors import ConfigError, RelayError
+
+RUNS_QUEUED_MAX = 8192  # messages a child may be behind before it loses some (it repairs them)
+ANSWERS_QUEUED_MAX = 512  # to one child; it has at most 32 requests open
+PREFETCH_MAX = 4096
+RUN_BYTES_MAX = 192 * 1024
+REQUEST_BYTES_MAX = 1024
+# A topic has 9, but libzmq counts its own handshake: with less than 25 nobody gets in.
+SUBSCRIPTION_BYTES_MAX = 64
+GOODBYE_LINGER_MS = 100
+
+_ADDRESS = re.compile(r"(?:tcp://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(\d{1,5}|\*)", re.ASCII)
+_open: weakref.WeakSet[Backbone] = weakref.WeakSet()
+
+
+def _split(key: str, text: str, *, port_min: int) -> tuple[str, int]:
+    """(host, port) of `tcp://HOST:PORT`; ConfigError with the key when it is something else."""
+    found = _ADDRESS.fullmatch(text)
+    port = -1 if found is None else 0 if found[2] == "*" else int(found[2])
+    if found is None or not port_min <= port <= 65535:
+        raise ConfigError(
+            f"{key} = {text!r} is no address: write tcp://HOST:PORT with a port from {port_min} "
+            "to 65535, an IPv6 host in brackets (tcp://[::1]:9000)"
+        )
+    return found[1], port
+
+
+def _options(
+    socket: zmq.Socket[bytes], *, bytes_max: int, sent_max: int, received_max: int
+) -> None:
+    """What all sockets of the backbone have in common."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, bytes_max)
+    socket.setsockopt(zmq.SNDHWM, sent_max)
+    socket.setsockopt(zmq.RCVHWM, received_max)
+    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 0)  # 0: the interval gets jitter
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 5)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 2)
+    socket.setsockopt(zmq.TCP_MAXRT, 5000)
+
+
+def _bind(socket: zmq.Socket[bytes], key: str, host: str, port: int) -> int:
+    """Binds; returns the port; ConfigError when the address cannot be had."""
+    address = f"tcp://{host}:{port or '*'}"
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        if error.errno == errno.EADDRINUSE:
+            why = "the port is taken (by another Relay?); choose another, or 0 for any free one"
+        elif error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
+            why = "this machine has no such address; use one of its own, or 127.0.0.1"
+        else:
+            why = os.strerror(error.errno or 0)
+        raise ConfigError(f"{key} = {address!r} cannot be bound: {why}") from None
+    bound = socket.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(bound, bytes)
+    return int(bound.rstrip(b"\0").rpartition(b":")[2])
+
+
+class Backbone:
+    """One node's side of the backbone: its children's sockets, its upstream's, and the thread."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.address: str | None = None
+        self.repair_address: str | None = None
+        self._context = context
+        self._sockets: list[zmq.Socket[bytes]] = []
+        self._core: _core.Backbone | None = None
+        self._pid = os.getpid()
+        _open.add(self)
+
+    def _socket(self, kind: int, **limits: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        self._sockets.append(socket)
+        _options(socket, **limits)
+        return socket
+
+    def _bind(self, bind: str, advertise: str | None) -> tuple[int, int, int, str]:
+        """(XPUB, ROUTER, the ROUTER's port, what beacons announce)."""
+        host, port = _split("backbone", bind, port_min=0)
+        told_host, told_port = _split("advertise", advertise, port_min=1) if advertise else ("", 0)
+        xpub = self._socket(
+            zmq.XPUB, bytes_max=SUBSCRIPTION_BYTES_MAX, sent_max=RUNS_QUEUED_MAX, received_max=0
+        )
+        router = self._socket(
+            zmq.ROUTER,
+            bytes_max=REQUEST_BYTES_MAX,
+            sent_max=ANSWERS_QUEUED_MAX,
+            received_max=ANSWERS_QUEUED_MAX,
+        )
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is an error, no silent loss
+        self.address = f"tcp://{host}:{_bind(xpub, 'backbone', host, port)}"
+        router_port = _bind(router, "advertise" if advertise else "backbone", host, told_port)
+        self.repair_address = f"tcp://{host}:{router_port}"
+        told = f"{told_host}:{told_port}" if advertise else ""
+        return xpub.underlying, router.underlying, router_port, told
+
+    def _connect(self, upstream: str) -> tuple[int, str]:
+        """(SUB, `tcp://host` of the upstream); an upstream that is not there yet is no error."""
+        host, port = _split("upstream", upstream, port_min=1)
+        sub = self._socket(
+            # SNDHWM 0: a SUB with a bound loses subscriptions beyond it, silently.
+            zmq.SUB,
+            bytes_max=RUN_BYTES_MAX,
+            sent_max=0,
+            received_max=RUNS_QUEUED_MAX,
+        )
+        try:
+            sub.connect(f"tcp://{host}:{port}")
+        except zmq.ZMQError as error:
+            raise ConfigError(
+                f"upstream = {upstream!r} cannot be used: {os.strerror(error.errno or 0)}"
+            ) from None
+        return sub.underlying, f"tcp://{host}"
+
+    def snapshot(self) -> dict[str, Any]:
+        """Addresses, upstream, links and counters at the end of a turn; blocks for that turn."""
+        if self._core is None:
+            raise RelayError("the backbone is closed")
+        seen: dict[str, Any] = self._core.snapshot()
+        return {"address": self.address, "repair_address": self.repair_address, **seen}
+
+    def goodbye(self) -> None:
+        """Tells the children that this node goes, so that they switch at once; does not block."""
+        if self._core is not None:
+            self._core.goodbye()
+
+    def close(self) -> None:
+        """Says goodbye, joins the thread, closes the sockets; blocks for at most 0.2 s."""
+        if os.getpid() != self._pid:
+            return  # a forked child has neither the thread nor the sockets
+        core, self._core = self._core, None
+        if core is not None:
+            core.stop()
+        for socket in self._sockets:
+            socket.close(GOODBYE_LINGER_MS if core is not None else 0)
+        self._sockets.clear()
+        self._context.term()
+        _open.discard(self)
+
+
+def open_backbone(
+    engine: _core.Engine,
+    *,
+    bind: str | None,
+    upstreams: Sequence[str] = (),
+    advertise: str | None = None,
+    silence_ms: int = 400,
+    repair_wait_ms: int = 1500,
+    prefetch: Sequence[str] = (),
+    subscriptions_max: int = 65536,
+) -> Backbone:
+    """Opens this node's side of the backbone and starts its thread.
+
+    Args:
+        engine: whose streams are sent and filled.
+        bind: `tcp://HOST:PORT` for children (port 0: any free one); None: no children.
+        upstreams: `tcp://HOST:PORT` of the node above; none on an origin, at most one so far.
+        advertise: `HOST:PORT` at which children reach the repair socket, which then binds that
+            port; None: the host they know already, any free port.
+        silence_ms: an upstream without a sign of life for so long is lost.
+        repair_wait_ms: how long a hole is waited for.
+        prefetch: mounts that are kept warm without listeners.
+        subscriptions_max: streams that children may ask for, all together.
+
+    Raises:
+        ConfigError: an address is malformed, taken, or not of this machine.
+        RelayError: the engine has a backbone already, or pyzmq is too old.
+    """
+    if len(upstreams) > 1:
+        raise ConfigError(f"upstreams has {len(upstreams)} addresses; the bound is 1 so far")
+    if len(prefetch) > PREFETCH_MAX:
+        raise ConfigError(f"prefetch names {len(prefetch)} mounts; the bound is {PREFETCH_MAX}")
+    if bind is None and not upstreams:
+        raise ConfigError("a backbone needs an address to bind or an upstream")
+    backbone = Backbone(zmq.Context())
+    try:
+        xpub, router, port, told = backbone._bind(bind, advertise) if bind else (0, 0, 0, "")
+        sub, host = backbone._connect(upstreams[0]) if upstreams else (0, "")
+        backbone._core = _core.Backbone(
+            engine,
+            module=str(zmq_module.__file__),
+            context=backbone._context.underlying,
+            xpub=xpub,
+            router=router,
+            sub=sub,
+            router_port=port,
+            advertise=told,
+            upstream_host=host,
+            silence_ms=silence_ms,
+            repair_wait_ms=repair_wait_ms,
+            prefetch=list(prefetch),
+            subscriptions_max=subscriptions_max,
+        )
+    except BaseException:
+        backbone.close()
+        raise
+    return backbone
+
+
+@atexit.register
+def _close_all() -> None:
+    """No thread of ours outlives the interpreter."""
+    for backbone in list(_open):
+        with contextlib.suppress(RelayError):
+            backbone.close()

@@ -1,0 +1,553 @@
+"""Node: engine, doors and backbone of one process, opened from one Config and closed in order.
+
+Rules of this room
+  1. Opened and closed on one event loop, and nothing of it outlives the closing: no thread, no
+     descriptor. Several nodes may live in one process.
+  2. Sets no signal handler, no event-loop policy, no logging configuration: those are the host's.
+  3. Opened in this order: engine, HTTP, backbone, doors, threads. Closed in this: no new ones
+     (readyz false), goodbye to children, sources, listeners (their frame to its end), pages,
+     backbone, engine.
+  4. What it tells of itself (`facts`) is gathered at most every FACTS_S, however many ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import math
+import resource
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from relay import _core
+from relay.address import Address
+from relay.config import Config
+from relay.errors import ConfigError, MountError, RelayError
+from relay.source import LocalSource, Sources, read_info
+from relay.source_door import SourceDoor
+from relay.subscribe import Subscription
+
+if TYPE_CHECKING:
+    from relay.backbone import Backbone
+    from relay.web.door import PageDoor
+    from relay.web.facts import Facts
+
+log = logging.getLogger("relay.node")
+
+FACTS_S = 0.5
+TICK_S = 0.5
+DRAIN_S = 1.2  # for listeners to get the frame that they are in
+FILES_RESERVED = 512  # descriptors for everything that is neither listener nor head
+CONNECTING_S = 1.0  # an upstream that is not there by then is worth a line
+
+_UPSTREAM_WORDS = {
+    "connecting": "is not there yet; this node serves its own streams and keeps trying",
+    "up": "is up",
+    "lost": "is lost; listeners stay, and it is tried again",
+    "version": "speaks another protocol version; update one of the two nodes",
+    "loop": "leads back to this node, or is too deep; choose another with --upstream",
+}
+
+
+def version() -> str:
+    """The version of this package."""
+    import relay
+
+    return relay.__version__
+
+
+def heads_that_fit(heads_max: int, files_max: int) -> int:
+    """Unfinished heads for a file limit: as configured, but at most a quarter of it."""
+    return min(heads_max, max(16, files_max // 4))
+
+
+def listeners_that_fit(heads_max: int, files_max: int) -> int:
+    """How many listeners a file limit leaves room for."""
+    return max(0, files_max - heads_max - FILES_RESERVED)
+
+
+class NodeSource:
+    """A source in this process: `async with node.source("/live", content_type=…) as live`."""
+
+    def __init__(
+        self, sources: Sources, mount: str, content_type: str, headers: Mapping[str, str]
+    ) -> None:
+        self._sources = sources
+        self._mount = mount
+        self._content_type = content_type
+        self._headers = headers
+        self._source: LocalSource | None = None
+
+    def open(self) -> Self:
+        """Claim the mount and begin an epoch; MountError, SourceError. Does not block."""
+        if self._source is None:
+            self._source = self._sources.open(self._mount, self._content_type, self._headers)
+        return self
+
+    def close(self) -> None:
+        """End the epoch; listeners stay for linger_s. Does not block."""
+        if self._source is not None:
+            self._sources.close(self._source)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> float:
+        """Send bytes of the stream: whole frames go out, a partial one waits for its rest.
+
+        Args:
+            data: any run of bytes, cut anywhere. Fed from any thread.
+
+        Returns:
+            ms that the source is ahead of real time; who generates faster than that sleeps for it,
+            or its listeners will skip. Never blocks.
+
+        Raises:
+            SourceError: not the promised format, or the source is closed.
+        """
+        return self._opened().feed(data) / 1000
+
+    def title(self, text: str) -> None:
+        """Set what is playing from here on. Does not block."""
+        self._opened().title(text)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this source began, in ms."""
+        return self._opened().epoch
+
+    def _opened(self) -> LocalSource:
+        if self._source is None:
+            raise RelayError(f"{self._mount}: open the source first: async with node.source(…)")
+        return self._source
+
+    async def __aenter__(self) -> Self:
+        return self.open()
+
+    async def __aexit__(self, *error: object) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Node:
+    """One node of Relay in this process: `async with Node(http="0.0.0.0:8000") as node`.
+
+    Args:
+        http: `HOST:PORT` for sources, listeners and pages; port 0 takes any free one; None opens
+            no HTTP.
+        backbone: `tcp://HOST:PORT` for downstream nodes; None opens none.
+        upstream: `tcp://HOST:PORT` of the node to receive streams from, or several.
+        config: all settings; then the arguments above must be left out, and HTTP and backbone
+            are opened as it says.
+        options: any other setting under its option's name (`burst_ms=500`, `source_password=…`).
+            Without `source_password` nobody may send a source over HTTP. The environment is not
+            read.
+
+    Raises:
+        ConfigError: a setting is wrong; with one line for each.
+    """
+
+    def __init__(
+        self,
+        http: str | None = None,
+        *,
+        backbone: str | None = None,
+        upstream: str | Iterable[str] = (),
+        config: Config | None = None,
+        **options: Any,
+    ) -> None:
+        upstreams = (upstream,) if isinstance(upstream, str) else tuple(upstream)
+        if config is None:
+            given: dict[str, Any] = {"backbone": backbone or "none", **options}
+            given |= {"http": http} if http is not None else {}
+            given |= {"upstream": upstreams} if upstreams else {}
+            self.config = Config.load(overrides=given, environ={})
+            self._has_http = http is not None
+        elif http is not None or backbone is not None or upstreams or options:
+            raise ConfigError("give either config or single settings, not both")
+        else:
+            self.config = config
+            self._has_http = True
+        self._engine: _core.Engine | None = None
+        self._sources: Sources | None = None
+        self._source_door: SourceDoor | None = None
+        self._page_door: PageDoor | None = None
+        self._backbone: Backbone | None = None
+        self._http_address: Address | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closing = False
+        self._facts: Facts | None = None
+        self._facts_at = 0.0
+        self._upstream_told = ""
+        self._peaks: dict[str, int] = {}
+        self._started_at = 0.0
+        self._started = 0.0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._engine is None else "closing" if self._is_closing else "open"
+        return f"<Node {self.config.node.name} {state} http={self.http_address}>"
+
+    # --- opening and closing -----------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Open everything; on an error nothing stays open.
+
+        Raises:
+            ConfigError: an address is taken or not of this machine.
+            RelayError: the node is open already.
+        """
+        if self._engine is not None:
+            raise RelayError("this node is open already")
+        self._is_closing = False
+        self._upstream_told = ""
+        self._started_at, self._started = time.time(), time.monotonic()
+        try:
+            await self._open_all()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def _open_all(self) -> None:
+        self._engine = engine = _open_engine(self.config)
+        self._sources = Sources(engine, self.config, self._upstream_feeds)
+        if self._has_http:
+            self._http_address = _listen(engine, self.config)
+        self._backbone = _open_backbone(engine, self.config)
+        if self._has_http:
+            self._source_door = SourceDoor(engine, self._sources, self.config)
+            self._source_door.start()
+            self._page_door = _make_page_door(engine, self)
+            await self._page_door.start()
+        engine.start()
+        self._tick()
+
+    async def close(self) -> None:
+        """Close everything, in order; takes at most 2 s. Twice is no error."""
+        engine = self._engine
+        if engine is None or self._is_closing:
+            return
+        self._is_closing = True
+        self._facts = None
+        if self._timer is not None:
+            self._timer.cancel()
+        engine.stop_accepting()
+        if self._backbone is not None:
+            self._backbone.goodbye()
+        if self._source_door is not None:
+            await asyncio.to_thread(self._source_door.close)
+        if self._sources is not None:
+            self._sources.close_all()
+        await _drain(engine)
+        if self._page_door is not None:
+            await self._page_door.close()
+        if self._backbone is not None:
+            await asyncio.to_thread(self._backbone.close)
+        await asyncio.to_thread(engine.close)
+        self._engine = self._backbone = self._source_door = self._page_door = None
+        self._sources = self._http_address = None
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    # --- where it is -------------------------------------------------------------------------
+
+    @property
+    def http_address(self) -> str | None:
+        """`HOST:PORT` of the open HTTP door, or None."""
+        return None if self._http_address is None else str(self._http_address)
+
+    @property
+    def backbone_address(self) -> str | None:
+        """`tcp://HOST:PORT` for downstream nodes, or None."""
+        return None if self._backbone is None else self._backbone.address
+
+    @property
+    def listeners_max(self) -> int:
+        """How many listeners fit."""
+        return self._opened().listeners_max
+
+    # --- streams -----------------------------------------------------------------------------
+
+    def source(
+        self,
+        mount: str,
+        *,
+        content_type: str,
+        name: str = "",
+        genre: str = "",
+        url: str = "",
+        description: str = "",
+        bitrate_kbps: int | None = None,
+        public: bool = False,
+    ) -> NodeSource:
+        """A source of this process, to be entered with `with` or `async with`.
+
+        Args:
+            mount: the public path, such as `/live`.
+            content_type: `audio/mpeg`, `audio/aac` (ADTS) or `audio/ogg`.
+            name, genre, url, description, bitrate_kbps, public: what listeners are told.
+
+        Raises, on entering:
+            MountError: the mount is taken, or no valid path.
+            SourceError: the content type is not carried.
+        """
+        self._opened()
+        assert self._sources is not None
+        told = {
+            "icy-name": name,
+            "icy-genre": genre,
+            "icy-url": url,
+            "icy-description": description,
+            "icy-br": "" if bitrate_kbps is None else str(bitrate_kbps),
+            "icy-pub": str(int(public)),
+        }
+        return NodeSource(self._sources, mount, content_type, told)
+
+    def subscribe(self, mount: str, *, burst_ms: int = 0) -> Subscription:
+        """Read a stream: an async iterator of `Frame`, and of `Skipped` where some are missing.
+
+        Args:
+            mount: a stream of this node.
+            burst_ms: how much of the past comes first; 0 begins with the next `start`.
+
+        Raises:
+            MountError: this node has no such stream.
+
+        New frames are looked for every 20 ms; a frame is copied and verified before it is yielded.
+        """
+        return Subscription(self._opened(), mount, burst_ms=burst_ms)
+
+    # --- what it tells -----------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """All counters of this moment, by name. Does not block."""
+        engine = self._opened()
+        counters = engine.snapshot()
+        if self._source_door is not None:
+            counters |= self._source_door.snapshot()
+        if self._page_door is not None:
+            counters["page_displaced_total"] = self._page_door.displaced_total
+        return counters
+
+    def facts(self) -> Facts:
+        """What is true of this node, up to FACTS_S old (for `relay.web`)."""
+        now = time.monotonic()
+        if self._facts is None or now - self._facts_at > FACTS_S:
+            self._facts, self._facts_at = self._gather(), now
+        return self._facts
+
+    def _gather(self) -> Facts:
+        from relay.web.facts import Facts, stream_facts
+
+        engine = self._opened()
+        link = {} if self._backbone is None else self._backbone.snapshot()
+        links = {told["mount"]: told for told in link.get("links", [])}
+        streams = []
+        for stream in engine.streams():
+            state = stream.snapshot()
+            if state["writer"] != "local":
+                state |= _link_facts(state, links.get(stream.mount))
+            peak = self._peaks.get(stream.mount, 0)
+            streams.append(stream_facts(state, read_info(stream.info()), peak))
+        streams.sort(key=lambda stream: stream.mount)
+        self._peaks = {stream.mount: stream.listeners_peak for stream in streams}
+        counters = self.snapshot()
+        counters |= _flat("backbone", link.get("counters", {}))
+        return Facts(
+            name=self.config.node.name,
+            id=engine.node_id,
+            version=version(),
+            started_at=self._started_at,
+            uptime_s=round(time.monotonic() - self._started, 1),
+            http=self.http_address,
+            backbone=self.backbone_address,
+            insecure=self.config.backbone.insecure,
+            streams=streams,
+            upstream=self._upstream_facts(link),
+            counters=counters,
+        )
+
+    def _upstream_facts(self, link: Mapping[str, Any]) -> dict[str, Any] | None:
+        told = link.get("upstream")
+        if not told:
+            return None
+        return {"address": self.config.backbone.upstream[0], **told}
+
+    def problems(self) -> list[str]:
+        """Why no new listeners should come here; empty when they may (for /readyz)."""
+        if self._engine is None or self._is_closing:
+            return ["draining"]
+        if self._backbone is None:
+            return []
+        link = self._backbone.snapshot()
+        upstream = link.get("upstream")
+        wrong = []
+        if upstream and upstream["state"] != "up":
+            wrong.append(f"upstream is {upstream['state']}")
+        empty = [told["mount"] for told in link["links"] if not told["tail_whole"]]
+        if empty:
+            wrong.append(f"{len(empty)} streams in demand have no tail yet")
+        return wrong
+
+    def set_title(self, mount: str, text: str) -> None:
+        """Set the title of a local source; MountError when there is none."""
+        self._opened()
+        assert self._sources is not None
+        self._sources.title(mount, text)
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _opened(self) -> _core.Engine:
+        if self._engine is None:
+            raise RelayError("this node is not open: use `async with relay.Node(…) as node`")
+        return self._engine
+
+    def _upstream_feeds(self, mount: str) -> bool:
+        """Whether an upstream node has a live source for this mount."""
+        backbone = self._backbone
+        if backbone is None:
+            return False
+        links = backbone.snapshot()["links"]
+        return any(
+            told["mount"] == mount and told["from_upstream"] and told["told_up"] for told in links
+        )
+
+    def _tick(self) -> None:
+        """Housekeeping, twice a second."""
+        if self._is_closing or self._sources is None:
+            return
+        loop = asyncio.get_running_loop()
+        self._sources.tick(time.monotonic())
+        self._tell_upstream()
+        if self._page_door is not None:
+            self._page_door.tick(loop.time())
+        self._timer = loop.call_later(TICK_S, self._tick)
+
+    def _tell_upstream(self) -> None:
+        """One log line for each change of the upstream's state."""
+        upstream = None if self._backbone is None else self._backbone.snapshot()["upstream"]
+        state = upstream["state"] if upstream else ""
+        is_young = time.monotonic() - self._started < CONNECTING_S
+        if state == self._upstream_told or (state == "connecting" and is_young):
+            return
+        self._upstream_told = state
+        address = ", ".join(self.config.backbone.upstream)
+        log.log(
+            logging.INFO if state == "up" else logging.WARNING,
+            "upstream %s %s",
+            address,
+            _UPSTREAM_WORDS[state],
+            extra={"event": f"upstream_{state}", "upstream": address},
+        )
+
+
+def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
+    """Counters by one name each: `refused: {short: 1}` becomes `…_refused_short_total`."""
+    flat: dict[str, int] = {}
+    for name, value in counters.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{prefix}_{name}_{k}_total": v for k, v in value.items()}
+        else:
+            flat[f"{prefix}_{name}"] = value
+    return flat
+
+
+def _link_facts(state: Mapping[str, Any], link: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the backbone knows of a stream, in the words of the engine's snapshot."""
+    if link is None or not link["from_upstream"]:
+        return {}
+    told: dict[str, Any] = {"writer": "link"}
+    if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
+        frames = max(0, link["target_sequence"] - state["head_sequence"])
+        told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
+    return told
+
+
+def _open_engine(config: Config) -> _core.Engine:
+    files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    http = config.http
+    engine = _core.Engine(
+        streams_max=config.node.streams_max,
+        threads=config.node.threads,
+        listeners_max=config.node.listeners_max,
+        heads_max=heads_that_fit(http.heads_max, files_max),
+        heads_per_address_max=http.heads_per_address_max,
+        head_timeout_ms=math.ceil(http.head_timeout_s * 1000),
+        join_wait_ms=http.join_wait_ms,
+    )
+    for mount in (None, *config.streams):
+        stream = config.defaults if mount is None else config.for_stream(mount)
+        engine.configure(
+            mount,
+            burst_ms=stream.burst_ms,
+            pace_ms=stream.pace_fixed_ms,
+            lag_ms_max=stream.lag_ms_max,
+            stall_ms=stream.stall_ms,
+            linger_s=math.ceil(stream.linger_s),
+            catchup_ms=stream.catchup_ms,
+            ring_s=math.ceil(stream.ring_s),
+            ring_bytes_max=stream.ring_bytes_max,
+            ahead_ms=stream.ahead_ms,
+            listeners_max=stream.listeners_max,
+        )
+    return engine
+
+
+def _listen(engine: _core.Engine, config: Config) -> Address:
+    wanted = config.http.address
+    try:
+        host, port = engine.listen(wanted.host, wanted.port)
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            why = "the port is taken (by another Relay?)"
+        raise ConfigError(
+            f"http.bind = {config.http.bind}: {why}; choose another with --http HOST:PORT "
+            "(port 0 takes any free one)"
+        ) from None
+    return Address(host, port)
+
+
+def _open_backbone(engine: _core.Engine, config: Config) -> Backbone | None:
+    told = config.backbone
+    if told.address is None and not told.upstream:
+        return None
+    from relay.backbone import open_backbone
+
+    return open_backbone(
+        engine,
+        bind=None if told.address is None else told.bind,
+        upstreams=told.upstream,
+        advertise=told.advertise,
+        silence_ms=told.silence_ms,
+        repair_wait_ms=config.repair_wait_ms(""),
+        prefetch=told.prefetch,
+        subscriptions_max=told.subscriptions_max,
+    )
+
+
+def _make_page_door(engine: _core.Engine, node: Node) -> PageDoor:
+    from relay.web.app import make_app
+    from relay.web.door import PageDoor
+
+    return PageDoor(engine, make_app(node))
+
+
+async def _drain(engine: _core.Engine) -> None:
+    """Wait for the listeners to hear their frame to its end, at most DRAIN_S."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while engine.snapshot()["listeners"]:
+                await asyncio.sleep(0.02)
+
+
+__all__ = ["MountError", "Node", "NodeSource", "heads_that_fit", "listeners_that_fit"]

@@ -1,0 +1,331 @@
+"""The source side: claiming a mount, its epochs, its titles, and how long a stream outlives it.
+
+Rules of this room
+  1. A `LocalSource` is the one writer of its stream from its making until `close`; calls may come
+     from several threads (audio from one, titles from another), so each takes its lock, for µs.
+  2. What a source says of itself is hostile: control characters go, every line is bounded.
+  3. `Sources` knows all local sources of a node; a stream without source is removed after linger_s.
+  4. No socket and no HTTP here (source_door.py has them); the clock is handed in.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Self
+
+from relay import _core
+from relay.address import check_mount, show
+from relay.errors import MountError, SourceError
+from relay.formats import Format, format_of
+
+if TYPE_CHECKING:
+    from relay._core import Engine, Stream
+    from relay.config import Config
+
+INFO_VALUE_BYTES_MAX = 512
+TITLE_BYTES_MAX = 4000
+CLAIM_TRIES = 3
+
+# What encoders call it (after ice-, icy- or x-audiocast-), and what listeners are told.
+_TOLD = {
+    "br": "icy-br",
+    "bitrate": "icy-br",
+    "genre": "icy-genre",
+    "name": "icy-name",
+    "pub": "icy-pub",
+    "public": "icy-pub",
+    "url": "icy-url",
+    "description": "icy-description",
+    "desc": "icy-description",
+    "audio-info": "ice-audio-info",
+}
+_PREFIX = re.compile(r"(?:ice|icy|x-audiocast)-(.+)")
+
+
+# --- what a source says of itself ----------------------------------------------------------------
+
+
+def clean(text: str, bytes_max: int) -> str:
+    """The text on one line, without control characters, cut between characters."""
+    line = "".join(c if c.isprintable() else " " for c in text).strip()
+    return line.encode(errors="replace")[:bytes_max].decode(errors="ignore").rstrip()
+
+
+def info_lines(content_type: str, headers: Mapping[str, str]) -> bytes:
+    """The header lines that listeners get, from those that the source gave.
+
+    Args:
+        content_type: what listeners are to be told.
+        headers: any header lines; those of ice-, icy- and x-audiocast- are taken, in any case.
+
+    Returns:
+        lines ended by CRLF, at most 4,096 bytes, Content-Type first. No space after the colon of
+        icy- lines: old players expect none.
+    """
+    told: dict[str, str] = {}
+    for name, value in headers.items():
+        found = _PREFIX.fullmatch(name.lower())
+        word = _TOLD.get(found[1]) if found else None
+        line = clean(value, INFO_VALUE_BYTES_MAX)
+        if word and line:
+            told.setdefault(word, line)
+    bit_rate = _bit_rate_kbps(told.get("icy-br", ""), told.get("ice-audio-info", ""))
+    told.pop("icy-br", None)
+    if bit_rate:
+        told["icy-br"] = bit_rate
+    told["icy-pub"] = "1" if told.get("icy-pub", "").lower() in {"1", "true", "yes"} else "0"
+    lines = [f"Content-Type: {content_type}"]
+    lines += [f"{word}:{told[word]}" for word in dict.fromkeys(_TOLD.values()) if word in told]
+    return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+def _bit_rate_kbps(told: str, audio_info: str) -> str:
+    """Digits from ice-bitrate, else from `bitrate=` or `ice-bitrate=` in ice-audio-info."""
+    for text in (told, *re.findall(r"(?:^|;)\s*(?:ice-)?bitrate=([^;]*)", audio_info)):
+        if re.fullmatch(r"[0-9]{1,6}", text.strip()):
+            return str(text).strip()
+    return ""
+
+
+def read_info(lines: bytes) -> dict[str, str]:
+    """The header lines of a stream as names in lower case and values."""
+    fields = (line.partition(":") for line in lines.decode(errors="replace").split("\r\n"))
+    return {name.lower(): value.strip() for name, colon, value in fields if colon}
+
+
+# --- one source ----------------------------------------------------------------------------------
+
+
+class LocalSource:
+    """The writer of one stream on this node: claims the mount, opens an epoch, feeds, closes.
+
+    Args:
+        engine: the node's data plane.
+        mount: the public path, percent-decoded, such as `/live`.
+        content_type: what the bytes will be, such as `audio/mpeg`.
+        headers: what the source says of itself (`ice-name`, `icy-genre`, …), any case.
+
+    Raises:
+        SourceError: a content type that is not carried, or another format than the one promised to
+            those who still listen.
+        MountError: the mount is no valid path, is in use, or the node is full.
+
+    Nothing here blocks.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        mount: str,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        check_mount(mount)
+        self.mount = mount
+        self.format: Format = format_of(content_type)
+        info = info_lines(self.format.content_type, headers or {})
+        self._lock = threading.Lock()
+        self._is_open = False
+        self.stream = _claim(engine, mount)
+        try:
+            _check_promise(self.stream, self.format)
+            self.stream.set_info(info)
+            self.epoch = self.stream.begin()
+            self._cutter = _core.Source(self.stream, self.format.kind)
+        except BaseException:
+            self.stream.unclaim()
+            raise
+        self._is_open = True
+
+    def __repr__(self) -> str:
+        state = "open" if self._is_open else "closed"
+        return f"<{type(self).__name__} {self.mount} {self.format.kind} {state}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether bytes may still be fed."""
+        return self._is_open
+
+    def feed(self, data: bytes | bytearray | memoryview) -> int:
+        """Cut frames from these bytes and send them on; a partial frame waits for its rest.
+
+        Returns:
+            µs that the source is ahead of real time (below zero: behind). Never blocks.
+
+        Raises:
+            SourceError: the bytes are not the promised format, or the source is closed.
+        """
+        with self._lock:
+            self._check()
+            return self._cutter.feed(data)
+
+    def title(self, text: str) -> None:
+        """Set what is playing from here on; control characters go, 4,000 bytes are kept."""
+        with self._lock:
+            self._check()
+            self.stream.title(clean(text, TITLE_BYTES_MAX))
+
+    def media_us(self) -> int:
+        """Media time fed so far."""
+        return int(self.stream.snapshot().get("head_media_us") or 0)
+
+    def close(self) -> None:
+        """End the epoch and give the mount back; listeners stay for linger_s. Twice is no error."""
+        with self._lock:
+            if not self._is_open:
+                return
+            self._is_open = False
+            self.stream.end()
+            self.stream.unclaim()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if not self._is_open:
+            raise SourceError(f"{self.mount}: this source is closed; open a new one")
+
+
+def _claim(engine: Engine, mount: str) -> Stream:
+    """The stream of this mount with us as its writer."""
+    for _ in range(CLAIM_TRIES):
+        stream = engine.find(mount)
+        if stream is None:
+            try:
+                stream = engine.add_stream(mount)
+            except MountError:
+                if engine.find(mount) is None:  # no room, rather than a race that we lost
+                    raise
+                continue
+        try:
+            stream.claim()
+        except MountError:
+            if engine.find(mount) is not None:
+                raise
+            continue  # removed between find and claim, and so claimed for ever
+        return stream
+    raise MountError(f"mount {show(mount)} is in use")
+
+
+def _check_promise(stream: Stream, format_: Format) -> None:
+    """Refuse another format while somebody waits for the one promised."""
+    state = stream.snapshot()
+    promised = read_info(stream.info()).get("content-type", "")
+    if state["listeners"] and promised and format_.content_type != promised:
+        raise SourceError(
+            f"{stream.mount} is promised to {state['listeners']} listeners as {show(promised)}; "
+            f"send that format, or use another mount"
+        )
+
+
+# --- all sources ---------------------------------------------------------------------------------
+
+
+class Sources:
+    """All local sources of one node, and the end of streams that nobody feeds.
+
+    Args:
+        engine: the node's data plane.
+        config: for `linger_s` of each mount.
+        upstream_feeds: whether an upstream node has a live source for a mount; then a local one
+            is refused.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: Config,
+        upstream_feeds: Callable[[str], bool] = lambda mount: False,
+    ) -> None:
+        self._engine = engine
+        self._config = config
+        self._upstream_feeds = upstream_feeds
+        self._lock = threading.Lock()
+        self._open: dict[str, LocalSource] = {}
+        self._down_since: dict[str, float] = {}
+        self._is_closed = False
+
+    def open(
+        self, mount: str, content_type: str, headers: Mapping[str, str] | None = None
+    ) -> LocalSource:
+        """Claim a mount; arguments and errors as for `LocalSource`."""
+        if self._upstream_feeds(mount):
+            raise MountError(f"mount {show(mount)} is in use: it comes from upstream")
+        source = LocalSource(self._engine, mount, content_type, headers)
+        with self._lock:
+            if not self._is_closed:
+                self._open[mount] = source
+                return source
+        source.close()
+        raise MountError(f"mount {show(mount)}: this node is shutting down")
+
+    def close(self, source: LocalSource) -> None:
+        """End one source."""
+        with self._lock:
+            if self._open.get(source.mount) is source:
+                del self._open[source.mount]
+        source.close()
+
+    def find(self, mount: str) -> LocalSource | None:
+        """The source of this mount on this node, or None."""
+        return self._open.get(mount)
+
+    def mounts(self) -> Iterable[str]:
+        """The mounts that have a source on this node now."""
+        with self._lock:
+            return tuple(self._open)
+
+    def title(self, mount: str, text: str) -> None:
+        """Set a title; MountError when the mount has no source on this node."""
+        source = self.find(mount)
+        try:
+            if source is not None:
+                source.title(text)
+                return
+        except SourceError:
+            pass  # closed meanwhile
+        raise MountError(f"mount {show(mount)} has no source on this node; tell its origin")
+
+    def tick(self, now: float) -> list[str]:
+        """Remove streams whose source has been away for longer than linger_s; returns their mounts.
+
+        Args:
+            now: monotonic seconds. To be called about once a second.
+        """
+        down: dict[str, float] = {}
+        removed: list[str] = []
+        for stream in self._engine.streams():
+            state = stream.snapshot()
+            if state["source_up"] or state["writer"] != "none":
+                continue
+            mount = stream.mount
+            since = self._down_since.get(mount, now)
+            if now - since <= self._config.for_stream(mount).linger_s:
+                down[mount] = since
+            elif self._remove(stream):
+                removed.append(mount)
+        self._down_since = down
+        return removed
+
+    def _remove(self, stream: Stream) -> bool:
+        """Unlink a stream that nobody writes. It stays claimed, so that nobody else begins it."""
+        try:
+            stream.claim()
+        except MountError:
+            return False
+        self._engine.remove_stream(stream)
+        return True
+
+    def close_all(self) -> None:
+        """End every source and take no more: the node is going."""
+        with self._lock:
+            self._is_closed = True
+        for mount in self.mounts():
+            source = self.find(mount)
+            if source is not None:
+                self.close(source)

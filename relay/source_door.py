@@ -1,0 +1,524 @@
+"""The Icecast source protocol: connections that the engine hands over, on a thread of their own.
+
+Rules of this room
+  1. One thread, one event loop, apart from the node's: a slow page never delays a source.
+  2. Everything is decided before the 100 goes out; after it most encoders stop reading.
+  3. A source that runs ahead is held back by not reading; one without new audio for
+     source_timeout_s is ended, however many bytes it sends.
+  4. Bounds: WAITING_MAX connections that are not sources (the oldest goes first), reads of
+     READ_BYTES, REQUESTS_MAX requests on a connection, DRAIN_S for one that was refused.
+  5. One log line for each change of state, with the mount; never one for each read.
+
+        head ──refused, kept──► head
+        head ──accepted──► body ──ended, silent, garbage──► drain ──► closed
+        head ──refused──► drain ──► closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from relay.address import check_mount, printable
+from relay.auth import credentials, same_secret
+from relay.errors import MountError, RelayError, SourceError
+from relay.formats import format_of
+from relay.source_http import (
+    CONTINUE,
+    METHODS,
+    OK,
+    Body,
+    RawBody,
+    Reply,
+    Request,
+    RequestError,
+    body_of,
+    parse_head,
+    reply,
+    reply_unauthorized,
+)
+
+if TYPE_CHECKING:
+    from relay._core import Engine
+    from relay.config import Config
+    from relay.source import LocalSource, Sources
+
+log = logging.getLogger("relay.source")
+
+READ_BYTES = 8192  # 2 s of 32 kbit/s: what one read may put the source ahead
+WAITING_MAX = 256
+REQUESTS_MAX = 8
+DRAIN_S = 2.0
+TICK_S = 0.25
+RESUME_S_MIN = 0.02
+SOURCE_USER = "source"
+QUIET_S = 10.0  # between log lines about refusals of one mount with one status
+TOLD_MAX = 256
+
+State = Literal["head", "body", "drain", "closed"]
+
+
+class Gate:
+    """Who may be a source, and of what: decisions over a request head, without a socket."""
+
+    def __init__(self, sources: Sources, config: Config) -> None:
+        self._sources = sources
+        self._config = config
+        self._told: dict[tuple[str, int], float] = {}
+        self.counters: Counter[str] = Counter()
+
+    def judge(self, request: Request) -> Reply | LocalSource:
+        """The reply that refuses this request, or the source that it became."""
+        try:
+            return self._judge(request)
+        except RequestError as wrong:
+            return self.refuse(wrong.status, str(wrong))
+
+    def _judge(self, request: Request) -> Reply | LocalSource:
+        if request.method not in {"PUT", "SOURCE"}:
+            self.counters["refused_method_total"] += 1
+            text = "a source is sent with PUT or SOURCE"
+            return reply(405, text, lines=(f"Allow: {METHODS}",))
+        keep = request.keeps_connection and request.has_empty_body
+        if not self._knows_password(request):
+            # libshout asks without a password first, to learn what is allowed: no break-in.
+            probe = "authorization" not in request.headers
+            self.counters["probes_total" if probe else "refused_password_total"] += 1
+            return reply_unauthorized(keep=keep)
+        if request.has_empty_body:
+            return reply(200, keep=keep)
+        content_type = request.headers.get("content-type", "")
+        if not content_type:
+            return self.refuse(400, "say what is sent: Content-Type is missing")
+        try:
+            format_of(content_type)
+        except SourceError as wrong:
+            return self.refuse(415, str(wrong))
+        body_of(request)
+        try:
+            return self._sources.open(request.mount, content_type, request.headers)
+        except (MountError, SourceError) as wrong:
+            # 403 for all of these: it is what BUTT takes as "try again later".
+            return self.refuse(403, str(wrong))
+
+    def _knows_password(self, request: Request) -> bool:
+        user, password = credentials(request.headers.get("authorization")) or ("", "")
+        wanted = self._config.source_password(request.mount)
+        return same_secret(password, wanted) & same_secret(user, SOURCE_USER)
+
+    def refuse(self, status: int, text: str) -> Reply:
+        """A counted refusal with its reason in one line."""
+        self.counters[f"refused_{status}_total"] += 1
+        return reply(status, text)
+
+    def is_news(self, mount: str, status: int, now: float) -> bool:
+        """Whether this refusal is worth a log line: the first of its kind in QUIET_S."""
+        if len(self._told) >= TOLD_MAX:
+            self._told.clear()
+        last = self._told.get((mount, status))
+        if last is not None and now - last < QUIET_S:
+            return False
+        self._told[mount, status] = now
+        return True
+
+
+def mount_of(request: Request) -> str:
+    """The mount for a log line: printable, or what is wrong with it."""
+    try:
+        check_mount(request.mount)
+    except RelayError:
+        return printable(request.target)
+    return request.mount
+
+
+class SourceConnection(asyncio.BufferedProtocol):
+    """One connection of a source, from its head to its end.
+
+    Args:
+        gate: decides about heads.
+        sources: gives mounts back.
+        ahead_ms: how far a mount's source may run ahead of real time.
+        clock: monotonic seconds.
+        call_later: runs a function after so many seconds.
+        gone: is told when the connection has ended.
+        head: what the engine has read so far.
+        peer: address and port.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        sources: Sources,
+        *,
+        ahead_ms: Callable[[str], int],
+        clock: Callable[[], float],
+        call_later: Callable[[float, Callable[[], None]], Any],
+        gone: Callable[[SourceConnection], None],
+        head: bytes = b"",
+        peer: tuple[Any, ...] = ("", 0),
+    ) -> None:
+        self.state: State = "head"
+        self.since = clock()  # of the state; in `body`, of the newest audio
+        self._gate = gate
+        self._sources = sources
+        self._ahead_ms = ahead_ms
+        self._clock = clock
+        self._call_later = call_later
+        self._gone = gone
+        self._pending = bytearray(head)
+        self._peer = f"{peer[0]}:{peer[1]}"
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._transport: asyncio.Transport | None = None
+        self._source: LocalSource | None = None
+        self._body: Body = RawBody()
+        self._last_reply = b""  # at the end of the body, where an Expect still waits for one
+        self._requests = 0
+        self._is_held = False
+        self._media_us = 0
+        self._ahead_us_max = 0
+
+    def __repr__(self) -> str:
+        mount = self._source.mount if self._source else ""
+        held = " held back" if self._is_held else ""
+        return f"<{type(self).__name__} {self._peer} {self.state}{' ' * bool(mount)}{mount}{held}>"
+
+    # --- what asyncio calls ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with the bytes that the engine has read."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._take_head()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take the bytes that were read."""
+        self._received(self._buffer[:nbytes])
+
+    def eof_received(self) -> bool:
+        """The peer has said everything: the usual end of a source."""
+        if self.state == "body":
+            self._end_source("closed by the encoder", self._last_reply)
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The socket is gone."""
+        if self.state == "body":
+            self._end_source(f"connection lost ({error})" if error else "closed by the encoder")
+        self.state = "closed"
+        self._gone(self)
+
+    # --- the states ---
+
+    def _received(self, data: memoryview) -> None:
+        if self.state == "body":
+            self._feed(data)
+        elif self.state == "head":
+            self._pending += data
+            self._take_head()
+
+    def _take_head(self) -> None:
+        while self.state == "head":
+            try:
+                parsed = parse_head(self._pending)
+            except RequestError as wrong:
+                self._finish(self._gate.refuse(wrong.status, str(wrong)).raw)
+                return
+            if parsed is None:
+                return
+            request, used = parsed
+            del self._pending[:used]
+            self._answer(request)
+        if self.state == "body" and self._pending:
+            first, self._pending = bytes(self._pending), bytearray()
+            self._feed(memoryview(first))
+
+    def _answer(self, request: Request) -> None:
+        outcome = self._gate.judge(request)
+        self._requests += 1
+        if not isinstance(outcome, Reply):
+            self._begin(request, outcome)
+        elif outcome.keep and self._requests < REQUESTS_MAX:
+            self.since = self._clock()
+            self._write(outcome.raw)
+        else:
+            self._refuse(request, outcome)
+
+    def _refuse(self, request: Request, outcome: Reply) -> None:
+        mount = mount_of(request)
+        if outcome.status >= 400 and self._gate.is_news(mount, outcome.status, self._clock()):
+            log.warning(
+                "source refused: %s from %s: %d %s",
+                mount,
+                self._peer,
+                outcome.status,
+                outcome.raw.rpartition(b"\r\n")[2].decode().strip(),
+                extra={"event": "source_refused", "mount": mount, "status": outcome.status},
+            )
+        self._finish(outcome.raw)
+
+    def _begin(self, request: Request, source: LocalSource) -> None:
+        self._source = source
+        self._body = body_of(request)
+        self.state = "body"
+        self.since = self._clock()
+        self._ahead_us_max = self._ahead_ms(source.mount) * 1000
+        if request.method == "PUT" and request.expects_continue:
+            self._write(CONTINUE)
+            self._last_reply = OK
+        else:
+            self._write(OK)
+        log.info(
+            "source up: %s from %s, %s, epoch %d",
+            source.mount,
+            self._peer,
+            source.format.kind,
+            source.epoch,
+            extra={"event": "source_up", "mount": source.mount, "epoch": source.epoch},
+        )
+
+    def _feed(self, data: memoryview) -> None:
+        assert self._source is not None
+        try:
+            ahead_us = 0
+            for piece in self._body.feed(data):
+                ahead_us = self._source.feed(piece)
+        except SourceError as wrong:
+            self._gate.counters["broken_total"] += 1
+            text = str(wrong)
+            self._end_source(text, reply(400, text).raw if self._last_reply else b"")
+            return
+        if self._body.ended:
+            self._end_source("its body has ended", self._last_reply)
+        elif ahead_us > self._ahead_us_max:
+            self._hold(ahead_us - self._ahead_us_max)
+
+    def _hold(self, too_far_us: int) -> None:
+        """Stop reading until real time has caught up: TCP tells the encoder."""
+        if self._transport is not None and not self._is_held:
+            self._is_held = True
+            self._transport.pause_reading()
+            self._call_later(max(too_far_us / 1e6, RESUME_S_MIN), self._resume)
+
+    def _resume(self) -> None:
+        self._is_held = False
+        if self.state == "body" and self._transport is not None:
+            self.since = self._clock()
+            self._transport.resume_reading()
+
+    def _end_source(self, why: str, last: bytes = b"") -> None:
+        assert self._source is not None
+        source, self._source = self._source, None
+        media_s = source.media_us() / 1e6
+        self._sources.close(source)
+        log.info(
+            "source down: %s from %s after %.1f s of audio: %s",
+            source.mount,
+            self._peer,
+            media_s,
+            why,
+            extra={
+                "event": "source_down",
+                "mount": source.mount,
+                "epoch": source.epoch,
+                "reason": why,
+            },
+        )
+        self._finish(last)
+
+    def _finish(self, last: bytes = b"") -> None:
+        """Say the last words and half-close, so that no reset takes them from the peer's hands."""
+        self.state = "drain"
+        self.since = self._clock()
+        if self._transport is None or self._transport.is_closing():
+            return
+        if last:
+            self._transport.write(last)
+        if self._is_held:
+            self._transport.resume_reading()
+        with contextlib.suppress(OSError):
+            self._transport.write_eof()
+
+    def _write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
+    # --- time ---
+
+    def tick(self, now: float, *, head_timeout_s: float, source_timeout_s: float) -> None:
+        """End what takes too long."""
+        bound_s = {"head": head_timeout_s, "drain": DRAIN_S}.get(self.state)
+        if bound_s is not None and now - self.since > bound_s:
+            self.abort()
+        elif self.state == "body" and not self._is_held:
+            assert self._source is not None
+            media_us = self._source.media_us()
+            if media_us != self._media_us:
+                self._media_us, self.since = media_us, now
+            elif now - self.since > source_timeout_s:
+                self._gate.counters["silent_total"] += 1
+                self._end_source(f"no audio for {source_timeout_s:g} s", self._last_reply)
+
+    def abort(self) -> None:
+        """Close without another word."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def shut(self) -> None:
+        """The node is going: end the source, then the connection."""
+        if self.state == "body":
+            self._end_source("this node is shutting down", self._last_reply)
+        self.abort_soon()
+
+    def abort_soon(self) -> None:
+        """Close once what was written is sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+class SourceDoor:
+    """Takes source connections from the engine and serves them on a thread of its own.
+
+    Args:
+        engine: hands connections over.
+        sources: claims mounts and gives them back.
+        config: passwords, time-outs, `ahead_ms`.
+    """
+
+    def __init__(self, engine: Engine, sources: Sources, config: Config) -> None:
+        self._engine = engine
+        self._sources = sources
+        self._config = config
+        self._gate = Gate(sources, config)
+        self._connections: dict[SourceConnection, None] = {}  # in order of arrival
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Open the door; returns once the thread listens to the engine."""
+        self._loop = loop = asyncio.new_event_loop()
+        loop.call_soon(self._open, loop)
+        self._thread = threading.Thread(
+            target=self._run, args=(loop,), name="relay-sources", daemon=True
+        )
+        self._thread.start()
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.run_forever()
+        finally:
+            loop.close()
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.add_reader(self._engine.source_fd, self._take)
+        loop.call_later(TICK_S, self._tick)
+        self._take()
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """End all sources and the thread; blocks until it has ended, at most `timeout_s`."""
+        loop, self._loop = self._loop, None
+        if loop is None or self._thread is None:
+            return
+        loop.call_soon_threadsafe(self._shut, loop)
+        self._thread.join(timeout_s)
+
+    def _shut(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self._engine.source_fd)
+        while (handed := self._engine.take_source()) is not None:
+            os.close(handed[0])
+        for connection in tuple(self._connections):
+            connection.shut()
+        loop.call_later(0.05, loop.stop)  # the last words and connection_lost need a turn or two
+
+    def snapshot(self) -> dict[str, int]:
+        """Counters of this door, by name."""
+        counters = {f"source_{name}": count for name, count in self._gate.counters.items()}
+        return {"source_connections": len(self._connections), **counters}
+
+    def _take(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._engine.source_fd)
+        while (handed := self._engine.take_source()) is not None:
+            self._adopt(*handed)
+
+    def _adopt(self, fd: int, head: bytes, peer: tuple[Any, ...]) -> None:
+        loop = self._loop
+        if loop is None:
+            os.close(fd)
+            return
+        sock = tune(socket.socket(fileno=fd))
+        connection = SourceConnection(
+            self._gate,
+            self._sources,
+            ahead_ms=lambda mount: self._config.for_stream(mount).ahead_ms,
+            clock=loop.time,
+            call_later=loop.call_later,
+            gone=self._forget,
+            head=head,
+            peer=peer,
+        )
+        self._make_room()
+        self._connections[connection] = None
+        task = loop.create_task(self._connect(loop, connection, sock))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(
+        self, loop: asyncio.AbstractEventLoop, connection: SourceConnection, sock: socket.socket
+    ) -> None:
+        try:
+            await loop.connect_accepted_socket(lambda: connection, sock)
+        except OSError:
+            sock.close()
+            self._forget(connection)
+
+    def _make_room(self) -> None:
+        waiting = [c for c in self._connections if c.state != "body"]
+        if len(waiting) >= WAITING_MAX:
+            self._gate.counters["displaced_total"] += 1
+            waiting[0].abort()
+            self._connections.pop(waiting[0], None)
+
+    def _forget(self, connection: SourceConnection) -> None:
+        self._connections.pop(connection, None)
+
+    def _tick(self) -> None:
+        loop = self._loop
+        if loop is None:
+            return
+        http = self._config.http
+        for connection in tuple(self._connections):
+            connection.tick(
+                loop.time(),
+                head_timeout_s=http.head_timeout_s,
+                source_timeout_s=http.source_timeout_s,
+            )
+        loop.call_later(TICK_S, self._tick)
+
+
+def tune(sock: socket.socket) -> socket.socket:
+    """Non-blocking, answers at once, notices within a minute that the peer's machine is gone."""
+    sock.setblocking(False)
+    options = [
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    ]
+    for level, name, value in options:
+        with contextlib.suppress(OSError):  # a Unix socket has none of the TCP ones
+            sock.setsockopt(level, name, value)
+    return sock

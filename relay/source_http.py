@@ -1,0 +1,254 @@
+"""What a source says before and around its audio: request head, credentials, replies, body framing.
+
+Rules of this room
+  1. No socket, no clock, no engine: bytes in, decisions and bytes out.
+  2. Bounds: a head of 8 KiB and 64 fields; a chunk-size line of 256 bytes; trailers of 8 KiB.
+  3. NUL, a bare CR, and folded lines are refused; a name or password never leaves this room.
+  4. All refusals are small (encoders read about 1,000 bytes of a reply) and carry a length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from relay.auth import REALM, as_text
+from relay.errors import SourceError
+
+HEAD_BYTES_MAX = 8192
+FIELDS_MAX = 64
+CHUNK_LINE_BYTES_MAX = 256
+CHUNK_BYTES_MAX = 1 << 31
+METHODS = "GET, HEAD, OPTIONS, PUT, SOURCE, POST"
+
+_END = re.compile(rb"\r?\n\r?\n")
+_REQUEST = re.compile(r"([A-Z]{1,16}) ([\x21-\x7e]{1,2048}) (HTTP/1\.[01]|ICE/1\.0)")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110 §5.6.2: token
+_SINGLE = frozenset({"authorization", "content-length", "transfer-encoding", "content-type"})
+
+
+class RequestError(SourceError):
+    """A request that is refused for its form; `status` is the reply's."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request head; the names of `headers` are in lower case."""
+
+    method: str
+    target: str
+    version: str
+    headers: Mapping[str, str]
+
+    @property
+    def mount(self) -> str:
+        """The path, percent-decoded, without a query; RequestError when it is not UTF-8."""
+        path = re.sub(r"\Ahttps?://[^/]*", "", self.target, count=1).partition("?")[0]
+        try:
+            return unquote_to_bytes(path).decode()
+        except UnicodeDecodeError:
+            raise RequestError("the mount is not UTF-8") from None
+
+    @property
+    def keeps_connection(self) -> bool:
+        """Whether the peer wants to say more on this connection after the reply."""
+        tokens = {token.strip().lower() for token in self.headers.get("connection", "").split(",")}
+        return "keep-alive" in tokens or (self.version == "HTTP/1.1" and "close" not in tokens)
+
+    @property
+    def has_empty_body(self) -> bool:
+        """Whether a body was announced, and is empty: a probe, no source."""
+        return self.headers.get("content-length", "").strip() == "0"
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the peer waits for a 100 before it sends its body."""
+        return self.headers.get("expect", "").strip().lower() == "100-continue"
+
+
+def parse_head(data: bytes | bytearray) -> tuple[Request, int] | None:
+    """Read one request head from the front of the bytes.
+
+    Returns:
+        the request and the bytes used, or None when more are needed.
+
+    Raises:
+        RequestError: too long, or not a head.
+    """
+    end = _END.search(data, 0, HEAD_BYTES_MAX)
+    if end is None:
+        if len(data) >= HEAD_BYTES_MAX:
+            raise RequestError(f"the head is longer than {HEAD_BYTES_MAX} bytes", 431)
+        return None
+    lines = as_text(bytes(data[: end.start()])).replace("\r\n", "\n").split("\n")
+    found = _REQUEST.fullmatch(lines[0])
+    if found is None:
+        raise RequestError("the first line is no HTTP request")
+    version = "HTTP/1.0" if found[3] == "ICE/1.0" else found[3]
+    return Request(found[1], found[2], version, _parse_fields(lines[1:])), end.end()
+
+
+def _parse_fields(lines: list[str]) -> dict[str, str]:
+    if len(lines) > FIELDS_MAX:
+        raise RequestError(f"{len(lines)} header fields; at most {FIELDS_MAX}", 431)
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not _NAME.fullmatch(name) or "\r" in value or "\0" in value:
+            raise RequestError("a header line is not NAME: VALUE")
+        name = name.lower()
+        if name in fields and name in _SINGLE:
+            raise RequestError(f"{name} is given twice")  # RFC 9112 §6.3: smuggling
+        fields.setdefault(name, value.strip(" \t"))
+    return fields
+
+
+class Reply(NamedTuple):
+    """A whole reply, and whether the connection is kept after it."""
+
+    status: int
+    raw: bytes
+    keep: bool
+
+
+def reply(status: int, text: str = "", *, keep: bool = False, lines: tuple[str, ...] = ()) -> Reply:
+    """A reply with a short text as body."""
+    body = f"{text}\n".encode() if text else b""
+    head = [
+        f"HTTP/1.0 {status} {REASONS.get(status, 'Refused')}",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        f"Connection: {'Keep-Alive' if keep else 'Close'}",
+        *lines,
+    ]
+    return Reply(status, "\r\n".join([*head, "", ""]).encode() + body, keep)
+
+
+def reply_unauthorized(*, keep: bool = False) -> Reply:
+    """401; `Allow` is how libshout learns which methods it may use."""
+    lines = (f'WWW-Authenticate: Basic realm="{REALM}"', f"Allow: {METHODS}")
+    return reply(401, "user or password is wrong", keep=keep, lines=lines)
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+OK = b"HTTP/1.0 200 OK\r\n\r\n"
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    405: "Method Not Allowed",
+    415: "Unsupported Media Type",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+}
+
+
+class RawBody:
+    """A body that ends with its connection."""
+
+    ended = False
+
+    def feed(self, data: memoryview) -> list[memoryview]:
+        """The audio in these bytes: all of them."""
+        return [data]
+
+
+class SizedBody:
+    """A body of Content-Length bytes."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._left = size_bytes
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last byte has been here."""
+        return self._left == 0
+
+    def feed(self, data: memoryview) -> list[memoryview]:
+        """The audio in these bytes; what comes after the body is left out."""
+        piece = data[: self._left]
+        self._left -= len(piece)
+        return [piece]
+
+
+class ChunkedBody:
+    """`Transfer-Encoding: chunked` (RFC 9112 §7.1), split anywhere; extensions are ignored."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._left = 0  # of the chunk's data
+        self._line = bytearray()  # a size line or a trailer line so far
+        self._reads = self._size
+        self._trailer_bytes = 0
+
+    def feed(self, data: memoryview) -> list[memoryview]:
+        """The audio in these bytes, as views into them; SourceError when they are no chunks."""
+        pieces: list[memoryview] = []
+        while len(data) and not self.ended:
+            if self._left:
+                pieces.append(data[: self._left])
+                self._left -= len(pieces[-1])
+                data = data[len(pieces[-1]) :]
+            else:
+                data = self._take_line(data)
+        return pieces
+
+    def _take_line(self, data: memoryview) -> memoryview:
+        part = bytes(data[: CHUNK_LINE_BYTES_MAX + 2])
+        used = part.find(b"\n") + 1 or len(part)
+        self._line += part[:used]
+        if len(self._line) > CHUNK_LINE_BYTES_MAX:
+            raise RequestError(f"a chunk's size line has more than {CHUNK_LINE_BYTES_MAX} bytes")
+        if self._line.endswith(b"\n"):
+            line = bytes(self._line).removesuffix(b"\n").removesuffix(b"\r")
+            self._line.clear()
+            self._reads(line)
+        return data[used:]
+
+    def _size(self, line: bytes) -> None:
+        digits = line.partition(b";")[0].strip(b" \t")
+        if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", digits) or int(digits, 16) >= CHUNK_BYTES_MAX:
+            raise RequestError("a chunk's size is no hexadecimal number below 2 GiB")
+        self._left = int(digits, 16)
+        self._reads = self._after_data if self._left else self._trailer
+
+    def _after_data(self, line: bytes) -> None:
+        if line:
+            raise RequestError("a chunk is longer than its size says")
+        self._reads = self._size
+
+    def _trailer(self, line: bytes) -> None:
+        self._trailer_bytes += len(line)
+        if self._trailer_bytes > HEAD_BYTES_MAX:
+            raise RequestError(f"the trailers have more than {HEAD_BYTES_MAX} bytes")
+        self.ended = not line
+
+
+Body = RawBody | SizedBody | ChunkedBody
+
+
+def body_of(request: Request) -> Body:
+    """How the body of this request is framed (RFC 9112 §6.3); RequestError when it is unclear."""
+    coding = request.headers.get("transfer-encoding")
+    length = request.headers.get("content-length")
+    if coding is not None:
+        if length is not None:
+            raise RequestError("both Transfer-Encoding and Content-Length are given")
+        if coding.lower() == "identity":
+            return RawBody()
+        if coding.lower() != "chunked":
+            raise RequestError("the only Transfer-Encoding here is chunked", 501)
+        return ChunkedBody()
+    if length is None:
+        return RawBody()
+    if not re.fullmatch(r"[0-9]{1,18}", length):
+        raise RequestError("Content-Length is not a number")
+    return SizedBody(int(length))

@@ -1,0 +1,129 @@
+"""Connections that the engine hands over for pages, served by aiohttp on the node's loop.
+
+Rules of this room
+  1. The bytes that a shard has read are given to aiohttp before anything else is.
+  2. Bounds: PAGES_MAX connections (the oldest goes first), PAGE_S seconds for each, TAKE_MAX taken
+     in one turn, so that a flood of pages leaves the loop to others.
+  3. What is taken from the queue is ours: served or closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from relay._core import Engine
+
+PAGES_MAX = 256
+PAGE_S = 15.0
+TAKE_MAX = 32
+
+
+class HandedOver(asyncio.Protocol):
+    """Gives an aiohttp protocol its transport and the bytes that came before, and steps aside."""
+
+    def __init__(self, protocol: asyncio.Protocol, head: bytes) -> None:
+        self._protocol = protocol
+        self._head = head
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hand on."""
+        transport.set_protocol(self._protocol)
+        self._protocol.connection_made(transport)
+        self._protocol.data_received(self._head)
+
+
+class PageDoor:
+    """Serves the pages of one node; lives on the loop that it is started on.
+
+    Args:
+        engine: hands connections over.
+        app: the aiohttp application.
+    """
+
+    def __init__(self, engine: Engine, app: web.Application) -> None:
+        self._engine = engine
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=0.2
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pages: dict[asyncio.BaseTransport, float] = {}  # since when, oldest first
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.displaced_total = 0
+
+    async def start(self) -> None:
+        """Open the door on the running loop."""
+        await self._runner.setup()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._engine.page_fd, self._take)
+        self._take()
+
+    async def close(self) -> None:
+        """Close all pages and the door."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        loop.remove_reader(self._engine.page_fd)
+        while (handed := self._engine.take_page()) is not None:
+            os.close(handed[0])
+        await self._runner.cleanup()
+        for transport in self._pages:
+            transport.close()
+
+    def tick(self, now: float) -> None:
+        """End pages that take too long; `now` is the loop's time."""
+        for transport, since in [*self._pages.items()]:
+            if transport.is_closing():
+                del self._pages[transport]
+            elif now - since > PAGE_S:
+                self._end(transport)
+
+    def _take(self) -> None:
+        loop = self._loop
+        if loop is None:
+            return
+        for _ in range(TAKE_MAX):
+            handed = self._engine.take_page()
+            if handed is None:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._engine.page_fd)
+                handed = self._engine.take_page()  # came between the two
+            if handed is None:
+                return
+            task = loop.create_task(self._serve(loop, *handed))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(
+        self, loop: asyncio.AbstractEventLoop, fd: int, head: bytes, peer: tuple[Any, ...]
+    ) -> None:
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        server = self._runner.server
+        if server is None:
+            sock.close()
+            return
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: HandedOver(server(), head), sock
+            )
+        except OSError:
+            sock.close()
+            return
+        if len(self._pages) >= PAGES_MAX:
+            self.tick(loop.time())
+        if len(self._pages) >= PAGES_MAX:
+            self.displaced_total += 1
+            self._end(next(iter(self._pages)))
+        self._pages[transport] = loop.time()
+
+    def _end(self, transport: asyncio.BaseTransport) -> None:
+        del self._pages[transport]
+        if isinstance(transport, asyncio.Transport):
+            transport.abort()

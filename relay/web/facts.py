@@ -1,0 +1,171 @@
+"""What is true of a node at one moment, and the forms in which pages tell it.
+
+Rules of this room
+  1. `Facts` is gathered by the node; everything here is a function of it, without I/O.
+  2. Field names are the glossary's; `lag_ms` is null where it is not known, never a guess.
+  3. What sources said (names, titles) is passed on as it is: each form escapes for itself.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from relay.config import Config
+
+State = Literal["live", "waiting", "idle"]
+
+
+class StreamFacts(Struct, frozen=True, kw_only=True):
+    """One stream on this node."""
+
+    mount: str
+    state: State  # live: has a source; waiting: its source left; idle: known, not carried now
+    role: Literal["origin", "edge"]
+    epoch: int | None = None
+    listeners: int = 0
+    lag_ms: int | None = None  # sent by upstream and not whole here; 0 at the origin
+    held_ms: int = 0  # media time in the ring
+    bitrate_bps: int | None = None
+    content_type: str = ""
+    name: str = ""
+    title: str | None = None
+    head_sequence: int | None = None
+    listeners_peak: int = 0
+    counters: dict[str, int] = {}
+    info: dict[str, str] = {}  # the header lines of the reply to listeners
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """One node."""
+
+    name: str
+    id: str
+    version: str
+    started_at: float  # wall clock, seconds
+    uptime_s: float
+    http: str | None
+    backbone: str | None
+    insecure: bool
+    streams: list[StreamFacts]
+    upstream: dict[str, Any] | None = None
+    counters: dict[str, Any] = {}
+
+
+class Desk(Protocol):
+    """What the pages ask of the node behind them."""
+
+    @property
+    def config(self) -> Config:
+        """Its settings."""
+
+    def facts(self) -> Facts:
+        """What is true now (up to half a second old)."""
+
+    def problems(self) -> list[str]:
+        """Why it should get no new listeners; empty when it may."""
+
+    def set_title(self, mount: str, text: str) -> None:
+        """Set a title; MountError when the mount has no source here."""
+
+
+def stream_facts(
+    snapshot: dict[str, Any], info: dict[str, str], listeners_peak: int = 0
+) -> StreamFacts:
+    """The facts of one stream, from the engine's snapshot and the stream's header lines."""
+    is_edge = snapshot["writer"] == "link"
+    epoch = snapshot.get("epoch")
+    lag_ms = snapshot.get("lag_ms")
+    state: State = "idle" if epoch is None else "waiting"
+    return StreamFacts(
+        mount=snapshot["mount"],
+        state="live" if snapshot["source_up"] else state,
+        role="edge" if is_edge else "origin",
+        epoch=epoch,
+        listeners=snapshot["listeners"],
+        lag_ms=lag_ms if lag_ms is not None or is_edge else 0,
+        held_ms=snapshot.get("held_ms", 0),
+        bitrate_bps=_bit_rate_bps(snapshot, info),
+        content_type=info.get("content-type", ""),
+        name=info.get("icy-name", ""),
+        title=snapshot.get("title"),
+        head_sequence=snapshot.get("head_sequence"),
+        listeners_peak=max(listeners_peak, snapshot["listeners"]),
+        counters={k: v for k, v in snapshot["counters"].items() if isinstance(v, int)},
+        info=info,
+    )
+
+
+def _bit_rate_bps(snapshot: dict[str, Any], info: dict[str, str]) -> int | None:
+    """Measured over the epoch; in its first second what the source said."""
+    media_us = snapshot.get("head_media_us") or 0
+    if media_us >= 1_000_000:
+        return int(snapshot["head_position"] * 8_000_000 // media_us)
+    said = info.get("icy-br", "")
+    return int(said) * 1000 if said.isascii() and said.isdigit() else None
+
+
+def stream_document(stream: StreamFacts) -> dict[str, Any]:
+    """One entry of `streams` in /api/v1/status."""
+    document = msgspec.structs.asdict(stream)
+    del document["info"]
+    return document
+
+
+def status_document(facts: Facts) -> dict[str, Any]:
+    """/api/v1/status."""
+    names = ("name", "id", "version", "uptime_s", "http", "backbone", "insecure")
+    return {
+        "node": {name: getattr(facts, name) for name in names},
+        "streams": [stream_document(stream) for stream in facts.streams],
+        "upstream": facts.upstream,
+        "counters": facts.counters,
+    }
+
+
+def _iso8601(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime(seconds))
+
+
+def icestats_document(facts: Facts, base_url: str, mount: str | None = None) -> dict[str, Any]:
+    """/status-json.xsl in the shape of Icecast 2.4 (web/status-json.xsl there).
+
+    `source` is an object for one stream, a list for several and absent for none: readers were
+    written against exactly that. Streams without a source are not shown.
+    """
+    live = [s for s in facts.streams if s.state == "live" and mount in (None, s.mount)]
+    sources = [_icestats_source(stream, base_url) for stream in live]
+    stats: dict[str, Any] = {
+        "admin": "",
+        "host": base_url.partition("://")[2].rpartition(":")[0],
+        "location": "",
+        "server_id": f"Relay {facts.version}",
+        "server_start": time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime(facts.started_at)),
+        "server_start_iso8601": _iso8601(facts.started_at),
+    }
+    if sources:
+        stats["source"] = sources[0] if len(sources) == 1 else sources
+    return {"icestats": stats}
+
+
+def _icestats_source(stream: StreamFacts, base_url: str) -> dict[str, Any]:
+    started_at = (stream.epoch or 0) / 1000
+    source: dict[str, Any] = {
+        "audio_info": stream.info.get("ice-audio-info"),
+        "bitrate": round(stream.bitrate_bps / 1000) if stream.bitrate_bps else None,
+        "genre": stream.info.get("icy-genre", "various"),
+        "listener_peak": stream.listeners_peak,
+        "listeners": stream.listeners,
+        "listenurl": base_url + stream.mount,
+        "server_description": stream.info.get("icy-description", "Unspecified description"),
+        "server_name": stream.name or "Unspecified name",
+        "server_type": stream.content_type,
+        "server_url": stream.info.get("icy-url"),
+        "stream_start": time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime(started_at)),
+        "stream_start_iso8601": _iso8601(started_at),
+        "title": stream.title,
+    }
+    return {**{k: v for k, v in source.items() if v is not None}, "dummy": None}

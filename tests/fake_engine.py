@@ -1,0 +1,219 @@
+"""A data plane made of plain Python: what the control plane's tests put in the engine's place.
+
+Rules of this room
+  1. The same names and errors as relay._core; nothing runs by itself, time is what the test says.
+  2. It keeps what it was told (frames, titles, header lines) for the test to look at.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from relay.errors import MountError, SourceError
+
+
+class FakeStream:
+    """One stream that remembers."""
+
+    def __init__(self, mount: str) -> None:
+        self.mount = mount
+        self.writer = "none"
+        self.source_up = False
+        self.listeners = 0
+        self.readers = 0
+        self.info_bytes = b""
+        self.epoch: int | None = None
+        self.epochs = 0
+        self.titles: list[str] = []
+        self.fed = bytearray()
+        self.media_us = 0
+        self.frames: list[tuple[bytes, int, int, int, int] | None] = []
+        self.tail = 0
+
+    def claim(self) -> None:
+        """Become the writer."""
+        if self.writer != "none":
+            raise MountError(f"mount {self.mount!r} is in use")
+        self.writer = "local"
+
+    def unclaim(self) -> None:
+        """Stop being the writer."""
+        self.writer = "none"
+
+    def begin(self) -> int:
+        """Begin an epoch."""
+        assert self.writer == "local"
+        self.epochs += 1
+        self.epoch = 1_700_000_000_000 + self.epochs
+        self.source_up = True
+        return self.epoch
+
+    def end(self) -> None:
+        """End the epoch."""
+        self.source_up = False
+
+    def push(self, data: bytes, duration_us: int, flags: int = 1) -> None:
+        """Put one frame at the head."""
+        position = sum(len(frame[0]) for frame in self.frames if frame)
+        self.frames.append((bytes(data), position, self.media_us, duration_us, flags))
+        self.media_us += duration_us
+
+    def title(self, text: str) -> None:
+        """Remember a title; it takes a sequence."""
+        self.titles.append(text)
+        self.frames.append(None)
+
+    def set_info(self, data: bytes) -> None:
+        """Remember the header lines."""
+        self.info_bytes = bytes(data)
+
+    def info(self) -> bytes:
+        """The header lines."""
+        return self.info_bytes
+
+    def reader(self) -> object:
+        """A handle that counts."""
+        self.readers += 1
+        return object()
+
+    def read(self, sequence: int) -> tuple[bytes, int, int, int, int] | None:
+        """One frame, or None."""
+        if not self.tail <= sequence < len(self.frames):
+            return None
+        return self.frames[sequence]
+
+    def burst_sequence(self, burst_ms: int) -> int:
+        """Where a listener would begin."""
+        return len(self.frames) if burst_ms == 0 else self.tail
+
+    def snapshot(self) -> dict[str, Any]:
+        """State and counters."""
+        state: dict[str, Any] = {
+            "mount": self.mount,
+            "listeners": self.listeners,
+            "readers": self.readers,
+            "source_up": self.source_up,
+            "writer": self.writer,
+            "rings": 1,
+            "epoch": None,
+            "title": None,
+            "counters": {"received_frames_total": len(self.frames), "joins_total": 3},
+        }
+        if self.epoch is not None:
+            state |= {
+                "epoch": self.epoch,
+                "tail_sequence": self.tail,
+                "head_sequence": len(self.frames),
+                "head_position": sum(len(f[0]) for f in self.frames if f),
+                "head_media_us": self.media_us,
+                "held_ms": self.media_us // 1000,
+                "title": self.titles[-1] if self.titles else None,
+            }
+        return state
+
+
+class FakeSource:
+    """A cutter for which 1,000 bytes are a second of audio, and a NUL is no audio at all."""
+
+    ahead_us = 0  # set by tests: what feed answers
+
+    def __init__(self, stream: FakeStream, kind: str) -> None:
+        self.stream = stream
+        self.kind = kind
+        self.is_open = True
+
+    def feed(self, data: bytes | memoryview) -> int:
+        """Take bytes as one frame."""
+        data = bytes(data)
+        if b"\0" in data:
+            raise SourceError("128 KiB without one frame of the promised format")
+        if data:
+            self.stream.fed += data
+            self.stream.push(data, len(data) * 1000)
+        return type(self).ahead_us
+
+    def close(self) -> None:
+        """End."""
+        self.is_open = False
+
+
+class FakeEngine:
+    """A node's streams and its two queues."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.table: dict[str, FakeStream] = {}
+        self.configured: dict[str | None, dict[str, int]] = {}
+        self.source_queue: list[tuple[int, bytes, tuple[str, int]]] = []
+        self.page_queue: list[tuple[int, bytes, tuple[str, int]]] = []
+        self.source_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.page_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.calls: list[str] = []
+        self.node_id = "ab" * 16
+        self.listeners_max = 1000
+        self.counters: dict[str, Any] = {"listeners": 0, "joins_total": 5, "shards": []}
+
+    def configure(self, mount: str | None = None, **settings: int) -> None:
+        """Remember settings."""
+        self.configured[mount] = settings
+
+    def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Say that the port is bound."""
+        self.calls.append("listen")
+        return host, port or 8123
+
+    def start(self) -> None:
+        """Remember the call."""
+        self.calls.append("start")
+
+    def stop_accepting(self) -> None:
+        """Remember the call."""
+        self.calls.append("stop_accepting")
+
+    def drain(self, timeout_s: float) -> None:
+        """Remember the call."""
+        self.calls.append("drain")
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        self.calls.append("close")
+        for fd in (self.source_fd, self.page_fd):
+            os.close(fd)
+
+    def add_stream(self, mount: str) -> FakeStream:
+        """Open a stream."""
+        if mount in self.table:
+            raise MountError(f"mount {mount!r} is in use")
+        self.table[mount] = FakeStream(mount)
+        return self.table[mount]
+
+    def find(self, mount: str) -> FakeStream | None:
+        """Find a stream."""
+        return self.table.get(mount)
+
+    def streams(self) -> list[FakeStream]:
+        """All streams."""
+        return list(self.table.values())
+
+    def remove_stream(self, stream: FakeStream) -> None:
+        """Unlink a stream."""
+        if self.table.get(stream.mount) is stream:
+            del self.table[stream.mount]
+
+    def hand_over(self, queue: str, fd: int, head: bytes) -> None:
+        """Put a connection into a queue, as a shard does."""
+        getattr(self, f"{queue}_queue").append((fd, head, ("192.0.2.7", 4711)))
+        os.eventfd_write(getattr(self, f"{queue}_fd"), 1)
+
+    def take_source(self) -> tuple[int, bytes, tuple[str, int]] | None:
+        """The next source."""
+        return self.source_queue.pop(0) if self.source_queue else None
+
+    def take_page(self) -> tuple[int, bytes, tuple[str, int]] | None:
+        """The next page."""
+        return self.page_queue.pop(0) if self.page_queue else None
+
+    def snapshot(self) -> dict[str, Any]:
+        """Counters."""
+        return dict(self.counters)

@@ -1,0 +1,623 @@
+"""Two and three nodes on loopback: what goes in at the first comes out at the last."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from relay import _core
+from relay.backbone import Backbone, open_backbone
+from relay.errors import ConfigError, RelayError
+
+INFO = b"Content-Type: audio/mpeg\r\nicy-name: Radio\r\n"
+START, HEADER, CHAIN = 1, 2, 4
+
+
+def until(what: Callable[[], Any], within_s: float = 10.0) -> Any:
+    """What `what` returns as soon as it is true; fails when that takes too long."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        seen = what()
+        if seen:
+            return seen
+        time.sleep(0.002)
+    raise AssertionError(f"not within {within_s} s")
+
+
+class Node:
+    """An engine with a backbone."""
+
+    def __init__(
+        self,
+        upstream: str | None = None,
+        *,
+        bind: str | None = "tcp://127.0.0.1:0",
+        streams_max: int = 64,
+        settings: dict[str, int] | None = None,
+        **more: Any,
+    ) -> None:
+        self.engine = _core.Engine(streams_max=streams_max)
+        self.engine.configure(**(settings or {}))
+        self.backbone: Backbone = open_backbone(
+            self.engine, bind=bind, upstreams=[upstream] if upstream else [], **more
+        )
+
+    @property
+    def address(self) -> str:
+        """Where children attach."""
+        assert self.backbone.address
+        return self.backbone.address
+
+    def seen(self) -> dict[str, Any]:
+        """The whole snapshot."""
+        return self.backbone.snapshot()
+
+    def upstream(self) -> str:
+        """The upstream's state."""
+        state: str = self.seen()["upstream"]["state"]
+        return state
+
+    def link(self, mount: str = "/live") -> dict[str, Any]:
+        """One stream's link."""
+        return next((link for link in self.seen()["links"] if link["mount"] == mount), {})
+
+    def counted(self, name: str) -> Any:
+        """One counter."""
+        return self.seen()["counters"][name]
+
+    def stream(self, mount: str = "/live") -> _core.Stream:
+        """The stream, as soon as it has frames."""
+        found = until(lambda: self.engine.find(mount))
+        until(lambda: found.snapshot()["epoch"])
+        return found
+
+    def cut(self) -> None:
+        """Ends without a word, as `kill -9` does."""
+        assert self.backbone._core
+        self.backbone._core.fault(cut=True)
+        self.backbone.close()
+
+
+class Programme:
+    """A local source whose frames tell their number."""
+
+    def __init__(self, node: Node, mount: str = "/live") -> None:
+        self.stream = node.engine.add_stream(mount)
+        self.stream.claim()
+        self.stream.set_info(INFO)
+        self.epoch = self.stream.begin()
+        self.mount = mount
+        self.sent = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def frame(self, number: int) -> bytes:
+        """What frame `number` of this epoch is."""
+        return f"{self.mount}:{self.epoch}:{number}|".encode() * (10 + number % 7)
+
+    def push(self, frames: int) -> None:
+        """The next frames, at once."""
+        for _ in range(frames):
+            self.stream.push(self.frame(self.sent), 10_000)
+            self.sent += 1
+
+    def run(self) -> None:
+        """On and on, 100 frames a second."""
+
+        def pace() -> None:
+            while not self._stop.wait(0.01):
+                self.push(1)
+
+        self._thread = threading.Thread(target=pace, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends run()."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+
+class Ear:
+    """Reads a stream from where it begins, each frame once, each compared."""
+
+    def __init__(self, node: Node, programme: Programme) -> None:
+        self.stream = node.stream(programme.mount)
+        self.programme = programme
+        self.at: int = self.stream.snapshot()["tail_sequence"]
+        self.heard = 0
+
+    def listen(self) -> None:
+        """All that is new."""
+        head = self.stream.snapshot()["head_sequence"]
+        while self.at < head:
+            frame = self.stream.read(self.at)
+            assert frame is not None, f"frame {self.at} of {head} is missing"
+            assert frame[0] == self.programme.frame(self.at)
+            self.at += 1
+            self.heard += 1
+
+    def reach(self, sequence: int, within_s: float = 10.0) -> None:
+        """Listens until this frame."""
+
+        def there() -> bool:
+            self.listen()
+            return self.at >= sequence
+
+        until(there, within_s)
+
+
+@pytest.fixture
+def nodes() -> Iterator[Callable[..., Node]]:
+    """Makes nodes; closes them last first."""
+    made: list[Node] = []
+
+    def make(*args: Any, **more: Any) -> Node:
+        made.append(Node(*args, **more))
+        return made[-1]
+
+    yield make
+    for node in reversed(made):
+        node.backbone.close()
+
+
+@pytest.fixture
+def chain(nodes: Callable[..., Node]) -> tuple[Node, Node, Node]:
+    """Origin, relay, edge; the edge wants /live."""
+    first = nodes()
+    second = nodes(first.address)
+    return first, second, nodes(second.address, bind=None, prefetch=["/live"])
+
+
+# --- the way of a frame --------------------------------------------------------------------------
+
+
+def test_three_nodes_carry_every_frame_byte_for_byte(chain: tuple[Node, Node, Node]) -> None:
+    """What is pushed into the first is read from the third."""
+    programme = Programme(chain[0])
+    programme.push(50)
+    ear = Ear(chain[2], programme)
+    for _ in range(50):
+        programme.push(2)
+        time.sleep(0.002)
+    ear.reach(150)
+    assert ear.heard == 150
+    assert ear.stream.snapshot()["counters"]["lost_frames_total"] == 0
+
+
+def test_a_cold_edge_gets_the_burst_and_then_the_tail(chain: tuple[Node, Node, Node]) -> None:
+    """Joining begins with the burst; older frames follow by backfill, as far as there are any."""
+    programme = Programme(chain[0])
+    programme.push(1500)
+    begin = time.monotonic()
+    stream = chain[2].stream()
+    until(lambda: stream.snapshot()["held_ms"] >= 2400)
+    assert time.monotonic() - begin < 2.0
+    until(lambda: stream.snapshot()["base_sequence"] == 0)
+    until(lambda: chain[2].link()["tail_whole"])
+    assert all(stream.read(i)[0] == programme.frame(i) for i in range(1500))
+
+
+def test_header_lines_titles_and_header_pages_travel(nodes: Callable[..., Node]) -> None:
+    """An edge that joins late knows what a listener needs first."""
+    first = nodes()
+    programme = Programme(first)
+    pages = [os.urandom(5000) for _ in range(40)]
+    programme.stream.push(pages[0], 0, HEADER | CHAIN)
+    for page in pages[1:]:
+        programme.stream.push(page, 0, HEADER)
+    programme.stream.push(b"audio" * 30, 20_000, START)
+    programme.stream.title("Früh am Morgen")
+    for _ in range(300):
+        programme.stream.push(b"audio" * 30, 20_000, START)
+    edge = nodes(first.address, bind=None, prefetch=["/live"])
+    stream = edge.stream()
+    until(lambda: stream.snapshot()["head_sequence"] == 342)
+    assert until(stream.header) == b"".join(pages)
+    assert stream.snapshot()["title"] == "Früh am Morgen"
+    programme.stream.title("Mittag")
+    until(lambda: stream.snapshot()["title"] == "Mittag")
+
+
+def test_a_joiner_in_the_midst_of_header_pages_collects_them_itself(
+    nodes: Callable[..., Node],
+) -> None:
+    """While no start has come, a join begins with all there is."""
+    first = nodes()
+    programme = Programme(first)
+    programme.stream.push(b"head", 0, HEADER | CHAIN)
+    edge = nodes(first.address, bind=None, prefetch=["/live"])
+    stream = edge.stream()
+    until(lambda: stream.snapshot()["head_sequence"] == 1)
+    programme.stream.push(b"tags", 0, HEADER)
+    programme.stream.push(b"audio", 20_000, START)
+    assert until(stream.header) == b"headtags"
+
+
+def test_the_end_of_a_source_and_the_next_epoch_reach_the_edge(
+    chain: tuple[Node, Node, Node],
+) -> None:
+    """The edge ends the epoch when all of it has come, and goes on with the next."""
+    programme = Programme(chain[0])
+    programme.push(20)
+    stream = chain[2].stream()
+    until(lambda: stream.snapshot()["head_sequence"] == 20)
+    for _ in range(3):
+        programme.push(5)
+        programme.stream.end()
+        until(lambda: not stream.snapshot()["source_up"])
+        assert stream.snapshot()["head_sequence"] == programme.sent
+        programme.epoch, programme.sent = programme.stream.begin(), 0
+        programme.push(10)
+        until(lambda: stream.snapshot()["epoch"] == programme.epoch)
+        until(lambda: stream.snapshot()["head_sequence"] == 10)
+        assert stream.read(9)[0] == programme.frame(9)
+    assert stream.snapshot()["counters"]["lost_frames_total"] == 0
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+def test_dropped_messages_are_repaired_at_each_hop(chain: tuple[Node, Node, Node]) -> None:
+    """Each fifth message dropped at both hops: 0 missing."""
+    for node in chain[1:]:
+        assert node.backbone._core
+        node.backbone._core.fault(drop_every=5)
+    programme = Programme(chain[0])
+    programme.push(10)
+    ear = Ear(chain[2], programme)
+    for _ in range(200):
+        programme.push(1)
+        time.sleep(0.003)
+    programme.stream.end()
+    ear.reach(210)
+    assert ear.stream.snapshot()["counters"]["lost_frames_total"] == 0
+    assert ear.stream.snapshot()["counters"]["repaired_frames_total"] > 0
+    until(lambda: not ear.stream.snapshot()["source_up"])
+
+
+def restart_the_middle(nodes: Callable[..., Node], times: int, outage_s: float) -> None:
+    """Cuts and restarts the second of three nodes while two streams run through it."""
+    first = nodes()
+    second = nodes(first.address)
+    address = second.address
+    third = nodes(address, bind=None, prefetch=["/live", "/talk"])
+    programmes = [Programme(first, mount) for mount in ("/live", "/talk")]
+    for programme in programmes:
+        programme.push(200)
+        programme.run()
+    ears = [Ear(third, programme) for programme in programmes]
+    dice = random.Random(7)
+    for _ in range(times):
+        time.sleep(0.2 + dice.random() * 0.3)
+        second.cut()
+        until(lambda: third.upstream() == "lost", 0.7)
+        assert third.engine.find("/live") is not None
+        time.sleep(outage_s)
+        second = nodes(first.address, bind=address)
+        for ear in ears:
+            ear.reach(ear.programme.sent)
+    for programme, ear in zip(programmes, ears, strict=True):
+        programme.stop()
+        ear.reach(programme.sent)
+        assert ear.stream.snapshot()["counters"]["lost_frames_total"] == 0
+
+
+def test_a_middle_relay_that_restarts_loses_nothing(nodes: Callable[..., Node]) -> None:
+    """Cut and restarted twice: the edge keeps its streams and misses no frame."""
+    restart_the_middle(nodes, 2, 1.0)
+
+
+@pytest.mark.soak
+def test_a_middle_relay_that_restarts_often_loses_nothing(nodes: Callable[..., Node]) -> None:
+    """Five times, for three seconds."""
+    restart_the_middle(nodes, 5, 3.0)
+
+
+def test_an_outage_longer_than_the_ring_is_counted_once_and_goes_on(
+    nodes: Callable[..., Node],
+) -> None:
+    """What no ring holds any more is lost; the stream begins anew behind it."""
+    short = {"ring_s": 4, "burst_ms": 500, "ring_bytes_max": 400_000}
+    first = nodes(settings=short)
+    second = nodes(first.address, settings=short)
+    address = second.address
+    third = nodes(address, bind=None, prefetch=["/live"], settings=short)
+    programme = Programme(first)
+    programme.push(300)
+    stream = third.stream()
+    until(lambda: stream.snapshot()["head_sequence"] == 300)
+    second.cut()
+    until(lambda: third.upstream() == "lost")
+    programme.push(6000)
+    second = nodes(first.address, bind=address, settings=short)
+    until(lambda: third.upstream() == "up")
+    for _ in range(100):
+        programme.push(1)
+        time.sleep(0.005)
+    until(lambda: stream.snapshot()["head_sequence"] == programme.sent)
+    assert stream.read(programme.sent - 1)[0] == programme.frame(programme.sent - 1)
+    assert stream.snapshot()["counters"]["lost_runs_total"] == 1
+
+
+def test_a_lost_upstream_is_noticed_within_half_a_second(nodes: Callable[..., Node]) -> None:
+    """Silence is the sign; the streams stay; it is up again when it is back."""
+    first = nodes()
+    address = first.address
+    programme = Programme(first)
+    programme.push(10)
+    edge = nodes(address, bind=None, prefetch=["/live"])
+    edge.stream()
+    begin = time.monotonic()
+    first.cut()
+    until(lambda: edge.upstream() == "lost")
+    assert time.monotonic() - begin < 0.75  # 0.5 and what a busy machine adds
+    assert edge.engine.find("/live") is not None
+    assert edge.counted("upstreams_lost_total") == 1
+    first = nodes(bind=address)
+    until(lambda: edge.upstream() == "up")
+    assert edge.counted("switches_total") == 1
+
+
+def test_goodbye_is_heard_at_once(nodes: Callable[..., Node]) -> None:
+    """A node that goes says so; nobody waits for the silence."""
+    first = nodes()
+    edge = nodes(first.address, bind=None, silence_ms=60_000)
+    until(lambda: edge.upstream() == "up")
+    first.backbone.goodbye()
+    until(lambda: edge.upstream() == "lost", 1.0)
+
+
+def test_a_stream_that_the_upstream_no_longer_has_leaves_the_edge(
+    nodes: Callable[..., Node],
+) -> None:
+    """A restarted origin lists what it has; the rest goes."""
+    first = nodes()
+    address = first.address
+    Programme(first).push(5)
+    Programme(first, "/talk").push(5)
+    edge = nodes(address, bind=None, prefetch=["/live"])
+    edge.stream()
+    until(lambda: edge.engine.find("/talk"))
+    first.cut()
+    first = nodes(bind=address)
+    programme = Programme(first)
+    programme.push(5)
+    until(lambda: edge.engine.find("/talk") is None)
+    stream = edge.stream()
+    until(lambda: stream.snapshot()["epoch"] == programme.epoch)
+
+
+# --- demand --------------------------------------------------------------------------------------
+
+
+def test_nothing_is_sent_that_nobody_wants(nodes: Callable[..., Node]) -> None:
+    """Demand travels up the tree, and ends after the linger."""
+    first = nodes()
+    second = nodes(first.address, settings={"linger_s": 1})
+    programme = Programme(first)
+    programme.push(10)
+    until(lambda: second.engine.find("/live"))
+    assert not first.link()["downstream"]
+    assert second.link()["state"] == "idle"
+    third = nodes(second.address, bind=None, prefetch=["/live"])
+    third.stream()
+    assert first.link()["downstream"]
+    third.backbone.close()
+    until(lambda: second.link()["state"] == "idle")
+    until(lambda: not first.link()["downstream"])
+    assert second.engine.find("/live").snapshot()["epoch"] is None
+    fourth = nodes(second.address, bind=None, prefetch=["/live"])
+    programme.push(10)
+    until(lambda: fourth.stream().snapshot()["head_sequence"] == 20)
+
+
+def test_eight_hundred_streams_are_subscribed_before_and_after_a_restart(
+    nodes: Callable[..., Node],
+) -> None:
+    """No subscription is lost in a queue (a SUB with the default SNDHWM loses 700 of them)."""
+    mounts = [f"/stream/{number}" for number in range(800)]
+
+    def fill(node: Node) -> None:
+        for mount in mounts:
+            Programme(node, mount).push(3)
+
+    small = {"ring_s": 1, "ring_bytes_max": 400_000}
+    first = nodes(streams_max=1000, settings=small)
+    address = first.address
+    fill(first)
+    edge = nodes(address, bind=None, streams_max=1000, settings=small, prefetch=mounts)
+
+    def live() -> int:
+        return sum(link["state"] == "live" for link in edge.seen()["links"])
+
+    until(lambda: live() == 800, 20)
+    first.cut()
+    first = nodes(bind=address, streams_max=1000, settings=small)
+    fill(first)
+    until(lambda: first.seen()["subscriptions"] == 800, 20)
+    until(lambda: live() == 800, 20)
+
+
+def test_a_mount_with_a_local_source_is_left_alone(nodes: Callable[..., Node]) -> None:
+    """The upstream's stream of the same name is ignored and counted."""
+    first = nodes()
+    Programme(first).push(5)
+    edge = nodes(first.address, bind=None, prefetch=["/live"])
+    mine = Programme(edge, "/mine")
+    Programme(first, "/mine").push(7)
+    mine.push(3)
+    until(lambda: edge.counted("mount_conflicts_total") == 1)
+    assert mine.stream.snapshot()["head_sequence"] == 3
+    assert mine.stream.read(2)[0] == mine.frame(2)
+
+
+# --- hostility -----------------------------------------------------------------------------------
+
+
+def test_another_protocol_version_is_a_clear_state(nodes: Callable[..., Node]) -> None:
+    """Not lost, not up: version."""
+    first = nodes()
+    assert first.backbone._core
+    first.backbone._core.fault(version=9)
+    edge = nodes(first.address, bind=None)
+    until(lambda: edge.upstream() == "version")
+    assert edge.seen()["upstream"]["version"] == 9
+    assert edge.counted("refused")["version"] > 0
+    first.backbone._core.fault()
+    until(lambda: edge.upstream() == "up")
+
+
+def test_a_loop_is_refused(nodes: Callable[..., Node]) -> None:
+    """A node takes no upstream whose own path leads through it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    first = nodes(f"tcp://127.0.0.1:{port}")
+    nodes(first.address, bind=f"tcp://127.0.0.1:{port}")
+    until(lambda: first.counted("loops_total") > 0)
+    own = nodes(f"tcp://127.0.0.1:{port + 1}", bind=f"tcp://127.0.0.1:{port + 1}")
+    until(lambda: own.upstream() == "loop")
+
+
+def garbage(address: str, kind: int, dice: random.Random) -> None:
+    """Malformed messages of many sizes."""
+    context = zmq.Context()
+    peer = context.socket(kind)
+    peer.setsockopt(zmq.LINGER, 200)
+    peer.connect(address)
+    for size in [0, 1, 9, 10, 14, 22, 31, 39, 63, 500] * 20:
+        body = dice.randbytes(size)
+        for head in (b"", dice.choice([b"J", b"R", b"D"]) + bytes(8) + b"\x01", b"\x01S"):
+            peer.send((head + body)[: 60 if kind == zmq.XSUB else 1000])
+    peer.send_multipart([b"a", b"b", b"c"])
+    peer.close()
+    context.term()
+
+
+def test_random_bytes_on_every_port_are_counted_and_change_nothing(
+    chain: tuple[Node, Node, Node],
+) -> None:
+    """Raw TCP, malformed requests, malformed subscriptions: the nodes live, the stream goes on."""
+    dice = random.Random(3)
+    programme = Programme(chain[0])
+    programme.push(10)
+    ear = Ear(chain[2], programme)
+    origin = chain[0].backbone
+    assert origin.repair_address
+    for address in (chain[0].address, origin.repair_address):
+        host, _, port = address[6:].rpartition(":")
+        for _ in range(20):
+            with socket.create_connection((host, int(port))) as raw, contextlib.suppress(OSError):
+                raw.sendall(dice.randbytes(300))
+    garbage(origin.repair_address, zmq.DEALER, dice)
+    garbage(chain[0].address, zmq.XSUB, dice)
+    programme.push(100)
+    ear.reach(110)
+    refused = until(lambda: (r := chain[0].counted("refused"))["short"] and r["topic"] and r)
+    assert refused["version"] > 0
+    assert refused["size"] > 0
+
+
+def test_a_hostile_upstream_is_counted_and_changes_nothing(nodes: Callable[..., Node]) -> None:
+    """Random runs and beacons from above."""
+    dice = random.Random(5)
+    context = zmq.Context()
+    above = context.socket(zmq.XPUB)
+    port = above.bind_to_random_port("tcp://127.0.0.1")
+    edge = nodes(f"tcp://127.0.0.1:{port}", bind=None)
+    assert above.recv() == b"\x01B" + bytes(8)
+    beacon = b"B" + bytes(8) + b"\x01" + bytes([0]) + dice.randbytes(16) + (2).to_bytes(8, "little")
+    beacon += bytes(8 + 2) + (port).to_bytes(2, "little") + bytes(1 + 1 + 2)
+    for _ in range(300):
+        above.send(b"B" + bytes(8) + b"\x01" + dice.randbytes(dice.randrange(200)))
+        above.send(b"B" + bytes(8) + dice.randbytes(dice.randrange(20)))
+        above.send(beacon[: dice.randrange(12, len(beacon))])
+    above.send(beacon)
+    until(lambda: edge.upstream() == "up")
+    refused = edge.counted("refused")
+    assert refused["short"] > 0
+    assert refused["version"] > 0
+    above.close(0)
+    context.term()
+
+
+def test_a_child_that_asks_for_what_does_not_exist_is_told_so(nodes: Callable[..., Node]) -> None:
+    """Unknown mounts are answered, not ignored."""
+    first = nodes()
+    assert first.backbone.repair_address
+    context = zmq.Context()
+    peer = context.socket(zmq.DEALER)
+    peer.connect(first.backbone.repair_address)
+    peer.send(b"J" + bytes([7] * 8) + b"\x01" + bytes([5, 0, 0, 0]) + bytes(16))
+    assert peer.poll(5000)
+    assert peer.recv() == b"u" + bytes([7] * 8) + b"\x01" + bytes([5, 0, 0, 0])
+    peer.close(0)
+    context.term()
+
+
+# --- opening and closing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"bind": "tcp://127.0.0.1"}, "backbone"),
+        ({"bind": "udp://127.0.0.1:9000"}, "backbone"),
+        ({"bind": "tcp://127.0.0.1:99999"}, "backbone"),
+        ({"bind": "tcp://192.0.2.1:0"}, "no such address"),
+        ({"bind": None, "upstreams": ["127.0.0.1:"]}, "upstream"),
+        ({"bind": None, "upstreams": ["tcp://127.0.0.1:0"]}, "upstream"),
+        ({"bind": None}, "needs an address"),
+        ({"bind": None, "upstreams": ["tcp://a:1", "tcp://b:1"]}, "bound is 1"),
+        ({"bind": "tcp://127.0.0.1:0", "advertise": "nothing"}, "advertise"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_named(settings: dict[str, Any], word: str) -> None:
+    """One line with the key, the value and the way out."""
+    with pytest.raises(ConfigError, match=word) as raised:
+        open_backbone(_core.Engine(streams_max=4), **settings)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_port_that_is_taken_is_named(nodes: Callable[..., Node]) -> None:
+    """Also by another Relay."""
+    with pytest.raises(ConfigError, match="taken"):
+        open_backbone(_core.Engine(streams_max=4), bind=nodes().address)
+
+
+def test_an_engine_has_one_backbone_at_a_time(nodes: Callable[..., Node]) -> None:
+    """A second is refused; after the first has closed it is welcome."""
+    node = nodes()
+    with pytest.raises(RelayError, match="already"):
+        open_backbone(node.engine, bind="tcp://127.0.0.1:0")
+    node.backbone.close()
+    node.backbone.close()
+    with pytest.raises(RelayError, match="closed"):
+        node.backbone.snapshot()
+    again = open_backbone(node.engine, bind="tcp://[::1]:0")
+    assert again.address
+    assert again.address.startswith("tcp://[::1]:")
+    again.close()
+
+
+def test_an_advertised_address_is_where_children_repair(nodes: Callable[..., Node]) -> None:
+    """The repair socket binds that port, the beacon says that host."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    first = nodes(advertise=f"localhost:{port}")
+    Programme(first).push(4)
+    edge = nodes(first.address, bind=None, prefetch=["/live"])
+    edge.stream()
+    assert edge.seen()["upstream"]["repair_address"] == f"tcp://localhost:{port}"
+    assert first.backbone.repair_address == f"tcp://127.0.0.1:{port}"

@@ -1,0 +1,244 @@
+"""A relay in the middle dies, hangs or loses its link: those behind it miss and repeat no frame.
+
+Rules of this room
+  1. Origin, middle, edge: three `relay serve` processes in a row; two streams; 20 listeners on the
+     edge, 10 on each stream, every frame of each checked.
+  2. Phases are random, from a seed that is printed; RELAY_TEST_SEED=… plays the same again.
+  3. The checks can fail: with the repair socket out of reach the same ones report missing frames.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from tools.listeners import Crowd, Listener
+from tools.nodes import NodeProcess, Nodes, wait_known, wait_until
+from tools.proxy import Proxies, Proxy
+from tools.sources import FrameChecker, FrameMaker, LiveSource, Source
+
+MOUNTS = ("/one", "/two")
+LISTENERS = 10  # on each stream
+DOWN_S = 3.0
+NOTICE_S = 0.5
+RECOVERY_S = 12.0
+
+
+class Row:
+    """The row under test: who sends, who listens, and what they must have heard."""
+
+    def __init__(self, nodes: Nodes, crowd: Crowd, stack: ExitStack) -> None:
+        self.nodes, self.crowd, self._stack = nodes, crowd, stack
+        self.origin = nodes.start("--name", "origin")
+        self.middle = self.edge = self.origin
+        self.makers = {mount: FrameMaker(64 * n) for n, mount in enumerate(MOUNTS, start=1)}
+        self.listeners: dict[str, list[Listener]] = {}
+
+    def build(self, upstream: str, *middle_options: str, edge_upstream: str = "") -> None:
+        """Start middle and edge behind the origin."""
+        self.middle = self.nodes.start("--name", "middle", *middle_options, upstreams=[upstream])
+        behind = edge_upstream or self.middle.backbone
+        self.edge = self.nodes.start("--name", "edge", upstreams=[behind])
+
+    def play(self) -> None:
+        """Start both sources, let the listeners join the edge, and wait until all hear."""
+        for mount, maker in self.makers.items():
+            self._stack.enter_context(LiveSource(Source(self.origin.address, mount), maker))
+        wait_known(self.edge, *MOUNTS)
+        for mount in MOUNTS:
+            joined = self.crowd.join_many(LISTENERS, self.edge.address, mount)
+            self.listeners[mount] = joined
+        self.wait_news("the first audio")
+
+    def wait_news(self, what: str) -> float:
+        """Wait until each listener has heard a frame that is made after now; returns the time."""
+        begin_s = time.monotonic()
+        wanted = {mount: maker.sequence for mount, maker in self.makers.items()}
+
+        def all_have() -> bool:
+            return all(
+                (last_of(listener) >= wanted[mount]) or not listener.alive
+                for mount, listeners in self.listeners.items()
+                for listener in listeners
+            )
+
+        wait_until(all_have, RECOVERY_S, what=f"{what}: frames {wanted} at each listener")
+        return time.monotonic() - begin_s
+
+    def wait_phase(self, seconds: float) -> None:
+        """Let the streams run for so long."""
+        until_s = time.monotonic() + seconds
+        wait_until(lambda: time.monotonic() >= until_s, seconds + 1)
+
+    def faults(self) -> list[str]:
+        """Return a line for each listener that was thrown off, or did not hear all frames once."""
+        wrong = []
+        for mount, listeners in self.listeners.items():
+            for number, listener in enumerate(listeners):
+                checker = listener.checker
+                assert checker is not None
+                if not listener.alive or not checker.clean:
+                    wrong.append(
+                        f"{mount} {number}: {listener!r} missing {checker.missing}, "
+                        f"repeated {checker.repeated}, late {checker.late}, "
+                        f"damaged {checker.damaged_bytes} B"
+                    )
+        return wrong
+
+    def frames(self) -> int:
+        """Return how many frames all listeners have heard together."""
+        return sum(who.checker.frames for who in self.crowd.all if who.checker is not None)
+
+
+def last_of(listener: Listener) -> int:
+    """Return the sequence that the listener heard last; -1 before the first."""
+    last = listener.checker.last if isinstance(listener.checker, FrameChecker) else None
+    return -1 if last is None else last
+
+
+def wait_lost(node: NodeProcess, timeout_s: float = 3.0) -> float:
+    """Wait until the node says that its upstream is lost; returns how long that took."""
+    begin_s = time.monotonic()
+    wait_until(
+        lambda: b"upstream is lost" in node.get("/readyz").body, timeout_s, what="upstream lost"
+    )
+    return time.monotonic() - begin_s
+
+
+def wait_ready(node: NodeProcess, timeout_s: float = 10.0) -> None:
+    """Wait until the node has its upstream, and the tail of each stream in demand."""
+    wait_until(lambda: node.get("/readyz").status == 200, timeout_s, what=f"readyz of {node!r}")
+
+
+@pytest.fixture
+def row(nodes: Nodes, crowd: Crowd) -> Iterator[Row]:
+    """An origin, and what may be built behind it; the sources end with the test."""
+    with ExitStack() as stack:
+        yield Row(nodes, crowd, stack)
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    """Random phases, the same for the same RELAY_TEST_SEED."""
+    seed = int(os.environ.get("RELAY_TEST_SEED", random.randrange(1 << 32)))
+    print(f"\nRELAY_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
+def test_kill_9_of_the_middle_relay_loses_no_frame(row: Row, dice: random.Random) -> None:
+    """Five times, 3 s each, at random phases: all stay connected, 0 missing, 0 repeated."""
+    row.build(row.origin.backbone)
+    row.play()
+    for _ in range(5):
+        phase_s = dice.uniform(0.0, 1.5)
+        row.wait_phase(phase_s)
+        row.middle.kill9()
+        noticed_s = wait_lost(row.edge)
+        row.wait_phase(DOWN_S - noticed_s)
+        row.middle.restart()
+        took_s = row.wait_news("after the restart")
+        print(
+            f"killed after {phase_s:.2f} s, noticed after {noticed_s * 1000:.0f} ms, "
+            f"live again {took_s:.2f} s after ready"
+        )
+    print(f"{row.frames()} frames checked at {len(row.crowd.all)} listeners")
+    assert not row.faults(), "\n".join(row.faults())
+
+
+def test_lost_upstream_is_noticed_within_500_ms(row: Row) -> None:
+    """The edge says so when its upstream is killed; its listeners stay, and so does the node."""
+    row.build(row.origin.backbone)
+    row.play()
+    for attempt in (1, 2):
+        wait_ready(row.edge)
+        row.middle.kill9()
+        noticed_s = wait_lost(row.edge)
+        print(f"\nnoticed after {noticed_s * 1000:.0f} ms")
+        if noticed_s <= NOTICE_S or attempt == 2:
+            break
+        row.middle.restart()
+    assert noticed_s <= NOTICE_S
+    assert row.edge.get("/healthz").status == 200
+    row.middle.restart()
+    row.wait_news("after the restart")
+    assert not row.faults(), "\n".join(row.faults())
+
+
+def test_stopped_middle_relay_loses_no_frame(row: Row) -> None:
+    """Frozen for 2 s and woken again (SIGSTOP, SIGCONT): 0 missing, 0 repeated."""
+    row.build(row.origin.backbone)
+    row.play()
+    row.middle.stop()
+    noticed_s = wait_lost(row.edge)
+    row.wait_phase(2.0 - noticed_s)
+    row.middle.cont()
+    took_s = row.wait_news("after SIGCONT")
+    print(f"\nnoticed after {noticed_s * 1000:.0f} ms, live again after {took_s:.2f} s")
+    assert not row.faults(), "\n".join(row.faults())
+
+
+def test_origin_link_cut_for_2_s_loses_no_frame(row: Row, proxies: Proxies) -> None:
+    """The origin's link breaks off and stays dead for 2 s: 0 missing, 0 repeated."""
+    links = advertised(row, proxies)
+    row.build(links[0].backbone)
+    row.play()
+    for link in links:
+        link.drop()
+        link.cut()
+    noticed_s = wait_lost(row.middle)
+    row.wait_phase(2.0 - noticed_s)
+    for link in links:
+        link.heal()
+    took_s = row.wait_news("after the cut")
+    print(f"\nnoticed after {noticed_s * 1000:.0f} ms, live again after {took_s:.2f} s")
+    assert not row.faults(), "\n".join(row.faults())
+
+
+def test_these_checks_see_missing_frames_without_repair(row: Row, proxies: Proxies) -> None:
+    """With the middle's repair socket out of reach a short cut leaves holes, and they are seen."""
+    advertise, repair = repair_behind_proxy(proxies)
+    entry = proxies.to(("127.0.0.1", 1))
+    row.build(row.origin.backbone, "--advertise", advertise, edge_upstream=entry.backbone)
+    entry.target = backbone_of(row.middle)
+    row.play()
+    wait_ready(row.edge)
+    repair.drop()
+    repair.cut()
+    entry.drop()
+    entry.cut()
+    wait_lost(row.edge)
+    entry.heal()
+    row.wait_news("after the cut, without repair")
+    wrong = row.faults()
+    assert len(wrong) == 2 * LISTENERS, wrong
+    assert all("missing 0," not in line for line in wrong), wrong
+
+
+def backbone_of(node: NodeProcess) -> tuple[str, int]:
+    """Return host and port of a node's backbone."""
+    host, _, port = node.backbone.removeprefix("tcp://").rpartition(":")
+    return host, int(port)
+
+
+def repair_behind_proxy(proxies: Proxies) -> tuple[str, Proxy]:
+    """Return what a node is to advertise so that children's repairs pass a proxy, and the proxy.
+
+    The node binds the advertised port on its own 127.0.0.1; the proxy has the same port of
+    127.0.0.2, which is what children are told.
+    """
+    proxy = Proxy(("127.0.0.1", 1), host="127.0.0.2")
+    proxy.target = ("127.0.0.1", proxy.port)
+    proxies.all.append(proxy)
+    return f"127.0.0.2:{proxy.port}", proxy
+
+
+def advertised(row: Row, proxies: Proxies) -> list[Proxy]:
+    """Restart the origin so that both its sockets are reached through proxies; returns these."""
+    advertise, repair = repair_behind_proxy(proxies)
+    row.origin.kill9()
+    row.origin = row.nodes.start("--name", "origin", "--advertise", advertise)
+    return [proxies.to(row.origin.backbone), repair]

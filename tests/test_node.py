@@ -1,0 +1,315 @@
+"""Node: what is opened, in which order, and that nothing stays; over a fake engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine, FakeSource
+
+import relay
+from relay import _core
+from relay.node import Node, heads_that_fit, listeners_that_fit
+
+HEAVY = {"click", "aiohttp", "numpy", "zmq", "msgspec", "prometheus_client", "asyncio"}
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each node gets a fake engine; the list holds them in order."""
+    made: list[Any] = []
+
+    def make(**options: Any) -> FakeEngine:
+        made.append(FakeEngine(**options))
+        return made[-1]
+
+    monkeypatch.setattr(_core, "Engine", make)
+    monkeypatch.setattr(_core, "Source", FakeSource)
+    return made
+
+
+def test_import_is_light() -> None:
+    """`import relay` pulls in none of the heavy modules; the names come when asked for."""
+    code = "import sys, relay; print(*sys.modules)"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(seen.stdout.split())
+    assert "relay.node" not in seen.stdout.split()
+
+
+def test_public_names_are_all_there() -> None:
+    """Each name of the door leads somewhere, and no other does."""
+    for name in relay.__all__:
+        assert getattr(relay, name) is not None
+        assert name in dir(relay)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = relay.nonsense  # type: ignore[attr-defined]
+
+
+async def test_node_opens_and_closes_in_order(engines: list[Any]) -> None:
+    """Listening before threads; no new listeners before the drain; the engine last."""
+    async with relay.Node(http="127.0.0.1:0") as node:
+        assert node.http_address == "127.0.0.1:8123"
+        assert node.backbone_address is None
+        assert "open" in repr(node)
+    assert engines[0].calls == ["listen", "start", "stop_accepting", "close"]
+    assert node.http_address is None
+    await node.close()
+
+
+async def test_node_without_http_listens_to_nobody(engines: list[Any]) -> None:
+    """Node() is a library alone: no door."""
+    async with relay.Node() as node:
+        assert node.http_address is None
+        assert node.problems() == []
+        assert "listeners" in node.snapshot()
+    assert "listen" not in engines[0].calls
+
+
+async def test_settings_reach_the_engine(engines: list[Any]) -> None:
+    """Defaults, then one mount's own; seconds are rounded up."""
+    options = {"burst_ms": 500, "linger_s": 0.5, "streams": {"/live": {"burst_ms": 250}}}
+    async with relay.Node(http="127.0.0.1:0", heads_max=20, heads_per_address_max=5, **options):
+        settings = engines[0].configured
+        assert settings[None]["burst_ms"] == 500
+        assert settings[None]["linger_s"] == 1
+        assert settings["/live"]["burst_ms"] == 250
+        assert engines[0].options["heads_max"] == 20
+
+
+def test_config_and_single_settings_do_not_mix() -> None:
+    """Two answers to one question would be a guess."""
+    with pytest.raises(relay.ConfigError, match="not both"):
+        relay.Node(config=relay.Config.load(environ={}), burst_ms=1)
+
+
+def test_wrong_settings_are_named() -> None:
+    """All at once, before anything is opened; the environment is not asked."""
+    with pytest.raises(relay.ConfigError) as caught:
+        relay.Node(http="nonsense", burst_ms=-1)
+    assert len(caught.value.problems) == 2
+
+
+async def test_address_that_cannot_be_had_leaves_nothing_open(
+    engines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A taken port is one line that names the next step."""
+
+    def taken(self: FakeEngine, host: str, port: int) -> tuple[str, int]:
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(FakeEngine, "listen", taken)
+    node = relay.Node(http="127.0.0.1:8000")
+    with pytest.raises(relay.ConfigError, match=r"http\.bind = 127\.0\.0\.1:8000.*taken.*--http"):
+        await node.open()
+    assert engines[0].calls == ["stop_accepting", "close"]
+    assert "closed" in repr(node)
+
+
+async def test_source_feeds_its_stream(engines: list[Any]) -> None:
+    """The README's words: source, feed, title; the epoch ends with the block."""
+    async with relay.Node() as node:
+        async with node.source("/live", content_type="audio/mpeg", name="A talk") as live:
+            assert live.feed(b"abc") == 0
+            live.title("First part")
+            stream = engines[0].find("/live")
+            assert bytes(stream.fed) == b"abc"
+            assert stream.titles == ["First part"]
+            assert b"icy-name:A talk\r\n" in stream.info()
+            assert live.epoch == stream.epoch
+            with pytest.raises(relay.MountError), node.source("/live", content_type="audio/ogg"):
+                pass
+        assert not stream.source_up
+        with pytest.raises(relay.SourceError, match="closed"):
+            live.feed(b"abc")
+
+
+async def test_source_says_how_far_it_is_ahead(
+    engines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In ms, for generators that keep their own pace."""
+    monkeypatch.setattr(FakeSource, "ahead_us", 1500)
+    async with relay.Node() as node:
+        with node.source("/live", content_type="audio/mpeg") as live:
+            assert live.feed(b"abc") == 1.5
+
+
+async def test_calls_on_a_closed_node_say_so(engines: list[Any]) -> None:
+    """Not an AttributeError from the inside."""
+    node = relay.Node()
+    with pytest.raises(relay.RelayError, match="not open"):
+        node.source("/live", content_type="audio/mpeg")
+    with pytest.raises(relay.RelayError, match="not open"):
+        node.snapshot()
+    async with node:
+        with pytest.raises(relay.RelayError, match="open already"):
+            await node.open()
+        with pytest.raises(relay.RelayError, match="open the source first"):
+            node.source("/live", content_type="audio/mpeg").feed(b"")
+    assert node.problems() == ["draining"]
+
+
+async def test_closing_node_ends_its_sources(engines: list[Any]) -> None:
+    """Epochs end with the node, also those whose block goes on."""
+    node = await relay.Node().open()
+    live = node.source("/live", content_type="audio/mpeg").open()
+    stream = engines[0].find("/live")
+    await node.close()
+    assert not stream.source_up
+    live.close()
+
+
+async def test_several_nodes_live_in_one_process(engines: list[Any]) -> None:
+    """Nothing is shared between them."""
+    async with relay.Node() as one, relay.Node() as other:
+        with one.source("/live", content_type="audio/mpeg") as live:
+            live.feed(b"x")
+            assert engines[0].find("/live")
+            assert engines[1].find("/live") is None
+            assert other.facts().streams == []
+
+
+async def test_facts_are_gathered_seldom(
+    engines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many ask, the engine is asked every half second."""
+    async with relay.Node() as node:
+        first = node.facts()
+        node.source("/live", content_type="audio/mpeg").open()
+        assert node.facts() is first
+        monkeypatch.setattr("relay.node.FACTS_S", -1)
+        assert [s.mount for s in node.facts().streams] == ["/live"]
+
+
+async def test_peak_of_listeners_is_remembered(
+    engines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Icecast's listener_peak."""
+    monkeypatch.setattr("relay.node.FACTS_S", -1)
+    async with relay.Node() as node:
+        node.source("/live", content_type="audio/mpeg").open()
+        engines[0].find("/live").listeners = 7
+        node.facts()
+        engines[0].find("/live").listeners = 2
+        assert node.facts().streams[0].listeners_peak == 7
+
+
+async def test_subscribe_reads_what_is_fed(engines: list[Any]) -> None:
+    """Frames come out as they went in."""
+    async with relay.Node() as node:
+        with node.source("/live", content_type="audio/mpeg") as live:
+            live.feed(b"abc")
+            async for frame in node.subscribe("/live", burst_ms=3000):
+                assert isinstance(frame, relay.Frame)
+                assert frame.data == b"abc"
+                break
+        with pytest.raises(relay.MountError):
+            node.subscribe("/other")
+
+
+class FakeBackbone:
+    """The links of a node, as the test says."""
+
+    address = "tcp://127.0.0.1:9000"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.upstream: dict[str, Any] | None = {"state": "up", "hops": 1}
+        self.links: list[dict[str, Any]] = []
+
+    def link(self, mount: str, **more: Any) -> None:
+        """A stream from upstream."""
+        told = {"from_upstream": True, "told_up": True, "tail_whole": True}
+        told |= {"epoch": 7, "target_sequence": 12}
+        self.links.append({"mount": mount, **told, **more})
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the test said."""
+        counters = {"runs_total": 9, "refused": {"short": 2}}
+        return {"upstream": self.upstream, "links": self.links, "counters": counters}
+
+    def goodbye(self) -> None:
+        """Remember."""
+        self.calls.append("goodbye")
+
+    def close(self) -> None:
+        """Remember."""
+        self.calls.append("close")
+
+
+@pytest.fixture
+def backbone(monkeypatch: pytest.MonkeyPatch) -> FakeBackbone:
+    """What nodes get for a backbone."""
+    made = FakeBackbone()
+    monkeypatch.setattr("relay.node._open_backbone", lambda engine, config: made)
+    return made
+
+
+async def test_edge_tells_upstream_and_refuses_its_mounts(
+    engines: list[Any], backbone: FakeBackbone
+) -> None:
+    """What comes from upstream has its source there; what was there and ended may begin here."""
+    async with relay.Node(backbone="tcp://127.0.0.1:9001", upstream="tcp://h:9000") as node:
+        backbone.link("/far")
+        backbone.link("/ended", told_up=False)
+        with pytest.raises(relay.MountError, match="upstream"):
+            node.source("/far", content_type="audio/mpeg").open()
+        node.source("/ended", content_type="audio/mpeg").open()
+        engines[0].add_stream("/far").writer = "link"
+        facts = node.facts()
+        assert [(s.mount, s.role) for s in facts.streams] == [
+            ("/ended", "origin"),
+            ("/far", "edge"),
+        ]
+        assert facts.upstream == {"address": "tcp://h:9000", "state": "up", "hops": 1}
+        assert facts.counters["backbone_runs_total"] == 9
+        assert facts.counters["backbone_refused_short_total"] == 2
+        assert node.backbone_address == "tcp://127.0.0.1:9000"
+    assert backbone.calls == ["goodbye", "close"]
+
+
+async def test_lag_of_an_edge_is_what_upstream_has_sent_and_is_not_here(
+    engines: list[Any], backbone: FakeBackbone
+) -> None:
+    """Two frames of 20 ms are missing here."""
+    async with relay.Node(upstream="tcp://h:9000") as node:
+        stream = engines[0].add_stream("/far")
+        stream.writer, stream.source_up, stream.epoch = "link", True, 7
+        for _ in range(10):
+            stream.push(b"x", 20_000)
+        backbone.link("/far")
+        assert node.facts().streams[0].lag_ms == 40
+
+
+async def test_readiness_needs_upstream_and_tails(
+    engines: list[Any], backbone: FakeBackbone
+) -> None:
+    """A node whose upstream is lost, or whose rings have no tail yet, wants no new listeners."""
+    async with relay.Node(backbone="tcp://127.0.0.1:9001") as node:
+        assert node.problems() == []
+        backbone.link("/far", tail_whole=False)
+        assert node.problems() == ["1 streams in demand have no tail yet"]
+        backbone.upstream = {"state": "lost"}
+        assert node.problems()[0] == "upstream is lost"
+
+
+def test_room_for_listeners_follows_the_file_limit() -> None:
+    """listeners + heads + 512 ≤ files; a small limit takes from the heads first."""
+    assert listeners_that_fit(2048, 20_000) == 17_440
+    assert listeners_that_fit(2048, 1024) == 0
+    assert heads_that_fit(2048, 20_000) == 2048
+    assert heads_that_fit(2048, 1024) == 256
+
+
+async def test_no_signal_handler_and_no_logging_is_set(engines: list[Any]) -> None:
+    """The host's process stays the host's."""
+    import logging
+    import signal
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = list(logging.getLogger().handlers), list(logging.getLogger("relay").handlers)
+    async with Node(http="127.0.0.1:0"):
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        now = list(logging.getLogger().handlers), list(logging.getLogger("relay").handlers)
+        assert now == handlers

@@ -1,0 +1,165 @@
+"""Retirement: what a reader may still see is freed after its turn, and not before."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from relay._probe_data import RetireProbe
+
+from relay._core import Engine
+
+READERS = (0, 1, 63, 64, 65)
+
+
+def test_thing_is_freed_at_once_when_no_reader_is_in_a_turn():
+    """Readers between turns hold nothing."""
+    retire = RetireProbe()
+    retire.retire_one()
+    assert retire.counts == (0, 1)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_thing_outlives_the_turn_in_which_it_was_unlinked(reader):
+    """Each reader's place counts, up to the last one."""
+    retire = RetireProbe()
+    retire.begin(reader)
+    retire.retire_one()
+    retire.sweep()
+    assert retire.counts == (1, 0)
+    retire.end(reader)
+    assert retire.counts == (1, 0)  # freeing waits for a sweep, the sweep waits for nobody
+    retire.sweep()
+    assert retire.counts == (0, 1)
+
+
+def test_turn_that_begins_after_the_unlinking_does_not_hold_it():
+    """Whoever begins later cannot have found it."""
+    retire = RetireProbe()
+    retire.begin(1)
+    retire.retire_one()
+    retire.end(1)
+    retire.begin(1)
+    retire.begin(2)
+    retire.sweep()
+    assert retire.counts == (0, 1)
+    retire.end(1)
+    retire.end(2)
+
+
+def test_things_left_are_freed_at_the_close():
+    """Closing frees what is still waiting (a sanitizer would see what is not)."""
+    retire = RetireProbe()
+    retire.begin(0)
+    retire.retire_one()
+    assert retire.counts == (1, 0)
+    retire.end(0)
+    del retire
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("turn"), st.sampled_from(READERS)),
+    st.tuples(st.just("retire"), st.just(0)),
+    st.tuples(st.just("sweep"), st.just(0)),
+)
+
+
+@given(st.lists(STEPS, max_size=60))
+def test_each_thing_waits_for_exactly_the_turns_that_could_see_it(steps):
+    """Any order of turns: freed are those whose readers have all ended the turn they were in."""
+    retire, inside, waiting, freed = RetireProbe(), dict.fromkeys(READERS, 0), [], 0
+    turns = dict.fromkeys(READERS, 0)
+    for name, reader in steps:
+        if name == "turn":
+            (retire.end if inside[reader] else retire.begin)(reader)
+            inside[reader] ^= 1
+            turns[reader] += 1
+            continue
+        if name == "retire":
+            waiting.append({r: turns[r] for r in READERS if inside[r]})
+            retire.retire_one()
+        else:
+            retire.sweep()
+        over = [t for t in waiting if all(turns[r] != turn for r, turn in t.items())]
+        waiting = [t for t in waiting if t not in over]
+        freed += len(over)
+        assert retire.counts == (len(waiting), freed)
+
+
+# --- rings, counted by their mappings -------------------------------------------------------------
+
+
+def rings_mapped() -> int:
+    """How many rings this process has mapped (each twice)."""
+    gc.collect()
+    maps = Path("/proc/self/maps").read_text()
+    return len(re.findall(r"/memfd:relay-ring", maps)) // 2
+
+
+def test_ring_is_freed_with_the_last_handle():
+    """A stream that nobody holds leaves no mapping behind."""
+    before = rings_mapped()
+    engine = Engine()
+    stream = engine.add_stream("/live")
+    stream.begin()
+    assert rings_mapped() == before + 1
+    stream.push(b"frame", 20_000)
+    engine.close()
+    del engine
+    assert rings_mapped() == before + 1  # the handle keeps the stream
+    del stream
+    assert rings_mapped() == before
+
+
+def test_epochs_and_resizes_leave_one_ring():
+    """Old rings go when nobody reads them any more."""
+    engine = Engine()
+    before = rings_mapped()
+    stream = engine.add_stream("/live")
+    for _ in range(20):
+        stream.begin()
+        stream.push(b"frame", 20_000)
+        assert stream.resize(1 << 20, 256)
+        assert rings_mapped() == before + 1
+        assert stream.snapshot()["rings"] == 1
+
+
+def test_view_pins_its_ring_and_no_other():
+    """A view keeps its bytes; the rings after it come and go, and the source is never refused."""
+    engine = Engine()
+    before = rings_mapped()
+    stream = engine.add_stream("/live")
+    stream.begin()
+    stream.push(b"first", 20_000)
+    view = stream.view()
+    run = memoryview(view)
+    del view
+    for _ in range(20):
+        stream.begin()
+        stream.push(b"other", 20_000)
+    assert rings_mapped() == before + 2
+    assert stream.snapshot()["rings"] == 1
+    assert bytes(run) == b"first"
+    del run
+    assert rings_mapped() == before + 1
+
+
+def test_view_outlives_its_stream_and_engine():
+    """The bytes of a view stay valid when everything else is gone."""
+    before = rings_mapped()
+    engine = Engine()
+    stream = engine.add_stream("/live")
+    stream.begin()
+    stream.push(b"audio", 20_000)
+    view = stream.view()
+    engine.close()
+    del stream, engine
+    assert rings_mapped() == before + 1
+    assert bytes(view) == b"audio"
+    assert view.is_whole()
+    del view
+    assert rings_mapped() == before

@@ -1,0 +1,247 @@
+"""What a source says before and around its audio, read from bytes alone."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.source_http import (
+    CHUNK_LINE_BYTES_MAX,
+    FIELDS_MAX,
+    HEAD_BYTES_MAX,
+    ChunkedBody,
+    RawBody,
+    Request,
+    RequestError,
+    SizedBody,
+    body_of,
+    parse_head,
+    reply,
+    reply_unauthorized,
+)
+
+FFMPEG = (
+    b"PUT /live.mp3 HTTP/1.1\r\nUser-Agent: Lavf/60.3.100\r\nAccept: */*\r\n"
+    b"Expect: 100-continue\r\nConnection: close\r\nHost: h:8000\r\nContent-Type: audio/mpeg\r\n"
+    b"Ice-Name: N\r\nIce-Public: 0\r\nAuthorization: Basic c291cmNlOnB3\r\n\r\n"
+)
+
+
+def request(head: bytes) -> Request:
+    """Parse a head that is whole."""
+    parsed = parse_head(head)
+    assert parsed is not None
+    return parsed[0]
+
+
+def with_fields(*lines: str, start: str = "PUT /x HTTP/1.1") -> Request:
+    """Parse a head of these lines."""
+    return request("\r\n".join([start, *lines, "", ""]).encode())
+
+
+def test_head_of_ffmpeg_is_read_whole() -> None:
+    """The request that most encoders send: names in any case, no length, no chunks."""
+    parsed = parse_head(FFMPEG + b"audio")
+    assert parsed is not None
+    head, used = parsed
+    assert used == len(FFMPEG)
+    assert (head.method, head.mount, head.version) == ("PUT", "/live.mp3", "HTTP/1.1")
+    assert head.headers["ice-name"] == "N"
+    assert head.expects_continue
+    assert not head.keeps_connection
+    assert isinstance(body_of(head), RawBody)
+
+
+@given(st.integers(0, len(FFMPEG) - 1))
+def test_unfinished_head_waits_for_more(size: int) -> None:
+    """However a head is split, it is read once it is whole."""
+    assert parse_head(FFMPEG[:size]) is None
+
+
+def test_probe_of_libshout_is_recognised() -> None:
+    """libshout first asks with an empty body and wants the connection kept."""
+    probe = with_fields("Content-Length: 0", "Connection: Keep-Alive", start="SOURCE /x HTTP/1.0")
+    assert probe.has_empty_body
+    assert probe.keeps_connection
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "kept"),
+    [
+        ("HTTP/1.0", "", False),
+        ("HTTP/1.0", "keep-alive", True),
+        ("HTTP/1.1", "", True),
+        ("HTTP/1.1", "foo, Close", False),
+    ],
+)
+def test_connection_is_kept_as_the_version_says(version: str, connection: str, kept: bool) -> None:
+    """HTTP/1.1 keeps unless told, HTTP/1.0 closes unless told (RFC 9112 §9.3)."""
+    head = with_fields(
+        *[f"Connection: {connection}"][: bool(connection)], start=f"PUT /x {version}"
+    )
+    assert head.keeps_connection is kept
+
+
+@pytest.mark.parametrize(
+    "target", ["/caf%C3%A9", "http://radio.example:8000/caf%C3%A9?x=1", "/caf%C3%A9?mount=/y"]
+)
+def test_mount_is_the_decoded_path(target: str) -> None:
+    """Scheme, host and query are no part of a mount."""
+    assert with_fields(start=f"PUT {target} HTTP/1.1").mount == "/café"
+
+
+def test_mount_that_is_not_utf8_is_refused() -> None:
+    """A mount is text: others have to read it."""
+    with pytest.raises(RequestError, match="not UTF-8"):
+        _ = with_fields(start="PUT /caf%E9 HTTP/1.1").mount
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\r\n\r\n",
+        b"PUT /x\r\n\r\n",
+        b"put /x HTTP/1.1\r\n\r\n",
+        b"PUT /x y HTTP/1.1\r\n\r\n",
+        b"PUT /x HTTP/2.0\r\n\r\n",
+        b"PUT /x\x00 HTTP/1.1\r\n\r\n",
+        b"PUT /x HTTP/1.1\r\nno colon\r\n\r\n",
+        b"PUT /x HTTP/1.1\r\nname : v\r\n\r\n",
+        b"PUT /x HTTP/1.1\r\nice-name: a\x00b\r\n\r\n",
+        b"PUT /x HTTP/1.1\r\nice-name: a\rb: c\r\n\r\n",
+        b"PUT /x HTTP/1.1\r\nice-name: a\r\n folded\r\n\r\n",
+        b"PUT /x HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+    ],
+)
+def test_malformed_head_is_refused(head: bytes) -> None:
+    """What is no request gets 400, whatever it hoped to be taken for."""
+    with pytest.raises(RequestError) as caught:
+        parse_head(head)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"PUT /" + b"x" * HEAD_BYTES_MAX,
+        b"PUT /x HTTP/1.1\r\n" + b"a: b\r\n" * (FIELDS_MAX + 1) + b"\r\n",
+    ],
+)
+def test_oversized_head_is_refused(head: bytes) -> None:
+    """8 KiB and 64 fields are enough for any encoder."""
+    with pytest.raises(RequestError) as caught:
+        parse_head(head)
+    assert caught.value.status == 431
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_give_a_request_or_a_refusal(data: bytes) -> None:
+    """Random bytes never raise anything but RequestError."""
+    try:
+        parsed = parse_head(data + b"\r\n\r\n")
+    except RequestError:
+        return
+    assert parsed is not None
+
+
+def test_values_that_are_not_utf8_are_latin1() -> None:
+    """Old encoders send names in Latin-1."""
+    assert request(b"PUT /x HTTP/1.1\r\nice-name: caf\xe9\r\n\r\n").headers["ice-name"] == "café"
+
+
+def test_refusals_fit_the_buffers_of_encoders() -> None:
+    """Encoders read about 1,000 bytes of a reply, and drain its body by its length."""
+    found = reply_unauthorized(keep=True)
+    head, _, body = found.raw.partition(b"\r\n\r\n")
+    assert found.status == 401
+    assert len(found.raw) < 1000
+    assert b"Allow: GET, HEAD, OPTIONS, PUT, SOURCE, POST" in head
+    assert b'WWW-Authenticate: Basic realm="Icecast2 Server"' in head
+    assert b"Connection: Keep-Alive" in head
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert reply(403, "in use").raw.startswith(b"HTTP/1.0 403 Forbidden\r\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (("Transfer-Encoding: gzip",), 501),
+        (("Transfer-Encoding: chunked", "Content-Length: 3"), 400),
+        (("Content-Length: -3",), 400),
+        (("Content-Length: 3, 3",), 400),
+    ],
+)
+def test_unclear_framing_is_refused(lines: tuple[str, ...], status: int) -> None:
+    """Two lengths, or none that we know, are how requests are smuggled."""
+    with pytest.raises(RequestError) as caught:
+        body_of(with_fields(*lines))
+    assert caught.value.status == status
+
+
+def feed_split(body: ChunkedBody | SizedBody, data: bytes, cuts: list[int]) -> bytes:
+    """Feed the data in pieces cut at these places; return the audio."""
+    audio = b""
+    edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
+    for start, end in itertools.pairwise(edges):
+        audio += b"".join(bytes(piece) for piece in body.feed(memoryview(data[start:end])))
+    return audio
+
+
+def chunked(parts: list[bytes], extension: bytes = b"", trailer: bytes = b"") -> bytes:
+    """The parts as chunks."""
+    sizes = b"".join(b"%x%s\r\n%s\r\n" % (len(p), extension, p) for p in parts if p)
+    return sizes + b"0\r\n" + trailer + b"\r\n"
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), max_size=8),
+    st.lists(st.integers(0, 10_000), max_size=12),
+    st.sampled_from([b"", b";a=b", b' ;q="x"']),
+    st.sampled_from([b"", b"Checksum: 1\r\n"]),
+)
+def test_chunks_split_anywhere_give_the_same_bytes(
+    parts: list[bytes], cuts: list[int], extension: bytes, trailer: bytes
+) -> None:
+    """Where TCP cuts a chunked body has no effect on the audio."""
+    body = ChunkedBody()
+    assert feed_split(body, chunked(parts, extension, trailer), cuts) == b"".join(parts)
+    assert body.ended
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(0, 10_000), max_size=8))
+def test_any_bytes_as_chunks_are_audio_or_a_refusal(data: bytes, cuts: list[int]) -> None:
+    """Random bytes where chunks should be: nothing but a RequestError, and never more than came."""
+    with contextlib.suppress(RequestError):
+        assert len(feed_split(ChunkedBody(), data, cuts)) <= len(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"xyz\r\n",
+        b"\r\n",
+        b"-1\r\n",
+        b"100000000\r\n",
+        b"80000000\r\n",
+        b"2\r\nabc\r\n",
+        b"1" * (CHUNK_LINE_BYTES_MAX + 1),
+        b"0\r\n" + b"a: b\r\n" * 3000,
+    ],
+)
+def test_broken_chunks_are_refused(data: bytes) -> None:
+    """Sizes that are none, sizes that lie, lines without end."""
+    with pytest.raises(RequestError):
+        ChunkedBody().feed(memoryview(data))
+
+
+def test_sized_body_ends_with_its_last_byte() -> None:
+    """What follows a body of Content-Length bytes is not audio."""
+    body = body_of(with_fields("Content-Length: 5"))
+    assert isinstance(body, SizedBody)
+    assert feed_split(body, b"audio and more", [2]) == b"audio"
+    assert body.ended

@@ -1,0 +1,63 @@
+"""The page door is tested through the routes behind it; here, what happens at its edges."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from aiohttp import web
+from fake_engine import FakeEngine
+
+from relay.web.door import TAKE_MAX, HandedOver, PageDoor
+
+
+class Told(asyncio.Protocol):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember."""
+        self.calls.append("made")
+
+    def data_received(self, data: bytes) -> None:
+        """Remember."""
+        self.calls.append(data)
+
+
+async def test_bytes_that_were_read_come_first() -> None:
+    """What the shard read is given before what the socket holds."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    ours.sendall(b"second")
+    told = Told()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_accepted_socket(lambda: HandedOver(told, b"first "), theirs)
+    while len(told.calls) < 3:
+        await asyncio.sleep(0)
+    assert told.calls == ["made", b"first ", b"second"]
+    transport.close()
+    ours.close()
+
+
+async def test_a_flood_of_pages_is_taken_in_bites() -> None:
+    """One turn of the loop takes TAKE_MAX connections, so that others get their turn too."""
+    engine: Any = FakeEngine()
+    door = PageDoor(engine, web.Application())
+    pairs = [socket.socketpair() for _ in range(2 * TAKE_MAX)]
+    for _, theirs in pairs:
+        engine.hand_over("page", theirs.detach(), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    await door.start()
+    assert len(engine.page_queue) == TAKE_MAX
+    while engine.page_queue:
+        await asyncio.sleep(0)
+    for ours, _ in pairs:
+        ours.setblocking(False)
+        answer = await asyncio.get_running_loop().sock_recv(ours, 100)
+        assert answer.startswith(b"HTTP/1.1 404 ")
+        ours.close()
+    await door.close()
+    await door.close()
+    engine.close()

@@ -1,0 +1,84 @@
+"""The forms in which pages tell what is true of a node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_desk import FakeDesk, stream
+from fake_engine import FakeStream
+
+from relay.web.facts import icestats_document, status_document, stream_facts
+
+
+def fed(**more: Any) -> dict[str, Any]:
+    """The snapshot of a stream that has had a source."""
+    made = FakeStream("/live")
+    made.claim()
+    made.begin()
+    for _ in range(100):
+        made.push(b"x" * 160, 20_000)
+    return made.snapshot() | more
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "state"),
+    [
+        (fed(), "live"),
+        (fed(source_up=False, writer="none"), "waiting"),
+        (FakeStream("/live").snapshot(), "idle"),
+    ],
+)
+def test_state_follows_the_source(snapshot: dict[str, Any], state: str) -> None:
+    """Live with a source, waiting once it left, idle when there never was one here."""
+    assert stream_facts(snapshot, {}).state == state
+
+
+def test_lag_is_nought_at_the_origin_and_unknown_on_a_quiet_edge() -> None:
+    """A number that nobody measured is null, never a guess."""
+    assert stream_facts(fed(), {}).lag_ms == 0
+    assert stream_facts(fed(writer="link"), {}).lag_ms is None
+    assert stream_facts(fed(writer="link", lag_ms=120), {}).lag_ms == 120
+
+
+def test_bit_rate_is_measured_once_there_is_a_second_of_audio() -> None:
+    """Before that, what the source said."""
+    assert stream_facts(fed(), {"icy-br": "128"}).bitrate_bps == 64_000
+    short = fed(head_media_us=500_000)
+    assert stream_facts(short, {"icy-br": "128"}).bitrate_bps == 128_000
+    assert stream_facts(short, {"icy-br": "many"}).bitrate_bps is None
+
+
+def test_status_document_has_the_documented_fields() -> None:
+    """docs/http-api.md promises these names."""
+    document = status_document(FakeDesk(stream()).facts())
+    assert set(document) == {"node", "streams", "upstream", "counters"}
+    assert {"name", "id", "version", "uptime_s"} <= set(document["node"])
+    assert {
+        "mount",
+        "state",
+        "role",
+        "epoch",
+        "listeners",
+        "lag_ms",
+        "held_ms",
+        "bitrate_bps",
+        "content_type",
+        "title",
+        "head_sequence",
+        "counters",
+    } <= set(document["streams"][0])
+
+
+def test_icestats_has_one_two_or_no_source() -> None:
+    """Icecast 2.4: an object for one, a list for several, absent for none."""
+    base = "http://radio.example:8000"
+    assert "source" not in icestats_document(FakeDesk().facts(), base)["icestats"]
+    one = icestats_document(FakeDesk(stream()).facts(), base)["icestats"]["source"]
+    assert one["listenurl"] == "http://radio.example:8000/live"
+    assert (one["listeners"], one["bitrate"], one["title"]) == (3, 128, "First part")
+    assert one["dummy"] is None
+    two = FakeDesk(stream(), stream("/b"), stream("/gone", state="waiting")).facts()
+    found = icestats_document(two, base)["icestats"]["source"]
+    assert [source["listenurl"][-5:] for source in found] == ["/live", ":8000/b"[-5:]]
+    assert icestats_document(two, base, "/b")["icestats"]["source"]["listenurl"].endswith("/b")
