@@ -10,9 +10,12 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from relay._core.handover cimport (
-    close as close_fd, entry_t, handover_close, handover_open, handover_put, handover_t, handover_take,
+    close as close_fd, entry_t, handover_close, handover_open, handover_put, handover_t,
+    handover_take,
 )
-from relay._core.http_head cimport head_end as room_head_end, head_parse as room_head_parse, head_t
+from relay._core.http_head cimport (
+    head_end as room_head_end, head_parse as room_head_parse, head_t,
+)
 from relay._core.icy cimport (
     ICY_BLOCK_BYTES_MAX, icy_block as room_icy_block, utf8_cut as room_utf8_cut,
 )
@@ -271,7 +274,9 @@ cdef class Drain:
         cdef int status = 0
         with nogil:
             while self.joined < self.count and status == 0:
-                status = load_join(&self.all[self.joined], self.epoll_fd, self.joined, port, request)
+                status = load_join(
+                    &self.all[self.joined], self.epoll_fd, self.joined, port, request
+                )
                 self.joined += 1 if status == 0 else 0
         if status < 0:
             raise OSError(-status, f"listener {self.joined} of {self.count}")
