@@ -55,7 +55,7 @@ extensions = [
         extra_link_args=link_args,
         libraries=["dl"],
     )
-    for name in ("_core", "_probe", "_probe_data")
+    for name in ("_core", "_probe", "_probe_backbone", "_probe_data")
 ]
 
 setup(

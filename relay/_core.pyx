@@ -6,6 +6,7 @@
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
 cimport cython
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -45,15 +46,16 @@ from relay._core.connection cimport (
 )
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
-    STREAM_FULL, WRITER_LOCAL, info_t, mount_key, stream_begin_epoch, stream_claim, stream_config_t,
-    stream_drop, stream_end_epoch, stream_open, stream_place, stream_push, stream_resize,
-    stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
+    STREAM_FULL, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_begin_epoch, stream_claim,
+    stream_config_t, stream_drop, stream_end_epoch, stream_open, stream_place, stream_push,
+    stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
 from relay._core.zmq_api cimport zmq_api_load
 
 import os
+import time
 
 from relay.errors import MountError, RelayError, SourceError
 
@@ -589,6 +591,11 @@ cdef class Stream:
         finally:
             stream_ring_drop(self.stream, ring)
 
+    def reader(self):
+        """Makes the stream wanted on this node for as long as the handle lives (see Reader)."""
+        self.engine.check()
+        return Reader.wrap(self)
+
     def view(self):
         """The readable run of the newest ring, without a copy (see RingView)."""
         return RingView.wrap(self, self.ring())
@@ -785,6 +792,27 @@ cdef enum:
 
 
 @cython.no_gc_clear     # its engine must outlive it
+# no_gc_clear: __dealloc__ needs what the garbage collector would take from a cycle first.
+@cython.no_gc_clear
+cdef class Reader:
+    """Counts one reader in Python: while it lives, an edge asks its upstream for the stream."""
+
+    cdef Stream stream
+
+    @staticmethod
+    cdef Reader wrap(Stream stream):
+        cdef Reader self = Reader.__new__(Reader)
+        self.stream = stream
+        add_u32(&stream.stream.readers, 1)
+        hub_tell(stream.stream.hub, stream.stream)
+        return self
+
+    def __dealloc__(self):
+        # The hub may be closed by now; the backbone looks at the count on its own turns.
+        sub_u32(&self.stream.stream.readers, 1)
+
+
+@cython.no_gc_clear
 cdef class RingView:
     """A run of a ring's bytes without a copy, since its last lost run at most: pins the ring's
     memory, not its contents.
@@ -880,10 +908,13 @@ cdef struct link_view_t:
     uint64_t epoch
     uint64_t told_epoch
     uint64_t sent_sequence
+    uint64_t target_sequence
     uint64_t hole_us
+    bint told_up
     bint tail_whole
 
 
+@cython.no_gc_clear
 cdef class Backbone:
     """The thread between nodes; relay/backbone.py makes its sockets and keeps them."""
 
@@ -1048,6 +1079,8 @@ cdef uint32_t backbone_views(backbone_t* bone, link_view_t* views) noexcept nogi
         view.epoch = link.hop.epoch
         view.told_epoch = link.hop.told_epoch
         view.sent_sequence = link.out.sequence
+        view.target_sequence = link.hop.target_sequence
+        view.told_up = link.told_up
         view.hole_us = link.hop.hole_us
         view.tail_whole = link.hop.back_over or not link.hop.subscribed
         count += 1
@@ -1060,6 +1093,7 @@ cdef dict view_dict(link_view_t* view, uint64_t now):
         "state": LINK_STATES[view.state], "hops": view.hops, "subscribed": bool(view.subscribed),
         "from_upstream": bool(view.from_upstream), "downstream": bool(view.downstream),
         "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
+        "told_up": bool(view.told_up), "target_sequence": view.target_sequence,
         "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
         "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
     }
@@ -1071,3 +1105,41 @@ cdef dict counters_dict(backbone_counters_t counters):
     every["refused"] = dict(zip(REFUSALS[1:], refused[1:]))
     every["refused_total"] = sum(refused)
     return every
+
+
+# --- for benchmarks --------------------------------------------------------------------------------
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int us)
+
+
+def measure_hop(Backbone above, Stream here, Stream there, data, int duration_us, int frames, int laps):
+    """(seconds, CPU seconds of this thread) of the hop for `laps` times `frames` frames, without the pushing.
+
+    The sender's thread is held while they are pushed; the clock runs from its release until the other
+    node's head has passed them all.
+    """
+    cdef Buffer run = Buffer(data)
+    cdef stream_t* source = here.stream
+    cdef stream_t* sink = there.stream
+    cdef uint64_t begin = 0
+    cdef uint64_t total = 0
+    cdef int status = 0
+    cdef int i
+    own = time.thread_time()
+    with nogil:
+        for _ in range(laps):
+            pthread_mutex_lock(&above.bone.turn_lock)
+            for i in range(frames):
+                status |= stream_push(source, run.bytes, <uint32_t>run.size, duration_us, 1)
+            begin = now_us()
+            pthread_mutex_unlock(&above.bone.turn_lock)
+            while load_u64(&sink.ring.head_sequence) < source.ring.head_sequence:
+                usleep(50)
+                if now_us() - begin > 20000000:
+                    status = -1
+                    break
+            total += now_us() - begin
+    if status < 0:
+        raise SourceError(f"{here.mount}: the hop did not carry {frames} frames within 20 s")
+    return total / 1e6, time.thread_time() - own

@@ -1,8 +1,8 @@
 """The links between nodes: sockets, addresses and errors; what happens on them is in the core.
 
 Rules of this room
-  1. Makes and closes the sockets (its own zmq.Context, never the shared one); between open and close
-     they belong to the core's thread.
+  1. Makes and closes the sockets (its own zmq.Context, never the shared one); between open and
+     close they belong to the core's thread.
   2. An address that cannot be used is said here, in one line, before anything runs.
   3. Limits are named with their reasons in docs/wire.md.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import re
 import weakref
@@ -25,9 +26,11 @@ from relay.errors import ConfigError, RelayError
 
 RUNS_QUEUED_MAX = 8192  # messages a child may be behind before it loses some (it repairs them)
 ANSWERS_QUEUED_MAX = 512  # to one child; it has at most 32 requests open
+PREFETCH_MAX = 4096
 RUN_BYTES_MAX = 192 * 1024
 REQUEST_BYTES_MAX = 1024
-SUBSCRIPTION_BYTES_MAX = 64  # libzmq counts its own handshake too: with less than 25 nobody gets in
+# A topic has 9, but libzmq counts its own handshake: with less than 25 nobody gets in.
+SUBSCRIPTION_BYTES_MAX = 64
 GOODBYE_LINGER_MS = 100
 
 _ADDRESS = re.compile(r"(?:tcp://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(\d{1,5}|\*)", re.ASCII)
@@ -46,7 +49,9 @@ def _split(key: str, text: str, *, port_min: int) -> tuple[str, int]:
     return found[1], port
 
 
-def _options(socket: zmq.Socket[bytes], *, bytes_max: int, sent_max: int, received_max: int) -> None:
+def _options(
+    socket: zmq.Socket[bytes], *, bytes_max: int, sent_max: int, received_max: int
+) -> None:
     """What all sockets of the backbone have in common."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IPV6, 1)
@@ -68,9 +73,9 @@ def _bind(socket: zmq.Socket[bytes], key: str, host: str, port: int) -> int:
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
-        if error.errno == zmq.EADDRINUSE:
+        if error.errno == errno.EADDRINUSE:
             why = "the port is taken (by another Relay?); choose another, or 0 for any free one"
-        elif error.errno in (zmq.ENODEV, zmq.EADDRNOTAVAIL):
+        elif error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
             why = "this machine has no such address; use one of its own, or 127.0.0.1"
         else:
             why = os.strerror(error.errno or 0)
@@ -111,7 +116,7 @@ class Backbone:
             sent_max=ANSWERS_QUEUED_MAX,
             received_max=ANSWERS_QUEUED_MAX,
         )
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is an error here, not a silent loss
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is an error, no silent loss
         self.address = f"tcp://{host}:{_bind(xpub, 'backbone', host, port)}"
         router_port = _bind(router, "advertise" if advertise else "backbone", host, told_port)
         self.repair_address = f"tcp://{host}:{router_port}"
@@ -137,7 +142,7 @@ class Backbone:
         return sub.underlying, f"tcp://{host}"
 
     def snapshot(self) -> dict[str, Any]:
-        """Addresses, upstream, links and counters, as of the end of one turn; blocks for that turn."""
+        """Addresses, upstream, links and counters at the end of a turn; blocks for that turn."""
         if self._core is None:
             raise RelayError("the backbone is closed")
         seen: dict[str, Any] = self._core.snapshot()
@@ -192,6 +197,8 @@ def open_backbone(
     """
     if len(upstreams) > 1:
         raise ConfigError(f"upstreams has {len(upstreams)} addresses; the bound is 1 so far")
+    if len(prefetch) > PREFETCH_MAX:
+        raise ConfigError(f"prefetch names {len(prefetch)} mounts; the bound is {PREFETCH_MAX}")
     if bind is None and not upstreams:
         raise ConfigError("a backbone needs an address to bind or an upstream")
     backbone = Backbone(zmq.Context())

@@ -355,13 +355,13 @@ class Node:
         for stream in engine.streams():
             state = stream.snapshot()
             if state["writer"] != "local":
-                state |= _link_facts(links.get(stream.mount))
+                state |= _link_facts(state, links.get(stream.mount))
             peak = self._peaks.get(stream.mount, 0)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)
         self._peaks = {stream.mount: stream.listeners_peak for stream in streams}
         counters = self.snapshot()
-        counters |= {f"backbone_{k}": v for k, v in link.get("counters", {}).items()}
+        counters |= _flat("backbone", link.get("counters", {}))
         return Facts(
             name=self.config.node.name,
             id=engine.node_id,
@@ -418,8 +418,7 @@ class Node:
             return False
         links = backbone.snapshot()["links"]
         return any(
-            told["mount"] == mount and told["from_upstream"] and told["told_epoch"]
-            for told in links
+            told["mount"] == mount and told["from_upstream"] and told["told_up"] for told in links
         )
 
     def _tick(self) -> None:
@@ -451,11 +450,26 @@ class Node:
         )
 
 
-def _link_facts(link: Mapping[str, Any] | None) -> dict[str, Any]:
+def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
+    """Counters by one name each: `refused: {short: 1}` becomes `…_refused_short_total`."""
+    flat: dict[str, int] = {}
+    for name, value in counters.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{prefix}_{name}_{k}_total": v for k, v in value.items()}
+        else:
+            flat[f"{prefix}_{name}"] = value
+    return flat
+
+
+def _link_facts(state: Mapping[str, Any], link: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the backbone knows of a stream, in the words of the engine's snapshot."""
     if link is None or not link["from_upstream"]:
         return {}
-    return {"writer": "link", "hops": link["hops"]}
+    told: dict[str, Any] = {"writer": "link"}
+    if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
+        frames = max(0, link["target_sequence"] - state["head_sequence"])
+        told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
+    return told
 
 
 def _open_engine(config: Config) -> _core.Engine:

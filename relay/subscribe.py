@@ -19,7 +19,7 @@ from msgspec import Struct
 from relay.errors import MountError
 
 if TYPE_CHECKING:
-    from relay._core import Engine, FrameTuple, Stream
+    from relay._core import Engine, FrameTuple, Reader, Stream
 
 POLL_S = 0.02
 BATCH_FRAMES = 64
@@ -86,6 +86,7 @@ class Subscription:
             raise MountError(f"mount {mount!r}: this node has no such stream")
         self._engine = engine
         self._stream: Stream = found
+        self._reader: Reader | None = found.reader()  # an edge asks for the stream meanwhile
         self._burst_ms = burst_ms
         self._sleep = sleep
         self._ready: deque[Frame | Skipped] = deque()
@@ -99,15 +100,21 @@ class Subscription:
         """The header pages that a decoder needs before the first frame; b"" where none are."""
         return self._stream.header() if self._epoch is not None else b""
 
+    def close(self) -> None:
+        """End the iterator; an edge lets the stream go after its linger. Twice is no error."""
+        self._reader = None
+
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Frame | Skipped:
         while not self._ready:
-            self.collect()
+            if self._reader is not None:
+                self.collect()
             if self._ready:
                 break
-            if self._engine.find(self._stream.mount) is None:
+            if self._reader is None or self._engine.find(self._stream.mount) is None:
+                self.close()
                 raise StopAsyncIteration
             await self._sleep(POLL_S)
         return self._ready.popleft()

@@ -72,6 +72,11 @@ class FakeStream:
         """The header lines."""
         return self.info_bytes
 
+    def reader(self) -> object:
+        """A handle that counts."""
+        self.readers += 1
+        return object()
+
     def read(self, sequence: int) -> tuple[bytes, int, int, int, int] | None:
         """One frame, or None."""
         if not self.tail <= sequence < len(self.frames):

@@ -220,12 +220,13 @@ class FakeBackbone:
 
     def link(self, mount: str, **more: Any) -> None:
         """A stream from upstream."""
-        told = {"from_upstream": True, "told_epoch": 7, "hops": 2, "tail_whole": True}
+        told = {"from_upstream": True, "told_up": True, "tail_whole": True}
+        told |= {"epoch": 7, "target_sequence": 12}
         self.links.append({"mount": mount, **told, **more})
 
     def snapshot(self) -> dict[str, Any]:
         """What the test said."""
-        counters = {"runs_total": 9}
+        counters = {"runs_total": 9, "refused": {"short": 2}}
         return {"upstream": self.upstream, "links": self.links, "counters": counters}
 
     def goodbye(self) -> None:
@@ -251,7 +252,7 @@ async def test_edge_tells_upstream_and_refuses_its_mounts(
     """What comes from upstream has its source there; what was there and ended may begin here."""
     async with relay.Node(backbone="tcp://127.0.0.1:9001", upstream="tcp://h:9000") as node:
         backbone.link("/far")
-        backbone.link("/ended", told_epoch=None)
+        backbone.link("/ended", told_up=False)
         with pytest.raises(relay.MountError, match="upstream"):
             node.source("/far", content_type="audio/mpeg").open()
         node.source("/ended", content_type="audio/mpeg").open()
@@ -263,8 +264,22 @@ async def test_edge_tells_upstream_and_refuses_its_mounts(
         ]
         assert facts.upstream == {"address": "tcp://h:9000", "state": "up", "hops": 1}
         assert facts.counters["backbone_runs_total"] == 9
+        assert facts.counters["backbone_refused_short_total"] == 2
         assert node.backbone_address == "tcp://127.0.0.1:9000"
     assert backbone.calls == ["goodbye", "close"]
+
+
+async def test_lag_of_an_edge_is_what_upstream_has_sent_and_is_not_here(
+    engines: list[Any], backbone: FakeBackbone
+) -> None:
+    """Two frames of 20 ms are missing here."""
+    async with relay.Node(upstream="tcp://h:9000") as node:
+        stream = engines[0].add_stream("/far")
+        stream.writer, stream.source_up, stream.epoch = "link", True, 7
+        for _ in range(10):
+            stream.push(b"x", 20_000)
+        backbone.link("/far")
+        assert node.facts().streams[0].lag_ms == 40
 
 
 async def test_readiness_needs_upstream_and_tails(

@@ -169,3 +169,12 @@ async def test_reader_ends_with_the_stream() -> None:
     bench = Bench(burst_ms=3000, frames=1)
     bench.steps = [lambda: bench.engine.remove_stream(bench.stream)]
     assert sequences([item async for item in bench.subscription]) == [0]
+
+
+async def test_closed_reader_ends() -> None:
+    """What was taken already is still given; then the iterator ends."""
+    bench = Bench(burst_ms=3000, frames=3)
+    assert sequences(await bench.take(1)) == [0]
+    bench.subscription.close()
+    bench.push(1)
+    assert sequences([item async for item in bench.subscription]) == [1, 2]

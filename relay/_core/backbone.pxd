@@ -44,7 +44,7 @@ cdef enum:
     TURN_US = 2000
     BUSY_US = 20000
     BUSY_MESSAGES = 64
-    BUSY_MESSAGE_BYTES = 16384
+    FULL_MESSAGE_BYTES = 16384
     BEACON_US = 100000
     SWEEP_US = 10000
 
@@ -177,9 +177,11 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
 
 cdef inline uint64_t backbone_pause_us(backbone_t* bone, uint64_t cost_us, uint64_t messages,
                                        uint64_t bytes) noexcept nogil:
-    # From the begin of one turn to that of the next.
+    # From the begin of one turn to that of the next. Waiting fills messages; full ones go on at once.
     cdef uint64_t pause_us = 4 * cost_us
-    if messages < BUSY_MESSAGES or bytes // messages > BUSY_MESSAGE_BYTES or pause_us < TURN_US:
+    if messages and bytes // messages > FULL_MESSAGE_BYTES:
+        return 0
+    if messages < BUSY_MESSAGES or pause_us < TURN_US:
         return TURN_US
     return pause_us if pause_us < BUSY_US else BUSY_US
 
@@ -232,8 +234,8 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
     bone.load_from_us = bone.last_turn_us = now_us()
     backbone_streams(bone)
     while not load_u32(&bone.stop):
-        messages = bone.counters.sent_messages_total
-        bytes = bone.counters.sent_bytes_total
+        messages = bone.counters.sent_messages_total + bone.counters.received_messages_total
+        bytes = bone.counters.sent_bytes_total + bone.counters.received_bytes_total
         pthread_mutex_lock(&bone.turn_lock)
         turn_begin(&bone.engine.retire, BACKBONE_READER)
         bone.now_us = now_us()
@@ -250,8 +252,9 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
             continue
         if bone.moved:
             pause_us = backbone_pause_us(
-                bone, end_us - bone.now_us, bone.counters.sent_messages_total - messages,
-                bone.counters.sent_bytes_total - bytes,
+                bone, end_us - bone.now_us,
+                bone.counters.sent_messages_total + bone.counters.received_messages_total - messages,
+                bone.counters.sent_bytes_total + bone.counters.received_bytes_total - bytes,
             )
             if end_us - bone.now_us < pause_us:
                 sleep_us(pause_us - (end_us - bone.now_us))

@@ -28,7 +28,8 @@ from relay._core.ring cimport (
 )
 from relay._core.stream cimport (
     WRITER_LINK, WRITER_LOCAL, WRITER_NONE, info_t, mount_key, stream_begin_epoch, stream_claim,
-    stream_drop, stream_end_epoch, stream_forget_ring, stream_open, stream_place, stream_set_info,
+    stream_drop, stream_end_epoch, stream_forget_ring, stream_open, stream_place, stream_place_run,
+    stream_set_info,
     stream_t, stream_unclaim,
 )
 from relay._core.wire cimport *
@@ -76,38 +77,59 @@ cdef inline void view_of(backbone_t* bone, link_t* link, hop_view_t* view) noexc
 # --- frames --------------------------------------------------------------------------------------
 
 cdef inline uint64_t place_run(backbone_t* bone, link_t* link, const wire_run_t* run) noexcept nogil:
-    # Every frame where it belongs; returns how many were new.
-    cdef stream_t* stream = link.stream
+    # Every frame where it belongs; returns how many were new. Runs at the head go in as a whole.
     cdef const uint8_t* payload = run.payload
     cdef uint64_t position = run.first_position
     cdef uint64_t media_us = run.first_media_us
     cdef uint64_t placed = 0
-    cdef uint64_t sequence
-    cdef uint32_t i
-    cdef wire_record_t record
+    cdef uint64_t records[WIRE_RUN_FRAMES_MAX]
+    cdef uint32_t i = 0
+    cdef uint32_t frames
+    cdef uint32_t k
     cdef int status
-    for i in range(run.count):
-        record = get_record(run.records + 8 * i)
-        sequence = run.first_sequence + i
-        if is_early(stream.ring, sequence, position + record.size_bytes):
-            link.hop.far = True
-            bone.counters.early_frames_total += run.count - i
-            return placed
-        status = stream_place(
-            stream, sequence, position, media_us, payload, record.size_bytes, record.duration_us,
-            record.flags,
+    get_records(run, records)
+    while i < run.count:
+        frames = stream_place_run(
+            link.stream, run.first_sequence + i, position, media_us, records + i, run.count - i,
+            payload,
         )
-        placed += status == PLACED
-        if status == PLACE_FAR:
-            if sequence < stream.ring.base_sequence:
-                link.hop.back_over = True
-            break
-        payload += record.size_bytes
-        position += 0 if record.flags & FRAME_TITLE else record.size_bytes
-        media_us += record.duration_us
+        placed += frames
+        if frames == 0:
+            status = place_one(
+                link, run.first_sequence + i, position, media_us, records[i], payload
+            )
+            if status == PLACE_FAR:
+                bone.counters.early_frames_total += run.count - i
+                return placed
+            placed += status == PLACED
+            frames = 1
+        for k in range(i, i + frames):
+            payload += records[k] & 0xFFFFFF
+            position += 0 if records[k] >> 24 & FRAME_TITLE else records[k] & 0xFFFFFF
+            media_us += records[k] >> 32
+        i += frames
     if placed:
         link.hop.far = False
     return placed
+
+cdef inline int place_one(
+    link_t* link, uint64_t sequence, uint64_t position, uint64_t media_us, uint64_t record,
+    const uint8_t* payload,
+) noexcept nogil:
+    # One frame: a title, a header page, or one that fills a hole. PLACE_FAR: the rest is no use now.
+    cdef ring_t* ring = link.stream.ring
+    cdef uint32_t size = <uint32_t>(record & 0xFFFFFF)
+    cdef int status
+    if is_early(ring, sequence, position + size):
+        link.hop.far = True
+        return PLACE_FAR
+    status = stream_place(
+        link.stream, sequence, position, media_us, payload, size, <uint32_t>(record >> 32),
+        <uint32_t>(record >> 24 & 0xFF),
+    )
+    if status == PLACE_FAR and sequence < link.stream.ring.base_sequence:
+        link.hop.back_over = True       # the ring reaches no further back
+    return status
 
 cdef inline bint is_early(ring_t* ring, uint64_t sequence, uint64_t end_position) noexcept nogil:
     # Further ahead than ring_place takes: after a long outage what is missing is fetched in order.
@@ -475,6 +497,9 @@ cdef inline void child_here(backbone_t* bone, link_t* link, reader_t* reader) no
         child_closed(bone)
         stream_unclaim(stream)
         return
+    if head_sequence:           # the same epoch begun anew: what lies between is lost, once
+        stream.counters.lost_frames_total += here.first_sequence - head_sequence
+        stream.counters.lost_runs_total += 1
     if here.title_bytes:
         ring_set_title(
             stream.ring, here.title, here.title_bytes, here.title_sequence, here.title_position
@@ -540,7 +565,9 @@ cdef inline void child_answers(backbone_t* bone) noexcept nogil:
         bone.again = True
     bone.api.msg_close(&msg)
 
-cdef inline void child_dispatch(backbone_t* bone, const wire_head_t* head, reader_t* reader) noexcept nogil:
+cdef inline void child_dispatch(
+    backbone_t* bone, const wire_head_t* head, reader_t* reader
+) noexcept nogil:
     cdef link_t* link
     if head.kind == KIND_RUN:
         child_run(bone, head, reader)

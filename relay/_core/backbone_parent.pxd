@@ -17,9 +17,10 @@ from relay._core.backbone_state cimport (
     refuse,
 )
 from relay._core.hop cimport hop_still_coming
+from relay._core.pool cimport pool_give, pool_take, slab_t
 from relay._core.ring cimport (
-    FRAME_PRESENT, FRAME_TITLE, HEADER_BYTES_MAX, RING_HEADERS, RING_TITLES, audio_bytes, frame_t,
-    header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_read_entry, ring_t,
+    FRAME_TITLE, RING_HEADERS, RING_TITLES, frame_t, header_t, ring_at, ring_burst_sequence,
+    ring_read_entry, ring_t,
     ring_tail_sequence, ring_title, ring_was_overtaken, title_t,
 )
 from relay._core.stream cimport (
@@ -30,6 +31,7 @@ from relay._core.zmq_api cimport *
 
 cdef enum:
     RECEIVES_MAX = 1024
+    POOLED_BYTES = 32768
     PACKS_MAX = 64
     ANSWER_PACKS_MAX = 4
     JOIN_PACKS_MAX = 16
@@ -44,6 +46,8 @@ cdef struct pack_t:           # a run of frames that fits one message
     uint64_t next_sequence
     uint32_t count
     uint32_t payload_bytes
+    bint is_title
+    uint8_t records[8 * WIRE_RUN_FRAMES_MAX]
 
 # --- packing -------------------------------------------------------------------------------------
 
@@ -58,52 +62,65 @@ cdef inline title_t* title_of(ring_t* ring, uint64_t sequence) noexcept nogil:
     return NULL
 
 cdef inline void pack_measure(ring_t* ring, uint64_t sequence, uint64_t end, pack_t* pack) noexcept nogil:
-    # How many frames from `sequence` on go into one message: consecutive, here, connected.
+    # How many frames from `sequence` on go into one message: consecutive, here, connected, so that
+    # their bytes are one run of the ring. A title, whose text is elsewhere, goes alone.
     cdef frame_t frame
     cdef uint64_t position = 0
     cdef uint64_t media_us = 0
     cdef uint32_t bytes = WIRE_ASK_BYTES + WIRE_RUN_FIXED_BYTES
-    memset(pack, 0, sizeof(pack_t))
     pack.first_sequence = pack.next_sequence = sequence
+    pack.first_position = pack.first_media_us = 0
+    pack.count = pack.payload_bytes = 0
+    pack.is_title = False
     while pack.next_sequence < end and pack.count < WIRE_RUN_FRAMES_MAX:
         if not ring_read_entry(ring, pack.next_sequence, &frame):
             break
         if pack.count == 0:
             pack.first_position = position = frame.position
             pack.first_media_us = media_us = <uint64_t>frame.media_us
-        elif frame.position != position or <uint64_t>frame.media_us != media_us:
+            pack.is_title = frame.flags & FRAME_TITLE != 0
+        elif (
+            pack.is_title or frame.flags & FRAME_TITLE or frame.position != position
+            or <uint64_t>frame.media_us != media_us
+        ):
             break
         if bytes + frame.size_bytes + 8 > WIRE_RUN_BYTES_MAX:
             break
+        put_record(&pack.records[8 * pack.count], frame.size_bytes, frame.flags, frame.duration_us)
         bytes += frame.size_bytes + 8
         pack.payload_bytes += frame.size_bytes
-        position += audio_bytes(&frame)
+        position += frame.size_bytes
         media_us += frame.duration_us
         pack.count += 1
         pack.next_sequence += 1
 
 cdef inline bint pack_copy(ring_t* ring, const pack_t* pack, uint8_t* records) noexcept nogil:
-    # Records and payload, straight out of the ring. False: overwritten meanwhile.
+    # Records and payload, the latter straight out of the ring. False: overwritten meanwhile.
     cdef uint8_t* payload = records + 8 * pack.count
-    cdef uint8_t* end = payload + pack.payload_bytes
-    cdef frame_t frame
     cdef title_t* title
-    cdef uint64_t sequence
-    for sequence in range(pack.first_sequence, pack.next_sequence):
-        if not ring_read_entry(ring, sequence, &frame) or frame.size_bytes > <size_t>(end - payload):
-            return False
-        put_record(records, frame.size_bytes, frame.flags, frame.duration_us)
-        records += 8
-        if frame.flags & FRAME_TITLE:
-            title = title_of(ring, sequence)
-            if title != NULL and title.size_bytes == frame.size_bytes:
-                memcpy(payload, title.bytes, frame.size_bytes)
-            else:
-                memset(payload, 32, frame.size_bytes)   # its place in the order counts, not its text
-        else:
-            memcpy(payload, ring_at(ring, frame.position), frame.size_bytes)
-        payload += frame.size_bytes
-    return payload == end and not ring_was_overtaken(ring, pack.first_position)
+    if pack.count:
+        memcpy(records, pack.records, 8 * pack.count)
+    if not pack.is_title:
+        if pack.payload_bytes:
+            memcpy(payload, ring_at(ring, pack.first_position), pack.payload_bytes)
+        return not ring_was_overtaken(ring, pack.first_position)
+    title = title_of(ring, pack.first_sequence)
+    memset(payload, 32, pack.payload_bytes)     # its place in the order counts, even if its text is gone
+    if title != NULL and title.size_bytes == pack.payload_bytes:
+        memcpy(payload, title.bytes, pack.payload_bytes)
+    return True
+
+cdef inline bint message_open(backbone_t* bone, relay_msg_t* msg, size_t size) noexcept nogil:
+    # A message to write into: out of the pool when it is large, else libzmq's own.
+    cdef slab_t* slab = NULL
+    if size >= POOLED_BYTES:
+        slab = pool_take(bone.pool)
+    if slab == NULL:
+        return bone.api.msg_init_size(msg, size) == 0
+    if bone.api.msg_init_data(msg, slab.bytes, size, pool_give, slab) != 0:
+        pool_give(slab.bytes, slab)
+        return False
+    return True
 
 cdef inline int pack_message(
     backbone_t* bone, ring_t* ring, stream_t* stream, const pack_t* pack, uint8_t kind,
@@ -114,7 +131,7 @@ cdef inline int pack_message(
     cdef writer_t writer
     cdef size_t head = WIRE_HEAD_BYTES if is_published(kind) else WIRE_ASK_BYTES
     cdef size_t size = head + WIRE_RUN_FIXED_BYTES + 8 * pack.count + pack.payload_bytes
-    if bone.api.msg_init_size(msg, size) != 0:
+    if not message_open(bone, msg, size):
         return -1
     writer = writer_of(<uint8_t*>bone.api.msg_data(msg), size)
     run.flags = flags
@@ -145,8 +162,7 @@ cdef inline void publish_end(backbone_t* bone, link_t* link) noexcept nogil:
     # The epoch of out.ring ends before out.sequence.
     cdef pack_t pack
     cdef relay_msg_t msg
-    memset(&pack, 0, sizeof(pack_t))
-    pack.first_sequence = pack.next_sequence = link.out.sequence
+    pack_measure(link.out.ring, link.out.sequence, link.out.sequence, &pack)
     link.out.ended = True
     if pack_message(bone, link.out.ring, link.stream, &pack, KIND_STREAM, 0, RUN_END, &msg) == 1:
         publish(bone, &msg)

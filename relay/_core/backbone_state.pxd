@@ -15,6 +15,7 @@ from libc.string cimport memcpy, memset
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
 from relay._core.hop cimport HOP_NOTHING, hop_t, peer_t
+from relay._core.pool cimport pool_drop, pool_open, pool_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
@@ -26,7 +27,7 @@ from relay._core.zmq_api cimport zmq_api_t
 
 cdef enum:
     TOMBS_MAX = 1024              # removed streams that the directory still remembers
-    PREFETCH_MAX = 256
+    PREFETCH_MAX = 4096
     BACKBONE_READER = 64          # our place in retire.pxd
 
 cdef struct backbone_counters_t:  # owner: the backbone thread
@@ -140,6 +141,7 @@ cdef struct backbone_t:
     uint64_t directory_floor      # changes before it are forgotten: who knows less gets all
     keys_t demand
     link_t* touched
+    pool_t* pool                  # buffers of full messages
     # the upstream
     peer_t peer
     uint64_t peer_id[2]
@@ -386,7 +388,8 @@ cdef inline int backbone_open(backbone_t* bone, uint32_t subscriptions_max) noex
     while bone.table_size < 2 * (<uint64_t>bone.engine.streams_max + TOMBS_MAX):
         bone.table_size <<= 1
     bone.table = <link_t**>calloc(bone.table_size, sizeof(void*))
-    if bone.table == NULL or keys_open(&bone.demand, subscriptions_max) != 0:
+    bone.pool = pool_open()
+    if bone.table == NULL or bone.pool == NULL or keys_open(&bone.demand, subscriptions_max) != 0:
         return -1
     return 0
 
@@ -405,4 +408,6 @@ cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
             free(link)
     free(bone.table)
     free(bone.demand.slots)
+    if bone.pool != NULL:
+        pool_drop(bone.pool)
     bone.table = NULL

@@ -251,11 +251,11 @@ cdef inline void hop_judge(hop_t* hop, const hop_view_t* view, uint64_t now,
         hop.hole_sequence = head
         hop.hole_until_us = now + view.repair_wait_us
     over = now >= hop.hole_until_us
-    act.from_sequence = head
     if view.hole_end_sequence > head:
         if over or hop.gone_sequence >= view.hole_end_sequence:
             hop.hole_us = 0
             act.what = HOP_GIVE_UP
+            act.from_sequence = head
             act.to_sequence = view.hole_end_sequence
     elif hop.final_known or hop.told_epoch > hop.epoch:
         if over or (hop.final_known and hop.gone_sequence >= hop.final_sequence):

@@ -552,6 +552,57 @@ cdef inline int ring_place(
         ring_advance(ring)
     return PLACED
 
+cdef inline uint32_t ring_place_run(
+    ring_t* ring, uint64_t sequence, uint64_t position, uint64_t media_us, const uint64_t* records,
+    uint32_t count, const uint8_t* bytes,
+) noexcept nogil:
+    # The usual case of a hop: plain frames in a row, right at the head, nothing ahead of it. One
+    # reservation, one copy, one publication for as many as a piece may hold; returns how many (0:
+    # place the first by itself). A record is size (24 bits), flags (8), duration (32), from the low end.
+    cdef uint64_t bytes_max = ring.guard_bytes // 4
+    cdef uint64_t frames_max = ring.frames_count // 32
+    cdef uint64_t run_bytes = 0
+    cdef uint64_t size
+    cdef uint32_t frames = 0
+    cdef uint32_t i
+    cdef frame_t* frame
+    if (
+        sequence != ring.head_sequence or position != ring.head_position
+        or ring.reserved_sequence != sequence or ring.header_open
+    ):
+        return 0
+    while frames < count and frames < frames_max:
+        size = records[frames] & 0xFFFFFF
+        if records[frames] >> 24 & (FRAME_HEADER | FRAME_TITLE) or size == 0 or (
+            run_bytes + size > bytes_max
+        ):
+            break
+        run_bytes += size
+        frames += 1
+    if frames == 0 or position + run_bytes > RING_NUMBER_MAX or sequence > RING_NUMBER_MAX:
+        return 0
+    store_u64_relaxed(&ring.reserved_sequence, sequence + frames)
+    store_u64_relaxed(&ring.reserved_position, position + run_bytes)
+    fence_release()     # readers see the reservation before any byte of it changes
+    memcpy(ring.bytes + position % ring.size_bytes, bytes, run_bytes)
+    for i in range(frames):
+        size = records[i] & 0xFFFFFF
+        frame = ring_entry(ring, sequence + i)
+        frame.position = position
+        frame.media_us = <int64_t>media_us
+        frame.size_bytes = <uint32_t>size
+        frame.duration_us = <uint32_t>(records[i] >> 32)
+        frame.tag = <uint32_t>(sequence + i)
+        frame.flags = <uint32_t>(records[i] >> 24 & 0xFF) | FRAME_PRESENT
+        position += size
+        media_us += records[i] >> 32
+        if size > ring.frame_bytes_max:
+            ring.frame_bytes_max = size
+    store_u64(&ring.head_media_us, media_us)
+    store_u64(&ring.head_sequence, sequence + frames)
+    store_u64(&ring.head_position, position)
+    return frames
+
 cdef inline int ring_push(
     ring_t* ring, const uint8_t* bytes, uint32_t size_bytes, uint32_t duration_us, uint32_t flags
 ) noexcept nogil:

@@ -21,7 +21,7 @@ from relay._core.retire cimport retire_later, retire_t
 from relay._core.frames cimport FRAME_BYTES_MAX
 from relay._core.ring cimport (
     FRAME_TITLE, PLACED, PLACE_BAD, PLACE_NO_MEMORY, RING_FRAMES_MAX, RING_NUMBER_MAX, ring_open,
-    ring_place, ring_resized, ring_t, ring_unpin, release_plain,
+    ring_place, ring_place_run, ring_resized, ring_t, ring_unpin, release_plain,
 )
 
 cdef extern from "<sys/eventfd.h>" nogil:
@@ -382,6 +382,21 @@ cdef inline int stream_place(
     else:
         stream.counters.refused_frames_total += 1
     return status
+
+cdef inline uint32_t stream_place_run(
+    stream_t* stream, uint64_t sequence, uint64_t position, uint64_t media_us,
+    const uint64_t* records, uint32_t count, const uint8_t* bytes,
+) noexcept nogil:
+    # The first frames of a run, as many as can go in at once (see ring_place_run); 0: none.
+    cdef ring_t* ring = stream.ring
+    cdef uint32_t frames = ring_place_run(ring, sequence, position, media_us, records, count, bytes)
+    if frames:
+        stream.counters.received_bytes_total += ring.head_position - position
+        stream.counters.received_frames_total += frames
+        if ring.head_media_us >= stream.fit_media_us:
+            stream_fit(stream)
+        hub_tell(stream.hub, stream)
+    return frames
 
 cdef inline int stream_push(
     stream_t* stream, const uint8_t* bytes, uint32_t size_bytes, uint32_t duration_us,

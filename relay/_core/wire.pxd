@@ -359,6 +359,14 @@ cdef inline wire_record_t get_record(const uint8_t* at) noexcept nogil:
     record.duration_us = <uint32_t>(packed >> 32)
     return record
 
+cdef inline void get_records(const wire_run_t* run, uint64_t* records) noexcept nogil:
+    # All records in host order: size (24 bits), flags (8), duration (32), from the low end.
+    cdef uint32_t i
+    if run.count:
+        memcpy(records, run.records, 8 * <size_t>run.count)
+    for i in range(run.count):
+        records[i] = le64toh(records[i])
+
 cdef inline int take_run(reader_t* reader, wire_run_t* run) noexcept nogil:
     cdef uint64_t total = 0
     cdef uint32_t i

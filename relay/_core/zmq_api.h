@@ -34,6 +34,7 @@ typedef struct {
     int (*send)(void *socket, const void *bytes, size_t size, int flags);
     int (*msg_init)(relay_msg_t *);
     int (*msg_init_size)(relay_msg_t *, size_t size);
+    int (*msg_init_data)(relay_msg_t *, void *bytes, size_t size, void (*give)(void *, void *), void *hint);
     int (*msg_send)(relay_msg_t *, void *socket, int flags);
     int (*msg_recv)(relay_msg_t *, void *socket, int flags);
     int (*msg_close)(relay_msg_t *);
@@ -75,6 +76,7 @@ static inline const char *zmq_api_load(zmq_api_t *api, const char *path)
     RELAY_TAKE(send, "zmq_send");
     RELAY_TAKE(msg_init, "zmq_msg_init");
     RELAY_TAKE(msg_init_size, "zmq_msg_init_size");
+    RELAY_TAKE(msg_init_data, "zmq_msg_init_data");
     RELAY_TAKE(msg_send, "zmq_msg_send");
     RELAY_TAKE(msg_recv, "zmq_msg_recv");
     RELAY_TAKE(msg_close, "zmq_msg_close");

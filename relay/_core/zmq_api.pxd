@@ -7,6 +7,8 @@
 from libc.stdint cimport uint8_t
 
 cdef extern from "zmq_api.h" nogil:
+    ctypedef void (*give_fn)(void* bytes, void* hint) noexcept nogil
+
     ctypedef struct relay_msg_t:
         unsigned char bytes[64]
     ctypedef struct relay_poll_t:
@@ -24,6 +26,9 @@ cdef extern from "zmq_api.h" nogil:
         int (*send)(void* socket, const void* bytes, size_t size, int flags) noexcept nogil
         int (*msg_init)(relay_msg_t* msg) noexcept nogil
         int (*msg_init_size)(relay_msg_t* msg, size_t size) noexcept nogil
+        int (*msg_init_data)(
+            relay_msg_t* msg, void* bytes, size_t size, give_fn give, void* hint
+        ) noexcept nogil
         int (*msg_send)(relay_msg_t* msg, void* socket, int flags) noexcept nogil
         int (*msg_recv)(relay_msg_t* msg, void* socket, int flags) noexcept nogil
         int (*msg_close)(relay_msg_t* msg) noexcept nogil

@@ -27,7 +27,7 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     role: Literal["origin", "edge"]
     epoch: int | None = None
     listeners: int = 0
-    lag_ms: int | None = None  # behind the origin; 0 at the origin
+    lag_ms: int | None = None  # sent by upstream and not whole here; 0 at the origin
     held_ms: int = 0  # media time in the ring
     bitrate_bps: int | None = None
     content_type: str = ""

@@ -21,7 +21,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STREAM_GAUGES: dict[str, tuple[str, Callable[[StreamFacts], float | None]]] = {
     "stream_live": ("1 while the stream has a source.", lambda s: float(s.state == "live")),
     "stream_listeners": ("Listeners attached now.", lambda s: s.listeners),
-    "stream_lag_ms": ("Media time behind the origin.", lambda s: s.lag_ms),
+    "stream_lag_ms": (
+        "Media time that upstream has sent and that is not whole here.",
+        lambda s: s.lag_ms,
+    ),
     "stream_held_ms": ("Media time in the ring.", lambda s: s.held_ms),
     "stream_bitrate_bps": ("Bit rate over the epoch.", lambda s: s.bitrate_bps),
     "stream_head_sequence": ("Sequence after the newest frame.", lambda s: s.head_sequence),

@@ -111,11 +111,39 @@ async def test_nodes_of_one_process_share_nothing_and_leave_nothing() -> None:
     assert after[1] <= before[1] + 1  # asyncio's own helper threads
 
 
+async def test_reader_on_an_edge_makes_its_node_ask_upstream() -> None:
+    """Two nodes of one process: what the origin is fed comes out of the edge, frame by frame."""
+    maker = FrameMaker()
+    async with (
+        relay.Node(backbone="tcp://127.0.0.1:0") as origin,
+        origin.source("/live", content_type="audio/mpeg") as live,
+        relay.Node(upstream=str(origin.backbone_address)) as edge,
+    ):
+        sent = [maker.frame() for _ in range(100)]
+        live.feed(b"".join(sent))
+        async with asyncio.timeout(10):
+            while not edge.facts().streams:
+                await asyncio.sleep(0.05)
+            with pytest.raises(relay.MountError, match="upstream"):
+                edge.source("/live", content_type="audio/mpeg").open()
+            got = []
+            async for item in edge.subscribe("/live", burst_ms=5000):
+                assert isinstance(item, relay.Frame)
+                got.append(item.data)
+                if len(got) == 80:
+                    break
+        start = sent.index(got[0])
+        assert got == sent[start : start + 80]
+        await asyncio.sleep(relay.node.FACTS_S)
+        assert edge.facts().streams[0].role == "edge"
+        assert edge.facts().upstream["state"] == "up"
+
+
 async def test_taken_port_is_one_line() -> None:
     """Also when another Relay has it."""
     async with relay.Node(http="127.0.0.1:0") as node:
         assert node.http_address is not None
-        with pytest.raises(relay.ConfigError, match=r"in use.*choose another") as caught:
+        with pytest.raises(relay.ConfigError, match=r"taken.*choose another") as caught:
             await relay.Node(http=node.http_address).open()
         assert "\n" not in str(caught.value)
         assert (await asyncio.to_thread(get, node.http_address, "/healthz"))[0] == 200
@@ -273,7 +301,7 @@ def test_taken_port_ends_serve_with_one_line(nodes: Nodes) -> None:
     node = nodes.start(backbone="none")
     other = nodes.spawn_later(http=node.http, backbone="none").spawn()
     assert other.wait(5.0) == 2
-    assert re.search(r"relay: http\.bind = .*in use.*--http", other.output())
+    assert re.search(r"relay: http\.bind = .*taken.*--http", other.output())
     assert "Traceback" not in other.output()
 
 

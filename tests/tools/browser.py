@@ -20,6 +20,8 @@ from tools.programs import Program
 
 READY_S = 20.0
 ANSWER_S = 30.0
+PLAY_BUTTON_PX = 25  # from the left end of Chromium's player
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # W3C WebDriver §11
 
 FLAGS = (
     "--headless",
@@ -124,16 +126,25 @@ class Browser:
         found = self._ask(
             "POST", f"{self._session}/element", {"using": "css selector", "value": css}
         )
-        return str(next(iter(found.values())))
+        return str(found[ELEMENT])
 
     def click(self, css: str) -> None:
         """Click on the middle of an element, as a hand does."""
         self._ask("POST", f"{self._session}/element/{self.element(css)}/click", {})
 
-    def press(self, css: str, keys: str) -> None:
-        """Type into an element; a space on a player is its play button."""
-        where = f"{self._session}/element/{self.element(css)}/value"
-        self._ask("POST", where, {"text": keys})
+    def press_play(self, css: str) -> None:
+        """Click on the play button of an <audio controls>, at the left end of its bar."""
+        player = self.element(css)
+        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", css)
+        width = self._ask("GET", f"{self._session}/element/{player}/rect")["width"]
+        at = {"origin": {ELEMENT: player}, "x": round(PLAY_BUTTON_PX - width / 2), "y": 0}
+        moves = [
+            {"type": "pointerMove", "duration": 0, **at},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerUp", "button": 0},
+        ]
+        hand = {"type": "pointer", "id": "hand", "actions": moves}
+        self._ask("POST", f"{self._session}/actions", {"actions": [hand]})
 
     def play(self, url: str) -> None:
         """Put an <audio> for this address on the page and play it."""
@@ -155,6 +166,17 @@ class Browser:
         """Return the page's own log so far."""
         lines = self._ask("POST", f"{self._session}/se/log", {"type": "browser"})
         return [f"{line['level']} {line['message']}" for line in lines]
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page a screen of this size in pixels, smaller than any window if need be."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
+        self._ask("POST", f"{self._session}/goog/cdp/execute", command)
+
+    def unresize(self) -> None:
+        """Give it back the screen that it had."""
+        command = {"cmd": "Emulation.clearDeviceMetricsOverride", "params": {}}
+        self._ask("POST", f"{self._session}/goog/cdp/execute", command)
 
     def screenshot(self, path: Path) -> Path:
         """Write what is seen as PNG; returns the path."""
