@@ -4,8 +4,8 @@ Rules of this room
   1. Work counts that do not drift (sends, copies, bytes) are asserted in the benchmark; times are
      shown. A number without machine and commit is not kept.
   2. A benchmark checks what was delivered, and runs once in every test run.
-  3. Times drift on shared machines: only ratios to a rival of the same run are held against what was
-     measured before (ratios.json), and only shown: a ratio that is a quarter worse is flagged.
+  3. Times drift on shared machines: only ratios to a rival of the same run are held against what
+     was measured before (ratios.json), and only shown: one that is a quarter worse is flagged.
 """
 
 from __future__ import annotations
