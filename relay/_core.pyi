@@ -133,6 +133,7 @@ class Backbone:
         router_port: int,
         advertise: str,
         upstream_host: str,
+        upstream: str,
         silence_ms: int,
         repair_wait_ms: int,
         prefetch: list[str],

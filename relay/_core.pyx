@@ -958,8 +958,8 @@ cdef class Backbone:
     cdef bint is_open
 
     def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
-                  size_t sub, int router_port, str advertise, str upstream_host, int silence_ms,
-                  int repair_wait_ms, prefetch, int subscriptions_max):
+                  size_t sub, int router_port, str advertise, str upstream_host, str upstream,
+                  int silence_ms, int repair_wait_ms, prefetch, int subscriptions_max):
         engine.check()
         cdef backbone_t* bone = &self.bone
         cdef const char* missing = zmq_api_load(&bone.api, module.encode())
@@ -981,6 +981,7 @@ cdef class Backbone:
         bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
         copy_text(bone.advertise, advertise)
         copy_text(bone.upstream_host, upstream_host)
+        copy_text(bone.upstream, upstream)
         for mount in prefetch[:PREFETCH_MAX]:
             name = mount.encode()
             bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))

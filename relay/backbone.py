@@ -123,9 +123,10 @@ class Backbone:
         told = f"{told_host}:{told_port}" if advertise else ""
         return xpub.underlying, router.underlying, router_port, told
 
-    def _connect(self, upstream: str) -> tuple[int, str]:
-        """(SUB, `tcp://host` of the upstream); an upstream that is not there yet is no error."""
+    def _connect(self, upstream: str) -> tuple[int, str, str]:
+        """(SUB, the upstream's `tcp://host` and `tcp://host:port`); it need not be there yet."""
         host, port = _split("upstream", upstream, port_min=1)
+        address = f"tcp://{host}:{port}"
         sub = self._socket(
             # SNDHWM 0: a SUB with a bound loses subscriptions beyond it, silently.
             zmq.SUB,
@@ -134,12 +135,12 @@ class Backbone:
             received_max=RUNS_QUEUED_MAX,
         )
         try:
-            sub.connect(f"tcp://{host}:{port}")
+            sub.connect(address)
         except zmq.ZMQError as error:
             raise ConfigError(
                 f"upstream = {upstream!r} cannot be used: {os.strerror(error.errno or 0)}"
             ) from None
-        return sub.underlying, f"tcp://{host}"
+        return sub.underlying, f"tcp://{host}", address
 
     def snapshot(self) -> dict[str, Any]:
         """Addresses, upstream, links and counters at the end of a turn; blocks for that turn."""
@@ -204,7 +205,7 @@ def open_backbone(
     backbone = Backbone(zmq.Context())
     try:
         xpub, router, port, told = backbone._bind(bind, advertise) if bind else (0, 0, 0, "")
-        sub, host = backbone._connect(upstreams[0]) if upstreams else (0, "")
+        sub, host, address = backbone._connect(upstreams[0]) if upstreams else (0, "", "")
         backbone._core = _core.Backbone(
             engine,
             module=str(zmq_module.__file__),
@@ -215,6 +216,7 @@ def open_backbone(
             router_port=port,
             advertise=told,
             upstream_host=host,
+            upstream=address,
             silence_ms=silence_ms,
             repair_wait_ms=repair_wait_ms,
             prefetch=list(prefetch),

@@ -14,7 +14,7 @@ from libc.stdint cimport uint64_t
 from relay._core.atomics cimport fence, load_pointer, load_u32, load_u64, store_u32
 from relay._core.backbone_child cimport (
     ask_page, child_answers, child_published, child_step, child_stream_closed, child_withdraw,
-    dealer_close, links_restart, peer_gone,
+    dealer_close, dealer_connect, links_restart, peer_gone,
 )
 from relay._core.backbone_parent cimport (
     parent_beacon, parent_requests, parent_send, parent_subscriptions,
@@ -23,7 +23,9 @@ from relay._core.backbone_state cimport (
     BACKBONE_READER, backbone_t, link_close_out, link_delete, link_note, link_of, link_t, link_touch,
 )
 from relay._core.engine cimport clock_gettime, now_us, timespec
-from relay._core.hop cimport HOP_PAUSE_US, PEER_LOST, PEER_UP, peer_is_silent
+from relay._core.hop cimport (
+    HOP_ANSWER_US, HOP_PAUSE_US, PEER_CONNECTING, PEER_LOST, PEER_UP, peer_is_silent,
+)
 from relay._core.retire cimport (
     pthread_mutex_lock, pthread_mutex_unlock, turn_begin, turn_end,
 )
@@ -47,6 +49,7 @@ cdef enum:
     FULL_MESSAGE_BYTES = 16384
     BEACON_US = 100000
     SWEEP_US = 10000
+    REDIAL_US = 2000000       # silence after which the SUB is connected anew; jitter adds up to as much
 
 cdef inline void backbone_streams(backbone_t* bone) noexcept nogil:
     # All streams that the node had before we began to listen.
@@ -148,6 +151,29 @@ cdef inline void backbone_upstream(backbone_t* bone) noexcept nogil:
         bone.peer.state = PEER_UP       # peer_gone counts the change
         peer_gone(bone, PEER_LOST)
 
+cdef inline void backbone_redial(backbone_t* bone) noexcept nogil:
+    # libzmq never dials again once it has taken a message for malformed, and learns late or never that
+    # a firewall has forgotten a connection: silence for long is answered by a new one.
+    if bone.now_us - bone.last_turn_us > HOP_PAUSE_US:
+        bone.redial_us = bone.unheard_us = 0
+    if bone.peer.state == PEER_UP:
+        bone.redial_us = 0
+        if bone.unheard_us != 0 and bone.now_us - bone.unheard_us > 2 * HOP_ANSWER_US:
+            bone.counters.redials_total += 1
+            dealer_connect(bone, bone.peer_address)
+            links_restart(bone)
+        return
+    bone.unheard_us = 0
+    if bone.peer.state != PEER_LOST and bone.peer.state != PEER_CONNECTING:
+        bone.redial_us = 0
+    elif bone.redial_us == 0:
+        bone.redial_us = bone.now_us + REDIAL_US + bone.engine.node_id[0] % REDIAL_US
+    elif bone.now_us >= bone.redial_us:
+        bone.redial_us = 0
+        bone.counters.redials_total += 1
+        bone.api.disconnect(bone.sub, bone.upstream)
+        bone.api.connect(bone.sub, bone.upstream)
+
 cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
     bone.again = bone.moved = False
     bone.counters.turns_total += 1
@@ -155,6 +181,7 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
         child_published(bone)
         child_answers(bone)
         backbone_upstream(bone)
+        backbone_redial(bone)
     if bone.xpub != NULL:
         parent_subscriptions(bone)
         parent_requests(bone)

@@ -220,6 +220,7 @@ cdef inline void dealer_connect(backbone_t* bone, const char* address) noexcept 
     # A new socket for each parent process: nothing queued for the last one can reach it.
     cdef long long size_max = 196608
     dealer_close(bone)
+    bone.unheard_us = 0
     bone.dealer = bone.api.socket(bone.context, RELAY_ZMQ_DEALER)
     if bone.dealer == NULL:
         return
@@ -335,6 +336,8 @@ cdef inline void child_published(backbone_t* bone) noexcept nogil:
 # --- asking --------------------------------------------------------------------------------------
 
 cdef inline bint ask(backbone_t* bone, const uint8_t* bytes, const writer_t* writer) noexcept nogil:
+    if bone.unheard_us == 0:
+        bone.unheard_us = bone.now_us
     return bone.dealer != NULL and bone.api.send(
         bone.dealer, bytes, writer.at - bytes, RELAY_ZMQ_DONTWAIT
     ) >= 0
@@ -550,6 +553,7 @@ cdef inline void child_answers(backbone_t* bone) noexcept nogil:
         if bone.dealer == NULL or bone.api.msg_recv(&msg, bone.dealer, RELAY_ZMQ_DONTWAIT) < 0:
             break
         bone.moved = True
+        bone.unheard_us = 0
         bone.counters.received_messages_total += 1
         bone.counters.received_bytes_total += bone.api.msg_size(&msg)
         reader = reader_of(<const uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg))

@@ -45,6 +45,7 @@ cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t answers_later_total      # heard from the upstream
     uint64_t answers_gone_total
     uint64_t timeouts_total           # requests without an answer
+    uint64_t redials_total            # connections made anew because nothing was heard on them
     uint64_t requests_total           # heard from children
     uint64_t told_here_total          # our answers to them
     uint64_t told_later_total
@@ -126,6 +127,7 @@ cdef struct backbone_t:
     uint32_t router_port
     char advertise[WIRE_ADDRESS_BYTES_MAX + 1]
     char upstream_host[WIRE_ADDRESS_BYTES_MAX + 1]   # tcp://host, without the port
+    char upstream[WIRE_ADDRESS_BYTES_MAX + 1]        # tcp://host:port, as the SUB was connected
     uint64_t prefetch[PREFETCH_MAX]
     uint32_t prefetch_count
     uint32_t fault_drop_every     # tests: drops each n-th run that comes; 0: none
@@ -151,6 +153,8 @@ cdef struct backbone_t:
     uint32_t peer_port
     uint32_t peer_load
     char peer_address[512]
+    uint64_t redial_us            # when a silent SUB is connected anew; 0: not silent
+    uint64_t unheard_us           # since when the DEALER has asked and heard nothing; 0: it has heard
     uint64_t page_since           # the version up to which we have its directory
     uint64_t page_wanted          # its version, as the last beacon said
     uint64_t page_round           # of the snapshot being taken; 0: only changes

@@ -28,6 +28,7 @@ typedef struct {
     void *(*socket)(void *context, int type);
     int (*close)(void *socket);
     int (*connect)(void *socket, const char *endpoint);
+    int (*disconnect)(void *socket, const char *endpoint);
     int (*setsockopt)(void *socket, int option, const void *value, size_t size);
     int (*poll)(relay_poll_t *items, int count, long timeout_ms);
     int (*errnum)(void);
@@ -70,6 +71,7 @@ static inline const char *zmq_api_load(zmq_api_t *api, const char *path)
     RELAY_TAKE(socket, "zmq_socket");
     RELAY_TAKE(close, "zmq_close");
     RELAY_TAKE(connect, "zmq_connect");
+    RELAY_TAKE(disconnect, "zmq_disconnect");
     RELAY_TAKE(setsockopt, "zmq_setsockopt");
     RELAY_TAKE(poll, "zmq_poll");
     RELAY_TAKE(errnum, "zmq_errno");

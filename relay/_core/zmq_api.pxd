@@ -20,6 +20,7 @@ cdef extern from "zmq_api.h" nogil:
         void* (*socket)(void* context, int type) noexcept nogil
         int (*close)(void* socket) noexcept nogil
         int (*connect)(void* socket, const char* endpoint) noexcept nogil
+        int (*disconnect)(void* socket, const char* endpoint) noexcept nogil
         int (*setsockopt)(void* socket, int option, const void* value, size_t size) noexcept nogil
         int (*poll)(relay_poll_t* items, int count, long timeout_ms) noexcept nogil
         int (*errnum)() noexcept nogil
