@@ -883,6 +883,7 @@ cdef struct link_view_t:
     bint tail_whole
 
 
+@cython.no_gc_clear     # its engine must outlive its thread
 cdef class Backbone:
     """The thread between nodes; relay/backbone.py makes its sockets and keeps them."""
 
@@ -947,7 +948,9 @@ cdef class Backbone:
         with nogil:
             pthread_join(self.bone.thread, NULL)
         engine_hub_close(self.bone.engine)
+        pthread_mutex_lock(&self.bone.turn_lock)    # another thread may be taking a snapshot
         backbone_free(&self.bone)
+        pthread_mutex_unlock(&self.bone.turn_lock)
 
     cdef void wake(self):
         eventfd_write(self.bone.engine.hub.kept_fd, 1)

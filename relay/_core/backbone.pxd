@@ -233,7 +233,9 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
     cdef uint64_t messages
     cdef uint64_t bytes
     bone.load_from_us = bone.last_turn_us = now_us()
+    pthread_mutex_lock(&bone.turn_lock)
     backbone_streams(bone)
+    pthread_mutex_unlock(&bone.turn_lock)
     while not load_u32(&bone.stop):
         messages = bone.counters.sent_messages_total
         bytes = bone.counters.sent_bytes_total

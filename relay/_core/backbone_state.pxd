@@ -406,3 +406,4 @@ cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
     free(bone.table)
     free(bone.demand.slots)
     bone.table = NULL
+    bone.table_size = bone.links = 0    # a snapshot that comes too late finds nothing
