@@ -20,7 +20,7 @@ from relay._core.backbone_state cimport (
     PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
 )
 from relay._core.engine cimport (
-    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
+    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config, engine_find,
     engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
 from relay._core.frames cimport (
@@ -290,17 +290,16 @@ cdef class Engine:
     def streams(self):
         """All streams of this node."""
         self.check()
-        cdef uint64_t slot
-        cdef stream_t* stream
-        found = []
-        pthread_mutex_lock(&self.engine.table_lock)
-        for slot in range(self.engine.table_size):
-            stream = self.engine.table[slot]
-            if stream != NULL:
-                add_u32(&stream.refs, 1)
-                found.append(Stream.wrap(self, stream))
-        pthread_mutex_unlock(&self.engine.table_lock)
-        return found
+        cdef stream_t** seen = <stream_t**>malloc((self.engine.streams_max + 1) * sizeof(void*))
+        cdef uint32_t count
+        cdef uint32_t i
+        if seen == NULL:
+            raise MemoryError(f"no memory for a list of {self.engine.streams_max} streams")
+        count = engine_all(&self.engine, seen)
+        try:
+            return [Stream.wrap(self, seen[i]) for i in range(count)]
+        finally:
+            free(seen)
 
     def remove_stream(self, Stream stream):
         """Takes a stream off the node; its listeners are ended."""
@@ -949,7 +948,7 @@ cdef struct link_view_t:
     bint tail_whole
 
 
-@cython.no_gc_clear
+@cython.no_gc_clear     # its engine must outlive its thread
 cdef class Backbone:
     """The thread between nodes; relay/backbone.py makes its sockets and keeps them."""
 
@@ -1015,7 +1014,9 @@ cdef class Backbone:
         with nogil:
             pthread_join(self.bone.thread, NULL)
         engine_hub_close(self.bone.engine)
+        pthread_mutex_lock(&self.bone.turn_lock)    # another thread may be taking a snapshot
         backbone_free(&self.bone)
+        pthread_mutex_unlock(&self.bone.turn_lock)
 
     cdef void wake(self):
         eventfd_write(self.bone.engine.hub.kept_fd, 1)
