@@ -11,7 +11,6 @@ Rules of this room
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -192,9 +191,7 @@ def serve(config_path: str | None, **settings: Any) -> int:
                   --upstream tcp://127.0.0.1:9000
     """
     config = Config.load(config_path, _given(settings))
-    config, made_up = config.with_passwords(lambda: secrets.token_hex(8))
     _complain(*CATALOG.misspelt(os.environ))
-    _complain(*(f"{what} for this run: {password}" for what, password in made_up.items()))
     from relay.serve import serve as run
 
     return run(config)
