@@ -11,7 +11,9 @@ Rules of this room
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import quote
@@ -132,6 +134,16 @@ def _with_password(url: str, password: str | None) -> str:
     return f"{scheme}://{name}:{quote(password, safe='')}@{host}{slash}{path}"
 
 
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let what a supervisor sends be the same clean end as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         try:
@@ -234,7 +246,8 @@ def demo(**options: Any) -> int:
     """
     from relay.demo import demo as run
 
-    return run(**options)
+    with _sigterm_as_ctrl_c():
+        return run(**options)
 
 
 @main.command()
@@ -270,7 +283,8 @@ def push(url: str, password: str | None, **options: Any) -> int:
     """
     from relay.push import push as run
 
-    return run(url=_with_password(url, password), **options)
+    with _sigterm_as_ctrl_c():
+        return run(url=_with_password(url, password), **options)
 
 
 @main.command()

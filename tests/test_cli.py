@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +203,28 @@ def test_commands_fit_the_library(monkeypatch: pytest.MonkeyPatch, module: str) 
     monkeypatch.setattr(real, module, called)
     run(module, *(["in", "http://h/m"] if module == "push" else []))
     signature.bind(*called.args, **called.kwargs)
+
+
+@pytest.mark.parametrize("words", [["push", "in", "http://h/m"], ["demo"]])
+def test_sigterm_is_the_clean_end_of_push_and_demo(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """The library hears it as Ctrl-C; afterwards the signal is what it was before."""
+    ended: list[bool] = []
+
+    def body(**_options: object) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            ended.append(True)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(sys.modules, f"relay.{words[0]}", SimpleNamespace(**{words[0]: body}))
+    assert run(*words).exit_code == 0
+    assert ended == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
