@@ -149,6 +149,15 @@ async def test_metadata_is_taken_by_get_and_post(site: Site) -> None:
     assert reply.headers["www-authenticate"] == 'Basic realm="Icecast2 Server"'
 
 
+async def test_metadata_without_a_mount_means_the_only_stream_that_has_a_source(
+    site: Site,
+) -> None:
+    """A stream whose source has left, and lingers, does not make it ambiguous."""
+    site.desk.streams.append(stream("/gone", state="waiting"))
+    assert (await site.ask("/admin.cgi?mode=updinfo&pass=pw&song=T")).status == 200
+    assert site.desk.titles == [("/live", "T")]
+
+
 @pytest.mark.parametrize(
     ("method", "target", "status"),
     [

@@ -143,9 +143,10 @@ class Pages:
         raw: list[str | bytes] = [request.raw_path.partition("?")[2]]
         if request.method == "POST":
             raw.append(await request.read())
-        local = [s.mount for s in self._desk.facts().streams if s.role == "origin"]
+        streams = self._desk.facts().streams
+        with_source = [s.mount for s in streams if s.role == "origin" and s.state == "live"]
         answer = titles.update(
-            self._desk, titles.parse_fields(*raw), request.headers.get("Authorization"), local
+            self._desk, titles.parse_fields(*raw), request.headers.get("Authorization"), with_source
         )
         headers = {"WWW-Authenticate": f'Basic realm="{REALM}"'} if answer.status == 401 else {}
         return web.Response(
