@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from relay._probe_backbone import Hop, Peer
 
 MS = 1000

@@ -31,6 +31,8 @@ KNOWS: dict[str, set[str]] = {
     "config": {"options", "address", "errors"},
     "_core": {"errors"},
     "_probe": CORE,
+    "_probe_backbone": CORE,
+    "_probe_data": CORE,
     "formats": CORE,
     "auth": set(),
     "source": FORMATS,
@@ -62,16 +64,14 @@ CORE_RANK: dict[str, int] = {
     "frames_": 1,  # the scanners: frames_mpeg, frames_adts, frames_ogg
     "retire": 1,
     "icy": 1,
-    "wire": 1,
     "frames": 2,  # the door to the scanners
     "handover": 2,
     "ring": 3,
     "stream": 4,
-    "cursor": 5,
     "listener": 5,
     "engine": 5,
     "hop": 5,
-    "repair": 5,
+    "wire": 5,
     "connection": 6,
     "door": 7,
     "shard": 8,
@@ -89,7 +89,16 @@ TWINLESS: dict[str, str] = {  # "relay/x.py": why it has no twin test
     "relay/__main__.py": "one call",
     "relay/errors.py": "declarations; their messages are tested where they are raised",
     "relay/_core/__init__.pxd": "empty",
+    "relay/_core/atomics.pxd": "declarations; the rooms that race are tested by their own stress",
+    "relay/_core/thread.pxd": "declarations",
+    "relay/_core/zmq_api.pxd": "declarations",
+    "relay/_core/backbone_state.pxd": "structs and lists; tests/network/test_backbone.py runs them",
+    "relay/_core/backbone_child.pxd": "half of one thread; tests/network/test_backbone.py",
+    "relay/_core/backbone_parent.pxd": "half of one thread; tests/network/test_backbone.py",
+    "relay/_core/pool.pxd": "buffers of the same thread; tests/network/test_backbone.py",
     "relay/_probe.pyx": "faces for the tests of other rooms",
+    "relay/_probe_backbone.pyx": "faces for the tests of other rooms",
+    "relay/_probe_data.pyx": "faces for the tests of other rooms",
 }
 
 # Words of the glossary replace these in public names.

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from relay._probe_backbone import wire_decode, wire_encode
 
 U62 = st.integers(0, 2**62 - 1)

@@ -33,6 +33,18 @@ def until(what: Callable[[], Any], within_s: float = 10.0) -> Any:
     raise AssertionError(f"not within {within_s} s")
 
 
+def free_port() -> int:
+    """A port below the ephemeral range, so that no outgoing connection takes it while it is down.
+
+    (A child that keeps trying a dead parent's ephemeral port can even connect to itself.)
+    """
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Node:
     """An engine with a backbone."""
 
@@ -40,13 +52,15 @@ class Node:
         self,
         upstream: str | None = None,
         *,
-        bind: str | None = "tcp://127.0.0.1:0",
+        bind: str | None = "",
         streams_max: int = 64,
         settings: dict[str, int] | None = None,
         **more: Any,
     ) -> None:
         self.engine = _core.Engine(streams_max=streams_max)
         self.engine.configure(**(settings or {}))
+        if bind == "":
+            bind = f"tcp://127.0.0.1:{free_port()}"
         self.backbone: Backbone = open_backbone(
             self.engine, bind=bind, upstreams=[upstream] if upstream else [], **more
         )
@@ -479,13 +493,12 @@ def test_another_protocol_version_is_a_clear_state(nodes: Callable[..., Node]) -
 
 def test_a_loop_is_refused(nodes: Callable[..., Node]) -> None:
     """A node takes no upstream whose own path leads through it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     first = nodes(f"tcp://127.0.0.1:{port}")
     nodes(first.address, bind=f"tcp://127.0.0.1:{port}")
     until(lambda: first.counted("loops_total") > 0)
-    own = nodes(f"tcp://127.0.0.1:{port + 1}", bind=f"tcp://127.0.0.1:{port + 1}")
+    port = free_port()
+    own = nodes(f"tcp://127.0.0.1:{port}", bind=f"tcp://127.0.0.1:{port}")
     until(lambda: own.upstream() == "loop")
 
 
@@ -612,9 +625,7 @@ def test_an_engine_has_one_backbone_at_a_time(nodes: Callable[..., Node]) -> Non
 
 def test_an_advertised_address_is_where_children_repair(nodes: Callable[..., Node]) -> None:
     """The repair socket binds that port, the beacon says that host."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     first = nodes(advertise=f"localhost:{port}")
     Programme(first).push(4)
     edge = nodes(first.address, bind=None, prefetch=["/live"])

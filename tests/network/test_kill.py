@@ -149,6 +149,25 @@ def test_kill_9_of_the_middle_relay_loses_no_frame(row: Row, dice: random.Random
     assert not row.faults(), "\n".join(row.faults())
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_many_kills_in_all_phases_lose_no_frame(row: Row, dice: random.Random) -> None:
+    """Thirty kills, down for up to 5 s, some before the edge is live again: no frame is lost."""
+    row.build(row.origin.backbone)
+    row.play()
+    for number in range(30):
+        down_s, phase_s = dice.uniform(0.0, 5.0), dice.uniform(0.0, 1.0)
+        row.middle.kill9()
+        row.wait_phase(down_s)
+        row.middle.restart()
+        row.wait_phase(phase_s)  # in about each second round the next kill comes into the recovery
+        if number % 2:
+            row.wait_news(f"after kill {number + 1}, down {down_s:.2f} s")
+    row.wait_news("after the last kill")
+    print(f"{row.frames()} frames checked at {len(row.crowd.all)} listeners")
+    assert not row.faults(), "\n".join(row.faults())
+
+
 def test_lost_upstream_is_noticed_within_500_ms(row: Row) -> None:
     """The edge says so when its upstream is killed; its listeners stay, and so does the node."""
     row.build(row.origin.backbone)
@@ -195,6 +214,45 @@ def test_origin_link_cut_for_2_s_loses_no_frame(row: Row, proxies: Proxies) -> N
         link.heal()
     took_s = row.wait_news("after the cut")
     print(f"\nnoticed after {noticed_s * 1000:.0f} ms, live again after {took_s:.2f} s")
+    assert not row.faults(), "\n".join(row.faults())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fault", ["stall", "garbage upward", "garbage downward", "delay", "drip"])
+def test_link_with_a_fault_loses_no_frame(
+    row: Row, proxies: Proxies, dice: random.Random, fault: str
+) -> None:
+    """The origin's link is silent, disturbed, slow or thin for a while, five times over."""
+    links = advertised(row, proxies)
+    row.build(links[0].backbone)
+    row.play()
+    for _ in range(5):
+        for link in links:
+            if fault == "stall":
+                link.stall()
+            elif fault == "delay":
+                link.delay(300)
+            elif fault == "drip":
+                link.throttle(12_000)
+            else:
+                link.garbage(dice.randrange(1, 3000), downward=fault.endswith("downward"))
+        row.wait_phase(dice.uniform(0.5, 3.0))
+        for link in links:
+            link.heal()
+        print(f"{fault}: live again after {row.wait_news(fault):.2f} s")
+    assert not row.faults(), "\n".join(row.faults())
+
+
+@pytest.mark.soak
+def test_stopped_edge_or_origin_loses_no_frame(row: Row) -> None:
+    """Frozen for 2 s and woken again: the edge catches up, the origin's source is only late."""
+    row.build(row.origin.backbone)
+    row.play()
+    for node in (row.edge, row.origin, row.edge, row.middle):
+        node.stop()
+        row.wait_phase(2.0)
+        node.cont()
+        print(f"live again after {row.wait_news('after SIGCONT'):.2f} s")
     assert not row.faults(), "\n".join(row.faults())
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
 import time
 
 import pytest
@@ -12,59 +9,27 @@ from tools.engines import (
     CHAIN,
     HEADER,
     OGG,
+    SMALL,
     START,
     Programme,
     answer,
     ask,
+    body_of,
     dial,
     ended,
     get,
     idle,
+    offset_of,
     read_all,
     read_until,
     running,
+    slow,
 )
-from tools.listeners import Crowd, IcyStripper, Listener
+from tools.listeners import Crowd, IcyStripper
 from tools.nodes import wait_until
 from tools.sources import FrameChecker
 
 import relay._core as core
-
-SMALL = 4096  # SO_RCVBUF of who is to be felt as slow
-
-
-def offset_of(live: Programme, body: bytes) -> int:
-    """Return where in the programme these bytes begin."""
-    at = live.audio.find(body[:64])
-    assert at >= 0, "bytes that were never pushed"
-    return at
-
-
-def body_of(sock: socket.socket) -> bytes:
-    """Read the reply's head; returns what came of the body with it."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = sock.recv(65_536)
-        assert part, f"ended within the head: {data!r}"
-        data += part
-    head, _, body = data.partition(b"\r\n\r\n")
-    assert b" 200 OK" in head.split(b"\r\n")[0], head
-    return body
-
-
-def slow(address: tuple[str, int], mount: str = "/live", *fields: str) -> socket.socket:
-    """Join with a small receive buffer and read nothing yet."""
-    sock = dial(address, receive_bytes=SMALL)
-    sock.sendall(get(mount, *fields))
-    return sock
-
-
-def checked(body: bytes) -> FrameChecker:
-    """Check all of a body."""
-    checker = FrameChecker()
-    checker.feed(body, 0)
-    return checker
-
 
 # --- joining --------------------------------------------------------------------------------------
 
@@ -230,108 +195,6 @@ def test_icy_stays_exact_across_a_skip() -> None:
             assert checker.missing > 50
             assert [title.block for title in icy.titles] == [b"StreamTitle='later';"]
         assert idle(engine)["skips_total"] == 1
-
-
-# --- those who are slow, silent or rude -----------------------------------------------------------
-
-
-def test_a_lagging_listener_skips_to_a_start_at_a_frame_boundary() -> None:
-    """More than lag_ms_max behind: the frame it is in is finished, then it goes on a burst back."""
-    config = {"burst_ms": 500, "lag_ms_max": 2000, "ring_s": 30}
-    with running(config=config) as (engine, address):
-        live = Programme(engine, bit_rate_kbit=320)
-        live.push_seconds(0.5)
-        with slow(address) as sock:
-            body = body_of(sock)
-            live.push_seconds(8)
-            wait_until(lambda: engine.snapshot()["short_writes_total"] > 2)
-            checker = checked(body)
-            while checker.last != live.maker.sequence - 1:
-                checker.feed(sock.recv(65_536), 0)
-            assert checker.damaged_bytes == checker.repeated == 0
-            assert checker.missing > 100
-        told = idle(engine)
-        assert told["skips_total"] == 1
-        assert live.stream.snapshot()["counters"]["skips_total"] == 1
-
-
-def test_a_listener_within_the_bound_is_never_skipped() -> None:
-    """Slow for a while, but not by lag_ms_max: it gets every byte."""
-    config = {"burst_ms": 500, "lag_ms_max": 8000, "ring_s": 30}
-    with running(config=config) as (engine, address):
-        live = Programme(engine, bit_rate_kbit=320)
-        live.push_seconds(0.5)
-        with slow(address) as sock:
-            body = body_of(sock)
-            live.push_seconds(7)
-            wait_until(lambda: engine.snapshot()["short_writes_total"] > 2)
-            body = read_until(sock, len(live.audio) - offset_of(live, body), body)
-            assert body == live.audio[offset_of(live, body) :]
-        assert idle(engine)["skips_total"] == 0
-
-
-def test_a_stalled_listener_is_dropped() -> None:
-    """Who takes nothing for stall_ms is ended; who takes a little is not."""
-    with running(config={"stall_ms": 400, "lag_ms_max": 60_000, "ring_s": 60}) as (engine, address):
-        live = Programme(engine, bit_rate_kbit=320)
-        live.push(5)
-        with slow(address) as silent, slow(address) as lively:
-            silent_body, lively_body = body_of(silent), body_of(lively)
-            live.push_seconds(20)
-            begin = time.monotonic()
-            while engine.snapshot()["ended_stalled_total"] == 0:
-                assert time.monotonic() - begin < 5.0
-                lively_body += lively.recv(2048)
-                time.sleep(0.02)
-            assert time.monotonic() - begin > 0.3
-            lively_body = read_until(lively, len(live.audio), lively_body)
-            assert lively_body == live.audio
-            with contextlib.suppress(ConnectionResetError):
-                silent_body += read_all(silent)
-            assert live.audio.startswith(silent_body)
-        told = idle(engine)
-        assert (told["ended_stalled_total"], told["skips_total"]) == (1, 0)
-        assert live.stream.snapshot()["counters"]["drops_total"] == 1
-
-
-def test_a_listener_that_keeps_talking_is_ended() -> None:
-    """A little after the head is forgiven; more than 64 KiB is not, and others do not notice."""
-    with running() as (engine, address), Crowd() as crowd:
-        live = Programme(engine)
-        live.push(20)
-        crowd.join_many(5, address)
-        with dial(address) as polite, dial(address) as rude:
-            for sock in (polite, rude):
-                sock.sendall(get() + b"hello")
-                body_of(sock)
-            for _ in range(6):
-                polite.sendall(b"x" * 10_000)
-            with contextlib.suppress(OSError):
-                for _ in range(100):
-                    rude.sendall(b"x" * 10_000)
-            ended(engine, "garbage")
-            live.push(20)
-            crowd.wait_audio(len(live.audio))
-            assert len(read_until(polite, 20)) >= 20
-        assert all(who.checker.clean for who in crowd.all)
-        assert engine.snapshot()["ended_garbage_total"] == 1
-
-
-@pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_listener_that_leaves_is_counted_and_forgotten(how: str) -> None:
-    """Its place is free at once, whichever way it went."""
-    with running() as (engine, address):
-        Programme(engine).push(20)
-        sock = dial(address)
-        sock.sendall(get())
-        body_of(sock)
-        if how == "reset":
-            linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        sock.close()
-        told = idle(engine)
-        assert told["ended_closed_total"] + told["ended_reset_total"] == 1
-        assert told["listeners"] == told["shards"][0]["listeners"] == 0
 
 
 # --- sources that come and go ---------------------------------------------------------------------
@@ -562,122 +425,3 @@ def test_a_skip_into_another_chain_brings_its_headers() -> None:
             assert after == b"".join(pages.pages[:-2])[-len(after) :]
             assert after.startswith(b"[b ")
         assert idle(engine)["skips_total"] == 1
-
-
-# --- rings of another size ------------------------------------------------------------------------
-
-
-def test_listeners_do_not_notice_a_resize() -> None:
-    """The ring grows and shrinks under them: same bytes, same connection, no ring left."""
-    with running() as (engine, address), Crowd() as crowd:
-        live = Programme(engine)
-        live.push_seconds(3)
-        crowd.join_many(10, address)
-        for size in (1 << 21, 1 << 19, 1 << 22, 1 << 18):
-            live.push_live(0.5, speed=10)
-            assert live.stream.resize(size, 4096)
-            live.push_live(0.5, speed=10)
-        wait_until(lambda: all(w.checker.last == live.maker.sequence - 1 for w in crowd.all))
-        assert all(who.checker.clean for who in crowd.all)
-        wait_until(lambda: live.stream.snapshot()["rings"] == 1)
-
-
-def test_a_resize_that_leaves_a_slow_listener_out_never_gives_it_noise() -> None:
-    """It reads on in the old ring to its end; then it skips, at a frame boundary."""
-    config = {"burst_ms": 500, "lag_ms_max": 60_000, "ring_s": 5}
-    with running(config=config) as (engine, address):
-        live = Programme(engine, bit_rate_kbit=320)
-        live.push_seconds(2)
-        assert live.stream.resize(1 << 21, 4096)
-        with slow(address) as sock:
-            body = body_of(sock)
-            live.push_seconds(15)
-            wait_until(lambda: engine.snapshot()["short_writes_total"] > 0)
-            assert live.stream.resize(1 << 18, 1024)
-            live.push_seconds(10)
-            checker = checked(body)
-            while checker.last != live.maker.sequence - 1:
-                checker.feed(sock.recv(65_536), 0)
-            assert checker.damaged_bytes == checker.repeated == 0
-            assert checker.missing > 0
-        assert idle(engine)["skips_total"] == 1
-        wait_until(lambda: live.stream.snapshot()["rings"] == 1)
-
-
-# --- going down -----------------------------------------------------------------------------------
-
-
-def drained(who: Listener, live: Programme) -> bool:
-    """Say whether a listener got whole frames, from a frame boundary on."""
-    at = offset_of(live, who.body)
-    whole = at + len(who.body) in live.boundaries()
-    return whole and bytes(who.body) == live.audio[at : at + len(who.body)]
-
-
-def test_a_node_that_goes_down_finishes_each_frame() -> None:
-    """After stop_accepting all listeners end within a pace or so, each at a frame boundary."""
-    with running(config={"pace_ms": 100}) as (engine, address), Crowd() as crowd:
-        live = Programme(engine)
-        live.push_seconds(3)
-        feeding = threading.Thread(target=live.push_live, args=(2.0,))
-        feeding.start()
-        listeners = [crowd.join(address, icy=n % 2 == 0) for n in range(50)]
-        crowd.wait_audio(1000)
-        with dial(address) as parked_head:
-            parked_head.sendall(b"GET /li")
-            wait_until(lambda: engine.snapshot()["heads"] == 1)
-            begin = time.monotonic()
-            engine.stop_accepting()
-            wait_until(lambda: not any(who.alive for who in listeners), 2.0)
-            assert time.monotonic() - begin < 1.0
-            parked_head.sendall(b"ve HTTP/1.0\r\n\r\n")
-            assert answer(read_all(parked_head))[0] == 503
-        feeding.join()
-        assert {who.end for who in listeners} == {"eof"}
-        assert all(drained(who, live) for who in listeners)
-        assert ended(engine, "shutdown", 50)["listeners"] == 0
-        with pytest.raises(ConnectionRefusedError):
-            dial(address)
-
-
-def test_a_node_that_goes_down_ends_a_slow_listener_in_whole_frames() -> None:
-    """One whose window is full gets the rest of its frame when it reads again, then the end."""
-    with running(config={"lag_ms_max": 60_000, "ring_s": 60}) as (engine, address):
-        live = Programme(engine, bit_rate_kbit=320)
-        live.push(5)
-        with slow(address) as sock:
-            body = body_of(sock)
-            live.push_seconds(10)
-            wait_until(lambda: engine.snapshot()["short_writes_total"] > 0)
-            engine.stop_accepting()
-            body += read_all(sock)
-            assert len(body) in live.boundaries()
-            assert len(body) < len(live.audio)
-            assert body == live.audio[: len(body)]
-
-
-def test_closing_takes_no_longer_than_two_seconds_whoever_listens() -> None:
-    """Stalled listeners, parked ones and half a head do not hold it up."""
-    with running(join_wait_ms=60_000) as (engine, address), contextlib.ExitStack() as open_ones:
-        live = Programme(engine, bit_rate_kbit=320)
-        Programme(engine, "/parked", begin=False)
-        for mount in ("/live", "/parked", "/live"):
-            open_ones.enter_context(slow(address, mount))
-        open_ones.enter_context(dial(address)).sendall(b"GET")
-        live.push_seconds(5)
-        wait_until(lambda: engine.snapshot()["short_writes_total"] > 1)
-        begin = time.monotonic()
-        engine.stop_accepting()
-        engine.close()
-        assert time.monotonic() - begin < 2.0
-
-
-def test_parked_listeners_are_refused_when_the_node_goes_down() -> None:
-    """They wait for nothing any more: 503 at once."""
-    with running(join_wait_ms=60_000) as (engine, address), dial(address) as sock:
-        Programme(engine, begin=False)
-        sock.sendall(get())
-        wait_until(lambda: engine.snapshot()["listeners"] == 1)
-        engine.stop_accepting()
-        assert answer(read_all(sock))[0] == 503
-        assert idle(engine)["listeners"] == 0

@@ -143,7 +143,7 @@ async def test_taken_port_is_one_line() -> None:
     """Also when another Relay has it."""
     async with relay.Node(http="127.0.0.1:0") as node:
         assert node.http_address is not None
-        with pytest.raises(relay.ConfigError, match=r"in use.*choose another") as caught:
+        with pytest.raises(relay.ConfigError, match=r"taken.*choose another") as caught:
             await relay.Node(http=node.http_address).open()
         assert "\n" not in str(caught.value)
         assert (await asyncio.to_thread(get, node.http_address, "/healthz"))[0] == 200
@@ -301,7 +301,7 @@ def test_taken_port_ends_serve_with_one_line(nodes: Nodes) -> None:
     node = nodes.start(backbone="none")
     other = nodes.spawn_later(http=node.http, backbone="none").spawn()
     assert other.wait(5.0) == 2
-    assert re.search(r"relay: http\.bind = .*in use.*--http", other.output())
+    assert re.search(r"relay: http\.bind = .*taken.*--http", other.output())
     assert "Traceback" not in other.output()
 
 

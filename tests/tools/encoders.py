@@ -38,6 +38,7 @@ def add_stream(file: av.container.OutputContainer, codec: str, rate_hz: int, cha
                bit_rate_bps: int, options: dict[str, str]) -> av.AudioStream:  # fmt: skip
     """One stream of an output file, ready to encode."""
     stream = file.add_stream(codec, rate=rate_hz, options=options)
+    assert isinstance(stream, av.AudioStream)
     stream.layout = "mono" if channels == 1 else "stereo"
     if bit_rate_bps:
         stream.bit_rate = bit_rate_bps
@@ -78,13 +79,19 @@ def encode(
     return out.getvalue()
 
 
+def seconds_of(stream: av.AudioStream) -> Fraction:
+    """The unit of this stream's time stamps."""
+    assert stream.time_base is not None
+    return stream.time_base
+
+
 def demux(data: bytes, container: str) -> list[tuple[bytes, int, int]]:
     """The packets that FFmpeg's demuxer finds: (bytes, samples, sample rate)."""
-    with av.open(io.BytesIO(data), format=container) as file:
+    with av.open(io.BytesIO(data), "r", format=container) as file:
         stream = file.streams.audio[0]
         rate_hz = stream.codec_context.sample_rate
         return [
-            (bytes(packet), round(packet.duration * stream.time_base * rate_hz), rate_hz)
+            (bytes(packet), round((packet.duration or 0) * seconds_of(stream) * rate_hz), rate_hz)
             for packet in file.demux(stream)
             if packet.size
         ]

@@ -16,9 +16,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tools.nodes import wait_until
-from tools.sources import FrameMaker
+from tools.sources import FrameChecker, FrameMaker
 
 Address = tuple[str, int]
+
+SMALL = 4096  # SO_RCVBUF of who is to be felt as slow
 
 MP3 = b"Content-Type: audio/mpeg\r\nicy-name: a test\r\n"
 OGG = b"Content-Type: audio/ogg\r\n"
@@ -181,3 +183,36 @@ def answer(reply: bytes) -> tuple[int, dict[str, str], bytes]:
     if "content-length" in fields:
         assert int(fields["content-length"]) == len(body), f"a body that is not whole: {reply!r}"
     return int(first.split(" ")[1]), fields, body
+
+
+def offset_of(live: Programme, body: bytes) -> int:
+    """Return where in the programme these bytes begin."""
+    at = live.audio.find(body[:64])
+    assert at >= 0, "bytes that were never pushed"
+    return at
+
+
+def body_of(sock: socket.socket) -> bytes:
+    """Read the reply's head; returns what came of the body with it."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = sock.recv(65_536)
+        assert part, f"ended within the head: {data!r}"
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert b" 200 OK" in head.split(b"\r\n")[0], head
+    return body
+
+
+def slow(address: Address, mount: str = "/live", *fields: str) -> socket.socket:
+    """Join with a small receive buffer and read nothing yet."""
+    sock = dial(address, receive_bytes=SMALL)
+    sock.sendall(get(mount, *fields))
+    return sock
+
+
+def checked(body: bytes) -> FrameChecker:
+    """Check all of a body."""
+    checker = FrameChecker()
+    checker.feed(body, 0)
+    return checker
