@@ -15,6 +15,7 @@ exclude_patterns = ["_build"]
 if importlib.util.find_spec("relay.cli") is None:  # nothing to describe yet
     exclude_patterns.append("cli.md")
 
+smartquotes = False  # `--http-port` in a command's help must stay what can be typed
 html_theme = "furo"
 html_title = "Relay"
 myst_heading_anchors = 3

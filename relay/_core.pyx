@@ -20,13 +20,14 @@ from relay._core.backbone_state cimport (
     PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
 )
 from relay._core.engine cimport (
-    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_close, engine_config, engine_find,
+    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config, engine_find,
     engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
 from relay._core.frames cimport (
-    FRAME_BYTES_MAX, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open,
-    scan_reason, scan_t,
+    FRAME_BYTES_MAX, FRAME_CHAIN, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, le32, scan_bit_rate_bps,
+    scan_next, scan_open, scan_reason, scan_t,
 )
+from relay._core.frames_ogg cimport OGG_SERIAL_OFFSET, OGG_SERIAL_STEP, ogg_mask_serial
 from relay._core.handover cimport (
     close as close_fd, entry_t, eventfd_write, handover_drain, handover_t, handover_take,
 )
@@ -289,17 +290,16 @@ cdef class Engine:
     def streams(self):
         """All streams of this node."""
         self.check()
-        cdef uint64_t slot
-        cdef stream_t* stream
-        found = []
-        pthread_mutex_lock(&self.engine.table_lock)
-        for slot in range(self.engine.table_size):
-            stream = self.engine.table[slot]
-            if stream != NULL:
-                add_u32(&stream.refs, 1)
-                found.append(Stream.wrap(self, stream))
-        pthread_mutex_unlock(&self.engine.table_lock)
-        return found
+        cdef stream_t** seen = <stream_t**>malloc((self.engine.streams_max + 1) * sizeof(void*))
+        cdef uint32_t count
+        cdef uint32_t i
+        if seen == NULL:
+            raise MemoryError(f"no memory for a list of {self.engine.streams_max} streams")
+        count = engine_all(&self.engine, seen)
+        try:
+            return [Stream.wrap(self, seen[i]) for i in range(count)]
+        finally:
+            free(seen)
 
     def remove_stream(self, Stream stream):
         """Takes a stream off the node; its listeners are ended."""
@@ -685,6 +685,8 @@ cdef class Source:
     cdef scan_t scan
     cdef uint8_t* carry            # bytes of a frame that is not whole yet; owned
     cdef size_t carry_bytes
+    cdef uint8_t* page             # an Ogg page that goes out with another serial; owned, or NULL
+    cdef uint32_t serial_mask      # what the serials of this chain are changed by; 0: nothing
     cdef uint64_t began_us         # when the first frame came, moved on while the source lags
     cdef uint64_t fed_media_us
 
@@ -697,6 +699,7 @@ cdef class Source:
 
     def __dealloc__(self):
         free(self.carry)
+        free(self.page)
 
     def feed(self, data):
         """Takes any bytes and returns how far the source is ahead of real time, in µs of media (below 0:
@@ -760,6 +763,7 @@ cdef class Source:
         cdef cut_t cut
         cdef size_t used = 0
         cdef int64_t step
+        cdef const uint8_t* frame
         while used < size:
             step = scan_next(&self.scan, bytes + used, size - used, &cut)
             if step < 0:
@@ -770,9 +774,39 @@ cdef class Source:
             self.stream.stream.counters.junk_bytes_total += cut.skipped_bytes
             if cut.frame_bytes > 0:
                 self.fed_media_us += cut.duration_us
-                stream_push(self.stream.stream, bytes + used - cut.frame_bytes, cut.frame_bytes,
-                            cut.duration_us, cut.flags)
+                frame = bytes + used - cut.frame_bytes
+                if self.scan.kind == SCAN_OGG:
+                    frame = self.ogg_page(frame, &cut)
+                stream_push(self.stream.stream, frame, cut.frame_bytes, cut.duration_us, cut.flags)
         return <int64_t>used
+
+    cdef const uint8_t* ogg_page(self, const uint8_t* page, const cut_t* cut) noexcept nogil:
+        # The page as listeners get it: as it is, unless its chain has the serial of the one before.
+        # RFC 3533 §4 wants another; FFmpeg takes the new header pages for audio without it. Some
+        # encoders (DarkIce) write the same serial after each return.
+        if cut.flags & FRAME_CHAIN:
+            self.serial_mask = self.chain_mask(le32(page + OGG_SERIAL_OFFSET))
+        if self.serial_mask == 0:
+            return page
+        memcpy(self.page, page, cut.frame_bytes)
+        ogg_mask_serial(self.page, cut.frame_bytes, self.serial_mask)
+        return self.page
+
+    cdef uint32_t chain_mask(self, uint32_t serial) noexcept nogil:
+        # A mask, and not a number, keeps the serials of several streams in one chain apart.
+        cdef stream_t* stream = self.stream.stream
+        cdef uint32_t told = serial
+        if stream.ogg_chains_total > 0 and (
+            serial == stream.ogg_serial_given or serial == stream.ogg_serial_told
+        ):
+            if self.page == NULL:
+                self.page = <uint8_t*>malloc(FRAME_BYTES_MAX)
+            if self.page != NULL:
+                told = stream.ogg_serial_told + OGG_SERIAL_STEP
+        stream.ogg_chains_total += 1
+        stream.ogg_serial_given = serial
+        stream.ogg_serial_told = told
+        return serial ^ told
 
     @property
     def bitrate_bps(self):
@@ -914,7 +948,7 @@ cdef struct link_view_t:
     bint tail_whole
 
 
-@cython.no_gc_clear
+@cython.no_gc_clear     # its engine must outlive its thread
 cdef class Backbone:
     """The thread between nodes; relay/backbone.py makes its sockets and keeps them."""
 
@@ -980,7 +1014,9 @@ cdef class Backbone:
         with nogil:
             pthread_join(self.bone.thread, NULL)
         engine_hub_close(self.bone.engine)
+        pthread_mutex_lock(&self.bone.turn_lock)    # another thread may be taking a snapshot
         backbone_free(&self.bone)
+        pthread_mutex_unlock(&self.bone.turn_lock)
 
     cdef void wake(self):
         eventfd_write(self.bone.engine.hub.kept_fd, 1)

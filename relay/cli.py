@@ -11,8 +11,9 @@ Rules of this room
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import quote
@@ -133,6 +134,16 @@ def _with_password(url: str, password: str | None) -> str:
     return f"{scheme}://{name}:{quote(password, safe='')}@{host}{slash}{path}"
 
 
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let what a supervisor sends be the same clean end as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         try:
@@ -192,9 +203,7 @@ def serve(config_path: str | None, **settings: Any) -> int:
                   --upstream tcp://127.0.0.1:9000
     """
     config = Config.load(config_path, _given(settings))
-    config, made_up = config.with_passwords(lambda: secrets.token_hex(8))
     _complain(*CATALOG.misspelt(os.environ))
-    _complain(*(f"{what} for this run: {password}" for what, password in made_up.items()))
     from relay.serve import serve as run
 
     return run(config)
@@ -237,7 +246,8 @@ def demo(**options: Any) -> int:
     """
     from relay.demo import demo as run
 
-    return run(**options)
+    with _sigterm_as_ctrl_c():
+        return run(**options)
 
 
 @main.command()
@@ -273,7 +283,8 @@ def push(url: str, password: str | None, **options: Any) -> int:
     """
     from relay.push import push as run
 
-    return run(url=_with_password(url, password), **options)
+    with _sigterm_as_ctrl_c():
+        return run(url=_with_password(url, password), **options)
 
 
 @main.command()

@@ -199,23 +199,39 @@ class Progress:
         self._every_s = 1.0 if self._tty else 10.0
         self._next = now() + self._every_s
         self._last = (0.0, 0)  # media time and bytes of the last line
+        self._untold: tuple[float, int, int, bool] | None = None
+        self._in_line = False  # the terminal's cursor stands behind a progress line
+
+    def begin(self, text: str) -> None:
+        """Say what is sent where, before anything is."""
+        if not self._quiet:
+            self.say(text)
 
     def tick(self, media_s: float, sent_bytes: int, reconnects: int, connected: bool) -> None:
         """Print the line when it is time."""
-        if self._quiet or self._now() < self._next:
-            return
-        self._next = self._now() + self._every_s
-        line = progress_line(self._last, media_s, sent_bytes, reconnects, connected)
-        self._last = (media_s, sent_bytes)
-        self._write(f"\r{line}\x1b[K" if self._tty else f"{line}\n")
+        self._untold = media_s, sent_bytes, reconnects, connected
+        if not self._quiet and self._now() >= self._next:
+            self._next = self._now() + self._every_s
+            self._show()
+
+    def _show(self) -> None:
+        if self._untold is not None:
+            line = progress_line(self._last, *self._untold)
+            self._last, self._untold = self._untold[:2], None
+            self._in_line = self._tty
+            self._write(f"\r{line}\x1b[K" if self._tty else f"{line}\n")
 
     def say(self, text: str) -> None:
         """A line of its own: something changed."""
+        self._in_line = False
         self._write(f"\r\x1b[Krelay push: {text}\n" if self._tty else f"relay push: {text}\n")
 
     def end(self) -> None:
-        """Leave the terminal on a fresh line."""
-        if self._tty and not self._quiet:
+        """The last line, and the terminal on a fresh one."""
+        if self._quiet:
+            return
+        self._show()
+        if self._in_line:
             self._write("\n")
 
     def _write(self, text: str) -> None:
@@ -373,6 +389,7 @@ def push(
         reader = Reader(input, input_format, loop)
         shape, encode = choose_shape(reader.codec, codec, bitrate)
         paced = pace and not reader.live
+        progress.begin(_intent(reader.shown, target, content_type or shape.content_type, encode))
 
         def dial() -> Connection:
             kind = content_type or shape.content_type
@@ -394,6 +411,11 @@ def push(
     finally:
         progress.end()
     return 0
+
+
+def _intent(shown: str, target: Target, content_type: str, encode: bool) -> str:
+    """`'talk.wav' goes to http://host:8000/live as audio/ogg, encoded`."""
+    return f"{shown!r} goes to {target} as {content_type}, {'encoded' if encode else 'as it is'}"
 
 
 def open_run(

@@ -28,6 +28,7 @@ from relay.errors import ConfigError
 from relay.node import FILES_RESERVED, Node, listeners_that_fit
 
 BACKLOG = 4096  # what the engine asks of listen()
+LISTENERS_FEW = 100  # a node with less room than this is warned about
 SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 log = logging.getLogger("relay.serve")
@@ -88,7 +89,7 @@ def raise_file_limit() -> int:
 
 
 def check_limits(config: Config, files_max: int, somaxconn: Path = SOMAXCONN) -> None:
-    """Refuse more listeners than files allow; warn of a short backlog.
+    """Refuse more listeners than files allow; warn where few fit, and of a short backlog.
 
     Raises:
         ConfigError: listeners_max + heads_max + 512 is more than the file limit.
@@ -100,6 +101,15 @@ def check_limits(config: Config, files_max: int, somaxconn: Path = SOMAXCONN) ->
             f"node.listeners_max = {wanted}: with heads_max {heads_max} and {FILES_RESERVED} in "
             f"reserve that is {wanted + heads_max + FILES_RESERVED} files, and this process may "
             f"open {files_max}; lower it to {fit}, or raise the limit (ulimit -n)"
+        )
+    if fit < LISTENERS_FEW:
+        log.warning(
+            "this process may open %d files: with heads_max %d and %d in reserve hardly a listener "
+            "fits; raise the limit (ulimit -n), or lower --heads-max",
+            files_max,
+            heads_max,
+            FILES_RESERVED,
+            extra={"event": "files_short", "files_max": files_max},
         )
     with contextlib.suppress(OSError, ValueError):
         backlog = int(somaxconn.read_text())

@@ -301,8 +301,8 @@ class Sources:
         removed: list[str] = []
         for stream in self._engine.streams():
             state = stream.snapshot()
-            if state["source_up"] or state["writer"] != "none":
-                continue
+            if state["source_up"] or state["writer"] != "none" or state["epoch"] is None:
+                continue  # the last: listed by an upstream and not carried now
             mount = stream.mount
             since = self._down_since.get(mount, now)
             if now - since <= self._config.for_stream(mount).linger_s:

@@ -195,6 +195,9 @@ class SourceConnection(asyncio.BufferedProtocol):
         """Begin with the bytes that the engine has read."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        if self.state == "closed":  # displaced, or the node went, before the loop came to it
+            transport.abort()
+            return
         self._take_head()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -370,9 +373,11 @@ class SourceConnection(asyncio.BufferedProtocol):
                 self._end_source(f"no audio for {source_timeout_s:g} s", self._last_reply)
 
     def abort(self) -> None:
-        """Close without another word."""
+        """Close without another word; also what is not connected to the loop yet."""
         if self._transport is not None:
             self._transport.abort()
+        else:
+            self.state = "closed"
 
     def shut(self) -> None:
         """The node is going: end the source, then the connection."""
@@ -384,6 +389,8 @@ class SourceConnection(asyncio.BufferedProtocol):
         """Close once what was written is sent."""
         if self._transport is not None:
             self._transport.close()
+        else:
+            self.state = "closed"
 
 
 class SourceDoor:

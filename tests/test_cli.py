@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,14 +75,15 @@ def test_serve_hands_over_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (config.backbone.insecure, config.backbone.prefetch) == (True, ("/a", "/b"))
 
 
-def test_serve_makes_up_the_passwords_that_nobody_gave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are printed once, and differ from run to run."""
+def test_serve_leaves_passwords_that_nobody_gave_to_the_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only what is made up behind the door is shown in its first words, ready to be copied."""
     serve = stand_in(monkeypatch, "serve", Called())
     result = run("serve", "--admin-password", "mine")
-    password = serve.args[0].http.source_password
-    assert result.stderr == f"relay: source password for this run: {password}\n"
-    run("serve", "--admin-password", "mine")
-    assert serve.args[0].http.source_password != password
+    assert result.output == ""
+    assert serve.args[0].http.source_password is None
+    assert serve.args[0].http.admin_password == "mine"
 
 
 def test_serve_tells_all_problems_and_exits_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +203,28 @@ def test_commands_fit_the_library(monkeypatch: pytest.MonkeyPatch, module: str) 
     monkeypatch.setattr(real, module, called)
     run(module, *(["in", "http://h/m"] if module == "push" else []))
     signature.bind(*called.args, **called.kwargs)
+
+
+@pytest.mark.parametrize("words", [["push", "in", "http://h/m"], ["demo"]])
+def test_sigterm_is_the_clean_end_of_push_and_demo(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """The library hears it as Ctrl-C; afterwards the signal is what it was before."""
+    ended: list[bool] = []
+
+    def body(**_options: object) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            ended.append(True)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(sys.modules, f"relay.{words[0]}", SimpleNamespace(**{words[0]: body}))
+    assert run(*words).exit_code == 0
+    assert ended == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(

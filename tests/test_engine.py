@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -40,6 +43,32 @@ def test_table_is_bounded():
         engine.add_stream(f"/{i}")
     with pytest.raises(MountError, match="3 streams"):
         engine.add_stream("/more")
+
+
+@pytest.mark.timeout(30)
+def test_listing_streams_holds_no_lock_while_python_runs():
+    """A collection in the midst of the list lets other threads run: they may look for streams."""
+    engine = Engine(streams_max=2000)
+    kept = [engine.add_stream(f"/{i}") for i in range(1500)]
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            engine.find("/5")
+
+    def let_others_run(phase: str, info: dict[str, int]) -> None:
+        time.sleep(0.001)
+
+    looker = threading.Thread(target=look, daemon=True)
+    looker.start()
+    gc.callbacks.append(let_others_run)
+    try:
+        for _ in range(20):
+            assert len(engine.streams()) == len(kept)
+    finally:
+        gc.callbacks.remove(let_others_run)
+        stop.set()
+    looker.join()
 
 
 @pytest.mark.parametrize("mount", ["", "/" * 256])

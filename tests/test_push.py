@@ -245,13 +245,41 @@ def test_progress_is_rewritten_on_a_terminal_and_rare_elsewhere(
     assert ("\r" in out.getvalue()) == out.isatty()
 
 
+def test_progress_ends_with_how_much_it_was() -> None:
+    """A push that is over in three seconds still tells what it did."""
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(out, now=clock)
+    progress.end()
+    assert out.getvalue() == ""
+    progress.begin("'a.mp3' goes to http://h:8000/live as audio/mpeg, as it is")
+    progress.tick(3.0, 48_000, 0, True)
+    progress.end()
+    first, last = out.getvalue().splitlines()
+    assert first == "relay push: 'a.mp3' goes to http://h:8000/live as audio/mpeg, as it is"
+    assert last == "00:00:03  0.05 MB  128 kbit/s  0 reconnects"
+
+
+def test_a_terminal_is_left_on_a_fresh_line_and_without_an_empty_one() -> None:
+    """Behind a progress line a line break, behind a told line none."""
+    out = Terminal()
+    progress = Progress(out, now=Clock())
+    progress.begin("a goes to b")
+    progress.end()
+    assert out.getvalue().count("\n") == 1
+    progress.tick(3.0, 48_000, 0, True)
+    progress.end()
+    assert out.getvalue().endswith("0 reconnects\x1b[K\n")
+
+
 def test_quiet_has_no_progress_but_tells_changes() -> None:
     """A lost connection is worth a line even then."""
     clock, out = Clock(), io.StringIO()
     progress = Progress(out, quiet=True, now=clock)
+    progress.begin("'a.mp3' goes somewhere")
     clock.now_s += 60
     progress.tick(60.0, 1, 0, True)
     progress.say("connected")
+    progress.end()
     assert out.getvalue() == "relay push: connected\n"
 
 
@@ -441,6 +469,18 @@ def test_the_password_may_come_from_the_environment(
     monkeypatch.setenv("RELAY_SOURCE_PASSWORD", "hush")
     push(str(mp3), f"http://127.0.0.1:{server.port}/live", pace=False, quiet=True)
     assert "Authorization: Basic c291cmNlOmh1c2g=\r\n" in server.heads[0]
+
+
+def test_what_goes_where_is_told_first_without_a_password(
+    server: IcecastServer, wav: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Input, address, content type, and that it is encoded; at the end, how much it was."""
+    push(str(wav), server.url(), pace=False)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"relay push: {str(wav)!r} goes to http://127.0.0.1:{server.port}/")
+    assert first.endswith("as audio/ogg, encoded")
+    assert "hush" not in first
+    assert last.startswith("00:00:0")
 
 
 def test_a_wrong_password_ends_with_one_line(server: IcecastServer, mp3: Path) -> None:

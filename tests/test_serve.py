@@ -86,6 +86,16 @@ def test_more_listeners_than_files_are_refused() -> None:
     check_limits(Config.load(overrides={"listeners_max": 17_440}, environ={}), 20_000)
 
 
+def test_few_files_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A node that hardly anyone can hear says so, with the sum and the next step."""
+    config = Config.load(environ={})
+    check_limits(config, 2048 + 512 + 100, tmp_path / "missing")
+    assert not caplog.records
+    check_limits(config, 256, tmp_path / "missing")
+    for words in ("may open 256 files", "heads_max 2048 and 512", "ulimit -n", "--heads-max"):
+        assert words in caplog.text
+
+
 def test_short_backlog_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """somaxconn below the backlog: a warning with the next step; unreadable: nothing."""
     short, enough = tmp_path / "short", tmp_path / "enough"

@@ -213,6 +213,13 @@ def test_stream_of_another_writer_is_left_alone(engine: Any, sources: Sources) -
     assert sources.tick(1000.0) == []
 
 
+def test_stream_that_an_upstream_lists_is_left_alone(engine: Any, sources: Sources) -> None:
+    """Nobody wants it now, so nobody writes it: it has had no epoch here, and it stays."""
+    engine.add_stream("/far").epoch = None
+    sources.tick(0.0)
+    assert sources.tick(1000.0) == []
+
+
 def test_source_that_finds_a_removed_stream_takes_a_new_one(engine: Any) -> None:
     """Found, removed by the sweeper, claimed: the source begins again with a fresh stream."""
     stale = engine.add_stream("/live")

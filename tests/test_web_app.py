@@ -149,24 +149,34 @@ async def test_metadata_is_taken_by_get_and_post(site: Site) -> None:
     assert reply.headers["www-authenticate"] == 'Basic realm="Icecast2 Server"'
 
 
+async def test_metadata_without_a_mount_means_the_only_stream_that_has_a_source(
+    site: Site,
+) -> None:
+    """A stream whose source has left, and lingers, does not make it ambiguous."""
+    site.desk.streams.append(stream("/gone", state="waiting"))
+    assert (await site.ask("/admin.cgi?mode=updinfo&pass=pw&song=T")).status == 200
+    assert site.desk.titles == [("/live", "T")]
+
+
 @pytest.mark.parametrize(
-    ("method", "target", "status"),
+    ("method", "target", "status", "words"),
     [
-        ("GET", "/nothing", 404),
-        ("GET", "/api/v1/none", 404),
-        ("GET", "/admin/none", 404),
-        ("GET", "/none.m3u", 404),
-        ("POST", "/api/v1/status", 405),
-        ("DELETE", "/", 405),
+        ("GET", "/nothing", 404, "GET / lists the streams"),
+        ("GET", "/api/v1/none", 404, "GET / lists the streams"),
+        ("GET", "/admin/none", 404, "GET / lists the streams"),
+        ("GET", "/none.m3u", 404, "GET / lists the streams"),
+        ("POST", "/api/v1/status", 405, "this page takes GET"),
+        ("DELETE", "/", 405, "this page takes GET"),
     ],
 )
-async def test_errors_are_json_of_one_line(
-    site: Site, method: str, target: str, status: int
+async def test_errors_are_json_of_one_line_with_a_next_step(
+    site: Site, method: str, target: str, status: int, words: str
 ) -> None:
     """Unknown paths and methods."""
     reply = await site.ask(target, method=method)
     assert reply.status == status
     assert set(reply.json()) == {"error"}
+    assert words in reply.json()["error"]
 
 
 async def test_options_are_answered_everywhere(site: Site) -> None:
@@ -191,6 +201,7 @@ async def test_bodies_are_bounded(site: Site) -> None:
     form = ("Content-Type: application/x-www-form-urlencoded", "Content-Length: 20000")
     reply = await site.ask("/admin/metadata", *form, method="POST", body="x" * 20000)
     assert reply.status == 413
+    assert "at most 16384 bytes" in reply.json()["error"]
 
 
 async def test_body_in_pieces_is_awaited(site: Site) -> None:

@@ -37,11 +37,13 @@ class Seen(HTMLParser):
 
 def test_page_lists_each_stream_with_a_player() -> None:
     """Whole without a script: mount, title, numbers, a player that loads nothing by itself."""
-    seen = Seen(index(FakeDesk(stream(), stream("/b", lag_ms=120, role="edge")).facts()))
+    page = index(FakeDesk(stream(), stream("/b", lag_ms=120, role="edge")).facts())
+    seen = Seen(page)
     assert [audio["src"] for audio in seen.all("audio")] == ["/live", "/b"]
     assert all(audio["preload"] == "none" and "controls" in audio for audio in seen.all("audio"))
     for text in ("studio", "First part", "3 listeners", "120 ms behind", "2 streams", "edge"):
         assert text in seen.text
+    assert page.count("ms behind</span>") == 1  # an origin is behind nobody
 
 
 def test_page_without_streams_says_so() -> None:

@@ -20,7 +20,8 @@ from relay._core.backbone_parent cimport (
     parent_beacon, parent_requests, parent_send, parent_subscriptions,
 )
 from relay._core.backbone_state cimport (
-    BACKBONE_READER, backbone_t, link_close_out, link_delete, link_note, link_of, link_t, link_touch,
+    BACKBONE_READER, TOMBS_MAX, backbone_t, link_close_out, link_delete, link_note, link_of, link_t,
+    link_touch, tombs_purge,
 )
 from relay._core.engine cimport clock_gettime, now_us, timespec
 from relay._core.hop cimport (
@@ -188,6 +189,8 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
     if bone.now_us >= bone.sweep_us:
         backbone_sweep(bone)
     backbone_touched(bone)
+    if bone.tombs > TOMBS_MAX // 2:     # here nobody walks the table
+        tombs_purge(bone)
     if bone.sub != NULL:
         ask_page(bone)
     if bone.now_us >= bone.beacon_us or bone.beacon_now:
@@ -258,7 +261,9 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
     cdef uint64_t messages
     cdef uint64_t bytes
     bone.load_from_us = bone.last_turn_us = now_us()
+    pthread_mutex_lock(&bone.turn_lock)
     backbone_streams(bone)
+    pthread_mutex_unlock(&bone.turn_lock)
     while not load_u32(&bone.stop):
         messages = bone.counters.sent_messages_total + bone.counters.received_messages_total
         bytes = bone.counters.sent_bytes_total + bone.counters.received_bytes_total

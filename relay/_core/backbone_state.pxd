@@ -415,3 +415,4 @@ cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
     if bone.pool != NULL:
         pool_drop(bone.pool)
     bone.table = NULL
+    bone.table_size = bone.links = 0    # a snapshot that comes too late finds nothing

@@ -124,11 +124,12 @@ cdef inline bint shard_watch(shard_t* shard, uint32_t index) noexcept nogil:
 
 cdef inline void shard_head_add(shard_t* shard, uint32_t index) noexcept nogil:
     # The youngest of the unfinished heads. Over a bound the oldest goes: of this address, or of all.
+    # Addresses whose buckets collide may leave the first bound without a victim: the second holds.
     cdef listener_t* listener = &shard.records[index]
     cdef uint16_t* bucket = shard_bucket(shard, listener)
     if bucket[0] >= shard.engine.heads_per_address_max:
         shard_evict(shard, shard_oldest_of(shard, listener))
-    elif shard.heads >= shard.engine.heads_max:
+    if shard.heads >= shard.engine.heads_max:
         shard_evict(shard, shard.oldest_head)
     bucket[0] += 1
     listener.older = shard.newest_head

@@ -174,6 +174,19 @@ cdef inline stream_t* engine_find(engine_t* engine, const char* mount, uint64_t 
         return NULL
     return stream
 
+cdef inline uint32_t engine_all(engine_t* engine, stream_t** out) noexcept nogil:
+    # All streams, each with a reference taken, into room for streams_max of them; how many.
+    cdef uint64_t slot
+    cdef uint32_t count = 0
+    pthread_mutex_lock(&engine.table_lock)
+    for slot in range(engine.table_size):
+        if engine.table[slot] != NULL:
+            out[count] = engine.table[slot]
+            add_u32(&out[count].refs, 1)
+            count += 1
+    pthread_mutex_unlock(&engine.table_lock)
+    return count
+
 cdef inline int engine_add(engine_t* engine, stream_t* stream) noexcept nogil:
     # Takes over the caller's reference when it answers 0.
     cdef uint64_t slot

@@ -10,6 +10,8 @@
 #   4. Missing page sequence numbers are tolerated; pages of a stream without BOS are discarded,
 #      since nobody could decode them.
 #   5. Granule positions are passed on as they are (RFC 7845 §4 lets a stream begin anywhere).
+#   6. Serials too, unless a chain has that of the one before (RFC 3533 §4 forbids it): then the
+#      origin writes another into a copy of each page (ogg_mask_serial). Scanning changes no byte.
 
 from relay._core.frames_state cimport (
     FRAME_CHAIN,
@@ -68,7 +70,9 @@ cdef enum:  # codecs of a track; those above OGG_OTHER are audio that can be the
 
 cdef enum:
     OGG_HEADER_BYTES = 27       # and the lacing values behind them
+    OGG_SERIAL_OFFSET = 14
     OGG_CRC_OFFSET = 22
+    OGG_SERIAL_STEP = 0x1E3779B9  # odd: added again and again, it meets all 2**32
     OGG_CONTINUED = 1           # flags of a page (RFC 3533 §6)
     OGG_BOS = 2
     OGG_HEADERS_UNKNOWN = -1
@@ -132,6 +136,12 @@ cdef inline int ogg_page(const uint8_t* bytes, size_t size, ogg_page_t* page) no
     return 1 if size >= page.page_bytes else 0
 
 
+cdef inline void put_le32(uint8_t* bytes, uint32_t value) noexcept nogil:
+    cdef int i
+    for i in range(4):
+        bytes[i] = <uint8_t>(value >> (8 * i))
+
+
 cdef inline int ogg_is_sound(const uint8_t* bytes, size_t page_bytes) noexcept nogil:
     """Whether the checksum is right; it is computed with its own four bytes as zero."""
     cdef uint8_t zero[4]
@@ -140,6 +150,18 @@ cdef inline int ogg_is_sound(const uint8_t* bytes, size_t page_bytes) noexcept n
     crc = ogg_crc(ogg_crc(0, bytes, OGG_CRC_OFFSET), zero, 4)
     crc = ogg_crc(crc, bytes + OGG_CRC_OFFSET + 4, page_bytes - OGG_CRC_OFFSET - 4)
     return crc == le32(bytes + OGG_CRC_OFFSET)
+
+
+cdef inline void ogg_mask_serial(
+    uint8_t* bytes, size_t page_bytes, uint32_t mask
+) noexcept nogil:
+    """A sound page, the caller's own copy of it, gets another serial and the checksum for it."""
+    cdef uint32_t serial = le32(bytes + OGG_SERIAL_OFFSET) ^ mask
+    cdef uint32_t crc
+    put_le32(bytes + OGG_SERIAL_OFFSET, serial)
+    memset(bytes + OGG_CRC_OFFSET, 0, 4)
+    crc = ogg_crc(0, bytes, page_bytes)
+    put_le32(bytes + OGG_CRC_OFFSET, crc)
 
 
 cdef inline size_t ogg_next(const uint8_t* bytes, size_t size) noexcept nogil:

@@ -19,7 +19,9 @@ from relay._core.ring cimport (
     ring_readable_end, ring_sequence_at, ring_start_after, ring_t, ring_tail_position, ring_title,
     ring_was_overtaken, title_t,
 )
-from relay._core.stream cimport info_t, stream_ring_drop, stream_ring_take, stream_t
+from relay._core.stream cimport (
+    RINGS_MAX, info_t, stream_ring_drop, stream_ring_take, stream_t,
+)
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -342,6 +344,10 @@ cdef inline int listener_judge(listener_t* listener, uint64_t now_us) noexcept n
     # A listener whose socket is full: too far behind, or without any progress?
     if now_us > listener.progress_us + listener.stream.config.stall_us:
         return -END_STALLED
+    if listener.ring != NULL and load_u32(&listener.ring.superseded) and (
+        load_u32(&listener.stream.rings) > RINGS_MAX // 2
+    ):
+        return -END_STALLED     # what it still hears would keep a returning source out
     if listener.ring == NULL or listener.skipping:
         return FLOW_BLOCKED
     if now_us < load_u64(&listener.stream.lag_free_until_us):

@@ -106,6 +106,9 @@ cdef struct stream_t:
     uint64_t fit_from_media_us
     uint64_t fit_sequence
     uint32_t fit_known        # 1: the ring has been fitted to the bit rate of this epoch
+    uint64_t ogg_chains_total # begun here, in all epochs (owner of these three: the writer)
+    uint32_t ogg_serial_given # of the newest chain's first page, as the encoder wrote it
+    uint32_t ogg_serial_told  # the same, as listeners got it
     uint32_t dirty
     stream_t* dirty_next
     void* link                # the backbone's own record of this stream; owner: backbone

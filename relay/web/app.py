@@ -61,7 +61,18 @@ async def one_line_errors(request: web.Request, handler: Handler) -> web.StreamR
         return await handler(request)
     except web.HTTPException as error:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return error_reply(error.status, error.reason.lower(), **headers)
+        return error_reply(error.status, _in_words(error), **headers)
+
+
+def _in_words(error: web.HTTPException) -> str:
+    """What was wrong, and what would be right."""
+    if error.status == 404:
+        return "no such page or stream here; GET / lists the streams"
+    if error.status == 405:
+        return f"this page takes {error.headers['Allow']}"
+    if error.status == 413:
+        return f"the body is too long; at most {BODY_BYTES_MAX} bytes"
+    return error.reason.lower()
 
 
 async def finish(request: web.Request, response: web.StreamResponse) -> None:
@@ -143,9 +154,10 @@ class Pages:
         raw: list[str | bytes] = [request.raw_path.partition("?")[2]]
         if request.method == "POST":
             raw.append(await request.read())
-        local = [s.mount for s in self._desk.facts().streams if s.role == "origin"]
+        streams = self._desk.facts().streams
+        with_source = [s.mount for s in streams if s.role == "origin" and s.state == "live"]
         answer = titles.update(
-            self._desk, titles.parse_fields(*raw), request.headers.get("Authorization"), local
+            self._desk, titles.parse_fields(*raw), request.headers.get("Authorization"), with_source
         )
         headers = {"WWW-Authenticate": f'Basic realm="{REALM}"'} if answer.status == 401 else {}
         return web.Response(

@@ -64,7 +64,8 @@ def index(facts: Facts) -> str:
 
 def _row(stream: StreamFacts) -> str:
     mount, path = escape(stream.mount), escape(path_of(stream.mount))
-    lag = "" if stream.lag_ms is None else f"{stream.lag_ms} ms behind"
+    behind = stream.role == "edge" and stream.lag_ms is not None
+    lag = f"{stream.lag_ms} ms behind" if behind else ""
     return (
         f'<li data-mount="{mount}" class="{stream.state}">'
         f'<div class="what"><a class="mount" href="{path}">{mount}</a>'

@@ -1,7 +1,7 @@
 """Real ffmpeg in, three nodes in a row, real ffmpeg and curl out: every byte, every second.
 
 Rules of this room
-  1. One run of SIGNAL_S serves all tests: three codings at the same time, on three mounts.
+  1. One run of SIGNAL_S serves all tests: all codings at the same time, each on its mount.
   2. The reference is what ffmpeg wrote to the origin, kept by a tap on the way; ffmpeg's command
      line is an ordinary one, without a flag that would make its bytes repeatable.
   3. Listeners come in the middle of the stream, and stay to its end.
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from tools.audio import (
     CODINGS,
+    MORE_CODINGS,
     Coding,
     check_signal,
     decode,
@@ -28,6 +29,7 @@ from tools.audio import (
 from tools.nodes import Nodes, wait_until
 from tools.programs import Program, Programs, Tap, Tapped
 
+ALL = CODINGS | MORE_CODINGS
 HEARD_S_MIN = 50
 JOIN_AT_S = 5.0  # into the stream: later than the burst of 3 s reaches back
 
@@ -56,13 +58,13 @@ def run(
         with Tap(origin.address) as tap:
             pushing = {
                 name: programs.start(*encoder(ffmpeg, signal_wav, coding, tap.address))
-                for name, coding in CODINGS.items()
+                for name, coding in ALL.items()
             }
-            sent = {name: tap.wait_for(coding.mount) for name, coding in CODINGS.items()}
+            sent = {name: tap.wait_for(coding.mount) for name, coding in ALL.items()}
             join_s = max(tapped.sent_s(0) for tapped in sent.values()) + JOIN_AT_S
             wait_until(lambda: time.monotonic() > join_s, JOIN_AT_S + 1, what="mid-stream")
             heard = {}
-            for name, coding in CODINGS.items():
+            for name, coding in ALL.items():
                 url = third.url(coding.mount)
                 listen = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-i", url]
                 heard[name] = Heard(
@@ -91,7 +93,7 @@ def headers_and_audio(coding: Coding, data: bytes) -> tuple[bytes, bytes]:
     return split_headers(data) if coding.is_ogg else (b"", data)
 
 
-@pytest.mark.parametrize("name", CODINGS)
+@pytest.mark.parametrize("name", ALL)
 def test_curl_on_the_third_node_gets_the_encoders_bytes(run: dict[str, Heard], name: str) -> None:
     """What curl got is one run of what ffmpeg wrote, to its last byte; Ogg's headers lead it."""
     heard = run[name]
@@ -104,7 +106,7 @@ def test_curl_on_the_third_node_gets_the_encoders_bytes(run: dict[str, Heard], n
     assert at + len(audio) == len(heard.sent.body)
 
 
-@pytest.mark.parametrize("name", CODINGS)
+@pytest.mark.parametrize("name", ALL)
 def test_audio_on_the_third_node_decodes_and_is_the_signal(
     run: dict[str, Heard], ffmpeg: str, name: str
 ) -> None:
@@ -116,7 +118,7 @@ def test_audio_on_the_third_node_decodes_and_is_the_signal(
     print(f"{name}: {decoded.media_s:.2f} s, seconds {seconds[0]} … {seconds[-1]}")
 
 
-@pytest.mark.parametrize("name", CODINGS)
+@pytest.mark.parametrize("name", ALL)
 def test_ffmpeg_hears_the_third_node_live_without_an_error_line(
     run: dict[str, Heard], name: str
 ) -> None:

@@ -414,6 +414,48 @@ def test_a_stream_that_the_upstream_no_longer_has_leaves_the_edge(
 # --- demand --------------------------------------------------------------------------------------
 
 
+def test_mounts_that_came_and_went_leave_room_for_new_ones(nodes: Callable[..., Node]) -> None:
+    """More removed streams than the directory remembers: the next one is listed all the same."""
+    origin = nodes(streams_max=8)
+    edge = nodes(origin.address)
+    for number in range(1100):
+        stream = origin.engine.add_stream(f"/{number}")
+        stream.set_info(INFO)
+        until(lambda n=number: origin.link(f"/{n}").get("mount") or number < 1000)
+        time.sleep(0.003)
+        origin.engine.remove_stream(stream)
+        time.sleep(0.003)
+    Programme(origin, "/last").push(1)
+    until(lambda: edge.engine.find("/last"))
+    assert edge.counted("refused_total") == 0
+
+
+def test_snapshots_from_another_thread_survive_opening_and_closing() -> None:
+    """A snapshot waits for a whole turn, and finds nothing once the thread has ended."""
+    engine = _core.Engine(streams_max=4096)
+    for number in range(3000):
+        engine.add_stream(f"/{number}")
+    opened: list[Backbone] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            for backbone in opened[-1:]:
+                with contextlib.suppress(RelayError):
+                    backbone.snapshot()
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    for _ in range(30):
+        opened.append(open_backbone(engine, bind="tcp://127.0.0.1:0"))
+        time.sleep(0.02)
+        opened[-1].close()
+    stop.set()
+    for looker in lookers:
+        looker.join()
+
+
 def test_nothing_is_sent_that_nobody_wants(nodes: Callable[..., Node]) -> None:
     """Demand travels up the tree, and ends after the linger."""
     first = nodes()

@@ -238,6 +238,29 @@ def test_heads_of_one_address_do_not_evict_those_of_another() -> None:
                 sock.close()
 
 
+def bucket_of(host: str) -> int:
+    """Return the bucket in which the door counts the heads of this address (door.pxd)."""
+    number = 2166136261
+    for byte in bytes(10) + b"\xff\xff" + socket.inet_aton(host):
+        number = (number ^ byte) * 16777619 & 0xFFFFFFFF
+    return (number ^ number >> 16) % 4096
+
+
+def test_addresses_that_share_a_bucket_do_not_pass_the_bound_of_all_heads() -> None:
+    """Whoever may choose addresses finds such ones: still no more than heads_max are held."""
+    hosts = [f"127.0.{i // 250}.{i % 250 + 2}" for i in range(250 * 250)]
+    alike = [host for host in hosts if bucket_of(host) == bucket_of("127.0.0.2")][:12]
+    with running(heads_per_address_max=2, heads_max=4) as (engine, address):
+        socks = [socket.create_connection(address, 5.0, (host, 0)) for host in alike]
+        try:
+            wait_until(lambda: engine.snapshot()["accepts_total"] == len(alike))
+            wait_until(lambda: engine.snapshot()["heads_evicted_total"] == len(alike) - 4)
+            assert engine.snapshot()["heads"] == 4
+        finally:
+            for sock in socks:
+                sock.close()
+
+
 def test_a_full_node_says_so() -> None:
     """Beyond listeners_max: a whole 503 with Retry-After; a place that is freed is given again."""
     with running(listeners_max=3) as (engine, address):

@@ -111,6 +111,12 @@ CODINGS = {
     "opus": Coding("/talk.opus", "audio/ogg", ("-c:a", "libopus", "-b:a", "96k"), "ogg"),
 }
 
+# Ogg's other codecs: heard like the three above, without a browser.
+MORE_CODINGS = {
+    "vorbis": Coding("/talk.vorbis", "application/ogg", ("-c:a", "libvorbis", "-q:a", "4"), "ogg"),
+    "flac": Coding("/talk.flac", "audio/ogg", ("-c:a", "flac"), "ogg"),
+}
+
 
 def encoder(
     ffmpeg: str,
@@ -216,7 +222,7 @@ def pages(data: bytes) -> list[Page]:
 
 
 def split_headers(data: bytes) -> tuple[bytes, bytes]:
-    """Cut Ogg Opus into its header pages (granule 0, RFC 7845 §4) and what follows them."""
+    """Cut Ogg into its header pages (granule 0, as in RFC 7845 §4) and what follows them."""
     headers = b""
     for page in pages(data):
         if page.granule != 0:
