@@ -161,8 +161,7 @@ cdef inline void backbone_redial(backbone_t* bone) noexcept nogil:
         bone.redial_us = 0
         if bone.unheard_us != 0 and bone.now_us - bone.unheard_us > 2 * HOP_ANSWER_US:
             bone.counters.redials_total += 1
-            dealer_connect(bone, bone.peer_address)
-            links_restart(bone)
+            dealer_connect(bone, bone.peer_address)     # holes go on ageing: it may never answer
         return
     bone.unheard_us = 0
     if bone.peer.state != PEER_LOST and bone.peer.state != PEER_CONNECTING:
