@@ -125,6 +125,10 @@ class Gate:
         last = self._told.get((mount, status))
         if last is not None and now - last < QUIET_S:
             return False
+        if len(self._told) >= TOLD_MAX:  # mounts are invented freely: these many lines, then none
+            self._told = {k: at for k, at in self._told.items() if now - at < QUIET_S}
+            if len(self._told) >= TOLD_MAX:
+                return False
         self._told[mount, status] = now
         return True
 
