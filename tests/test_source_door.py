@@ -20,6 +20,7 @@ from relay.source_door import (
     DRAIN_S,
     QUIET_S,
     REQUESTS_MAX,
+    TOLD_MAX,
     WAITING_MAX,
     Gate,
     SourceConnection,
@@ -489,7 +490,6 @@ def test_waiting_connections_are_bounded() -> None:
         assert node.door.snapshot()["source_displaced_total"] == 1
 
 
-def test_sockets_are_tuned() -> None:
 def test_refusals_of_invented_mounts_do_not_fill_the_log() -> None:
     """TOLD_MAX lines in QUIET_S, however many mounts are tried; later there are new ones."""
     gate = Bench().gate
@@ -522,6 +522,7 @@ def test_flood_of_sources_leaves_no_more_than_the_bound() -> None:
         ours.close()
 
 
+def test_sockets_are_tuned() -> None:
     """Keepalive, no delay, non-blocking: a dead encoder is noticed."""
     with tune(socket.socket()) as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
