@@ -426,11 +426,11 @@ class Node:
         if self._is_closing or self._sources is None:
             return
         loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(TICK_S, self._tick)  # first: what fails now is tried again
         self._sources.tick(time.monotonic())
         self._tell_upstream()
         if self._page_door is not None:
             self._page_door.tick(loop.time())
-        self._timer = loop.call_later(TICK_S, self._tick)
 
     def _tell_upstream(self) -> None:
         """One log line for each change of the upstream's state."""

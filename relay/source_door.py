@@ -5,8 +5,9 @@ Rules of this room
   2. Everything is decided before the 100 goes out; after it most encoders stop reading.
   3. A source that runs ahead is held back by not reading; one without new audio for
      source_timeout_s is ended, however many bytes it sends.
-  4. Bounds: WAITING_MAX connections that are not sources (the oldest goes first), reads of
-     READ_BYTES, REQUESTS_MAX requests on a connection, DRAIN_S for one that was refused.
+  4. Bounds: WAITING_MAX connections that are not sources (the oldest goes first), TAKE_MAX taken
+     in one turn, so that a flood of them leaves the loop to sources, reads of READ_BYTES,
+     REQUESTS_MAX requests on a connection, DRAIN_S for one that was refused.
   5. One log line for each change of state, with the mount; never one for each read.
 
         head ──refused, kept──► head
@@ -54,6 +55,7 @@ log = logging.getLogger("relay.source")
 
 READ_BYTES = 8192  # 2 s of 32 kbit/s: what one read may put the source ahead
 WAITING_MAX = 256
+TAKE_MAX = 32
 REQUESTS_MAX = 8
 DRAIN_S = 2.0
 TICK_S = 0.25
@@ -120,11 +122,13 @@ class Gate:
 
     def is_news(self, mount: str, status: int, now: float) -> bool:
         """Whether this refusal is worth a log line: the first of its kind in QUIET_S."""
-        if len(self._told) >= TOLD_MAX:
-            self._told.clear()
         last = self._told.get((mount, status))
         if last is not None and now - last < QUIET_S:
             return False
+        if len(self._told) >= TOLD_MAX:  # mounts are invented freely: these many lines, then none
+            self._told = {k: at for k, at in self._told.items() if now - at < QUIET_S}
+            if len(self._told) >= TOLD_MAX:
+                return False
         self._told[mount, status] = now
         return True
 
@@ -455,9 +459,10 @@ class SourceDoor:
         return {"source_connections": len(self._connections), **counters}
 
     def _take(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._engine.source_fd)
-        while (handed := self._engine.take_source()) is not None:
+        for _ in range(TAKE_MAX):  # then those who send audio; the eventfd tells of the rest
+            handed = self._engine.take_source()
+            if handed is None:
+                return  # the engine has reset the eventfd
             self._adopt(*handed)
 
     def _adopt(self, fd: int, head: bytes, peer: tuple[Any, ...]) -> None:

@@ -7,6 +7,7 @@ Rules of this room
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -207,7 +208,10 @@ class FakeEngine:
         os.eventfd_write(getattr(self, f"{queue}_fd"), 1)
 
     def take_source(self) -> tuple[int, bytes, tuple[str, int]] | None:
-        """The next source."""
+        """The next source; without one the eventfd is reset."""
+        if not self.source_queue:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.source_fd)
         return self.source_queue.pop(0) if self.source_queue else None
 
     def take_page(self) -> tuple[int, bytes, tuple[str, int]] | None:

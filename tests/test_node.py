@@ -170,6 +170,20 @@ async def test_several_nodes_live_in_one_process(engines: list[Any]) -> None:
             assert other.facts().streams == []
 
 
+async def test_housekeeping_goes_on_after_an_error(
+    engines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One failure must not keep streams without a source, and slow pages, for ever."""
+    async with Node(http="127.0.0.1:0") as node:
+        before = node._timer
+        assert before is not None
+        monkeypatch.setattr(node._sources, "tick", lambda now: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            node._tick()
+        assert node._timer is not before
+        before.cancel()
+
+
 async def test_facts_are_gathered_seldom(
     engines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,9 @@ from relay.config import Config
 from relay.source import Sources
 from relay.source_door import (
     DRAIN_S,
+    QUIET_S,
     REQUESTS_MAX,
+    TOLD_MAX,
     WAITING_MAX,
     Gate,
     SourceConnection,
@@ -486,6 +488,38 @@ def test_waiting_connections_are_bounded() -> None:
         encoder.shutdown(socket.SHUT_WR)
         assert encoder.recv(100) == b""
         assert node.door.snapshot()["source_displaced_total"] == 1
+
+
+def test_refusals_of_invented_mounts_do_not_fill_the_log() -> None:
+    """TOLD_MAX lines in QUIET_S, however many mounts are tried; later there are new ones."""
+    gate = Bench().gate
+    assert sum(gate.is_news(f"/{i}", 401, 100.0) for i in range(3 * TOLD_MAX)) == TOLD_MAX
+    assert not gate.is_news("/0", 401, 100.0 + QUIET_S - 1)
+    assert gate.is_news("/0", 401, 100.0 + QUIET_S)
+
+
+def test_connection_displaced_before_it_is_connected_is_closed() -> None:
+    """Nobody looks after it any more: it must not stay open as long as its peer likes."""
+    bench = Bench()
+    connection, _ = bench.connect()
+    late = FakeTransport()
+    connection._transport = None
+    connection.abort()
+    connection.connection_made(late)
+    assert late.closed
+    assert connection.state == "closed"
+
+
+def test_flood_of_sources_leaves_no_more_than_the_bound() -> None:
+    """All that wait are taken; those beyond the bound are closed, whatever their peers do."""
+    node = OpenDoor()
+    waiting = [node.hand_over("PUT /x HT") for _ in range(3 * WAITING_MAX)]
+    with node:
+        for displaced in waiting[: 2 * WAITING_MAX]:
+            assert displaced.recv(100) == b""
+        assert node.door.snapshot()["source_connections"] == WAITING_MAX
+    for ours in waiting:
+        ours.close()
 
 
 def test_sockets_are_tuned() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
+import pytest
 from aiohttp import web
 from fake_engine import FakeEngine
 
@@ -40,6 +41,24 @@ async def test_bytes_that_were_read_come_first() -> None:
     assert told.calls == ["made", b"first ", b"second"]
     transport.close()
     ours.close()
+
+
+async def test_who_sends_no_http_writes_no_line_into_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each such request used to leave a traceback: strangers could fill the disk."""
+    engine: Any = FakeEngine()
+    door = PageDoor(engine, web.Application())
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    engine.hand_over("page", theirs.detach(), b"GET / HTTP/1.1\r\n\r\n")  # no Host
+    await door.start()
+    answer = await asyncio.get_running_loop().sock_recv(ours, 100)
+    assert answer.startswith(b"HTTP/1.0 400 ")
+    assert not caplog.records
+    ours.close()
+    await door.close()
+    engine.close()
 
 
 async def test_a_flood_of_pages_is_taken_in_bites() -> None:

@@ -259,6 +259,30 @@ cdef inline int ended(reader_t* reader) noexcept nogil:
 
 # --- text ----------------------------------------------------------------------------------------
 
+cdef inline bint is_utf8(const uint8_t* bytes, uint32_t size) noexcept nogil:
+    # RFC 3629 §4: no form longer than needed, no surrogates, nothing beyond U+10FFFF.
+    cdef uint32_t i = 0
+    cdef uint32_t more
+    cdef uint8_t first
+    while i < size:
+        first = bytes[i]
+        i += 1
+        if first < 0x80:
+            continue
+        more = 1 if first < 0xE0 else (2 if first < 0xF0 else 3)
+        if first < 0xC2 or first > 0xF4 or size - i < more:
+            return False
+        if (first == 0xE0 and bytes[i] < 0xA0) or (first == 0xED and bytes[i] > 0x9F):
+            return False
+        if (first == 0xF0 and bytes[i] < 0x90) or (first == 0xF4 and bytes[i] > 0x8F):
+            return False
+        while more > 0:
+            if bytes[i] & 0xC0 != 0x80:
+                return False
+            i += 1
+            more -= 1
+    return True
+
 cdef inline bint is_mount(const uint8_t* bytes, uint32_t size) noexcept nogil:
     cdef uint32_t i
     if size == 0 or size > MOUNT_BYTES_MAX or bytes[0] != 47:   # '/'
@@ -266,7 +290,7 @@ cdef inline bint is_mount(const uint8_t* bytes, uint32_t size) noexcept nogil:
     for i in range(size):
         if bytes[i] <= 32 or bytes[i] == 127:
             return False
-    return True
+    return is_utf8(bytes, size)     # Python reads it as text
 
 cdef inline bint is_address(const uint8_t* bytes, uint32_t size) noexcept nogil:
     # host:port, the host being a name, an IPv4 or a bracketed IPv6 address (zone ids included).

@@ -11,14 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 if TYPE_CHECKING:
     from relay._core import Engine
+
+log = logging.getLogger("relay.web")
+
+
+def is_ours(record: logging.LogRecord) -> bool:
+    """Whether an error is this node's: strangers who send no HTTP write no line into the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+log.addFilter(is_ours)
 
 PAGES_MAX = 256
 PAGE_S = 15.0
@@ -50,7 +62,7 @@ class PageDoor:
     def __init__(self, engine: Engine, app: web.Application) -> None:
         self._engine = engine
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=0.2
+            app, access_log=None, handle_signals=False, shutdown_timeout=0.2, logger=log
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pages: dict[asyncio.BaseTransport, float] = {}  # since when, oldest first

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -605,6 +606,42 @@ def test_a_hostile_upstream_is_counted_and_changes_nothing(nodes: Callable[..., 
     assert refused["version"] > 0
     above.close(0)
     context.term()
+
+
+@pytest.mark.parametrize(
+    ("mount", "taken"),
+    [
+        ("/ä/€/😀".encode(), True),
+        (b"/\xff", False),
+        (b"/\xc0\xaf", False),
+        (b"/\xe0\x9f\xbf", False),
+        (b"/\xed\xa0\x80", False),
+        (b"/\xf4\x90\x80\x80", False),
+        (b"/\xe2\x82", False),
+    ],
+)
+def test_a_mount_that_is_no_text_is_refused(
+    nodes: Callable[..., Node], mount: bytes, taken: bool
+) -> None:
+    """An upstream lists it: all that reads mounts as text would fail at it, on every page."""
+    context = zmq.Context()
+    above, answers = context.socket(zmq.XPUB), context.socket(zmq.ROUTER)
+    port = above.bind_to_random_port("tcp://127.0.0.1")
+    router_port = answers.bind_to_random_port("tcp://127.0.0.1")
+    edge = nodes(f"tcp://127.0.0.1:{port}", bind=None)
+    assert above.recv() == b"\x01B" + bytes(8)
+    above.send(
+        struct.pack("<BQBB16sQQHHBBH", 66, 0, 1, 0, b"i" * 16, 5, 1, 0, router_port, 0, 0, 0)
+    )
+    who, asked = answers.recv_multipart()
+    entry = struct.pack("<QBBQQBH", 5, 1, 0, 1, 7, len(mount), 0) + mount
+    answers.send_multipart(
+        [who, struct.pack("<BQB", 112, 0, 1) + asked[10:14] + b"i" * 16
+         + struct.pack("<QBH", 5, 3, 1) + entry]
+    )
+    until(lambda: edge.engine.streams() if taken else edge.counted("refused")["text"])
+    assert [stream.mount.encode() for stream in edge.engine.streams()] == [mount] * taken
+    context.destroy(0)
 
 
 def test_a_child_that_asks_for_what_does_not_exist_is_told_so(nodes: Callable[..., Node]) -> None:
