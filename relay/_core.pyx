@@ -1,7 +1,8 @@
 # _core.pyx: the data plane's face: what Python may call.
 #
 # Rules of this room
-#   1. Converts: Python objects to pointers and lengths, status integers to exceptions. Decides nothing.
+#   1. Converts: Python objects to pointers and lengths, status integers to exceptions. Decides
+#      nothing.
 #   2. Every call checks that its object is open and that the process has not forked.
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
@@ -20,7 +21,8 @@ from relay._core.backbone_state cimport (
     PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
 )
 from relay._core.engine cimport (
-    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config, engine_find,
+    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config,
+    engine_find,
     engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
 from relay._core.frames cimport (
@@ -37,9 +39,11 @@ from relay._core.retire cimport (
 )
 from relay._core.hop cimport PEER_VERSION, peer_t
 from relay._core.ring cimport (
-    FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t, ring_at,
+    FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
+    ring_at,
     ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
-    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, header_t,
+    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken,
+    header_t,
     title_t,
 )
 from relay._core.connection cimport (
@@ -224,8 +228,8 @@ cdef class Engine:
             eventfd_write(self.shards[i].wake_fd, 1)
 
     def close(self):
-        """Ends the threads and the connections; blocks for one turn. The memory of a stream goes with
-        its last handle."""
+        """Ends the threads and the connections; blocks for one turn. The memory of a stream goes
+        with its last handle."""
         cdef int i
         cdef pthread_t thread
         if not self.is_open:
@@ -400,8 +404,12 @@ cdef tuple take_entry(handover_t* queue):
     return entry.fd, data, (str(address.ipv4_mapped or address), entry.port)
 
 
-_END_REASONS = ("none", "closed", "reset", "stalled", "torn", "stream", "garbage", "shutdown", "memory")
-_REFUSALS = ("not_found", "full", "upstream", "malformed", "too_large", "method", "busy", "descriptors")
+_END_REASONS = (
+    "none", "closed", "reset", "stalled", "torn", "stream", "garbage", "shutdown", "memory",
+)
+_REFUSALS = (
+    "not_found", "full", "upstream", "malformed", "too_large", "method", "busy", "descriptors",
+)
 
 
 cdef dict shard_dict(shard_counters_t* counters):
@@ -495,7 +503,7 @@ cdef class Stream:
 
     def begin(self, *, epoch=None, uint64_t origin=0, uint64_t sequence=0, uint64_t position=0,
               uint64_t media_us=0):
-        """Begins an epoch and returns it (ms): the wall clock, or one more than the highest seen."""
+        """Begins an epoch and returns it (ms): the wall clock, or the highest seen + 1."""
         self.engine.check()
         cdef uint64_t wanted = wall_ms() if epoch is None else epoch
         cdef uint64_t highest = load_u64(&self.stream.epoch_highest)
@@ -573,7 +581,7 @@ cdef class Stream:
         return data
 
     def read(self, uint64_t sequence):
-        """One frame as (bytes, position, media_us, duration_us, flags), copied and verified, or None."""
+        """One frame as (bytes, position, media_us, duration_us, flags), verified, or None."""
         cdef ring_t* ring = self.ring()
         cdef frame_t frame
         cdef bytes data
@@ -656,7 +664,8 @@ cdef dict ring_snapshot(ring_t* ring):
     turn_end(ring.retire, RETIRE_PYTHON)
     return {
         "epoch": ring.epoch, "tail_sequence": tail, "head_sequence": load_u64(&ring.head_sequence),
-        "head_position": load_u64(&ring.head_position), "base_sequence": load_u64(&ring.base_sequence),
+        "head_position": load_u64(&ring.head_position),
+        "base_sequence": load_u64(&ring.base_sequence),
         "head_media_us": load_u64(&ring.head_media_us), "held_ms": held_us // 1000,
         "ring_bytes": ring.size_bytes, "ring_frames": ring.frames_count,
         "reserved_sequence": load_u64(&ring.reserved_sequence),
@@ -702,8 +711,8 @@ cdef class Source:
         free(self.page)
 
     def feed(self, data):
-        """Takes any bytes and returns how far the source is ahead of real time, in µs of media (below 0:
-        behind). SourceError when it does not send what its format promises."""
+        """Takes any bytes and returns how far the source is ahead of real time, in µs of media
+        (below 0: behind). SourceError when it does not send what its format promises."""
         cdef Buffer run = Buffer(data)
         cdef int64_t step
         cdef uint64_t now
@@ -724,14 +733,15 @@ cdef class Source:
         if self.began_us == 0:     # the first frame: real time begins here
             self.began_us = now
         ahead = <int64_t>self.fed_media_us - <int64_t>(now - self.began_us)
-        if ahead < -2000000:       # what it did not send for long, it may not send all at once later
+        # what it did not send for long, it may not send all at once later
+        if ahead < -2000000:
             self.began_us = now - self.fed_media_us - 2000000
             return -2000000
         return ahead
 
     cdef int64_t take(self, const uint8_t* bytes, size_t size) noexcept nogil:
-        # Whole frames go straight from the caller's bytes into the ring; only a frame that two feeds
-        # share passes through the carry buffer.
+        # Whole frames go straight from the caller's bytes into the ring; only a frame that two
+        # feeds share passes through the carry buffer.
         cdef size_t piece
         cdef int64_t used = 0
         while self.carry_bytes > 0 and size > 0:
@@ -883,7 +893,9 @@ cdef class RingView:
             ring_unpin(self.ring)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, <void*>ring_at(self.ring, self.position), self.size, 1, flags)
+        PyBuffer_FillInfo(
+            buffer, self, <void*>ring_at(self.ring, self.position), self.size, 1, flags
+        )
 
     def __len__(self):
         return self.size
@@ -899,7 +911,7 @@ cdef class RingView:
 
 
 def measure_push(Stream stream, data, uint32_t pushes):
-    """Times `pushes` pushes of one frame inside the core: (seconds, checksum of what the ring holds).
+    """Times `pushes` pushes of one frame inside the core: (seconds, checksum of what is held).
 
     The first 4 bytes of each frame are its number (little endian). The checksum is the sum of all
     readable bytes, read back after the clock has stopped.
@@ -925,7 +937,7 @@ def measure_push(Stream stream, data, uint32_t pushes):
     return (end - begin) / 1e6, sum(memoryview(stream.view()))
 
 
-# --- the backbone ----------------------------------------------------------------------------------
+# --- the backbone ---------------------------------------------------------------------------------
 
 REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "full")
 UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
@@ -1033,7 +1045,7 @@ cdef class Backbone:
         self.wake()
 
     def fault(self, *, int drop_every=0, int version=0, bint cut=False):
-        """For tests: drop each n-th run that comes; say this version in beacons; end without a word."""
+        """For tests: drop each n-th run; say this version in beacons; end without a word."""
         self.bone.fault_drop_every = drop_every
         self.bone.fault_version = version
         self.bone.goodbye_said = cut
@@ -1144,17 +1156,19 @@ cdef dict counters_dict(backbone_counters_t counters):
     return every
 
 
-# --- for benchmarks --------------------------------------------------------------------------------
+# --- for benchmarks -------------------------------------------------------------------------------
 
 cdef extern from "<unistd.h>" nogil:
     int usleep(unsigned int us)
 
 
-def measure_hop(Backbone above, Stream here, Stream there, data, int duration_us, int frames, int laps):
-    """(seconds, CPU seconds of this thread) of the hop for `laps` times `frames` frames, without the pushing.
+def measure_hop(
+    Backbone above, Stream here, Stream there, data, int duration_us, int frames, int laps
+):
+    """(seconds, CPU seconds of this thread) of the hop for `laps` × `frames` frames.
 
-    The sender's thread is held while they are pushed; the clock runs from its release until the other
-    node's head has passed them all.
+    The sender's thread is held while they are pushed; the clock runs from its release until the
+    other node's head has passed them all.
     """
     cdef Buffer run = Buffer(data)
     cdef stream_t* source = here.stream

@@ -1,11 +1,12 @@
-# backbone.pxd: the backbone thread: one loop around what a node is to its children and to its upstream.
+# backbone.pxd: the backbone thread: one loop around what a node is to its children and to its
+# upstream.
 #
 # Rules of this room
 #   1. One thread a node, no GIL, all signals blocked; it is one reader of retire.pxd.
-#   2. It sleeps in zmq_poll, outside of its turn; writers wake it through the hub (a dirty stack and an
-#      eventfd that is written only while `asleep` is set).
-#   3. A turn at most every TURN_US while something is new; up to BUSY_US when it sends many small runs
-#      (then each message carries more frames).
+#   2. It sleeps in zmq_poll, outside of its turn; writers wake it through the hub (a dirty stack
+#      and an eventfd that is written only while `asleep` is set).
+#   3. A turn at most every TURN_US while something is new; up to BUSY_US when it sends many small
+#      runs (then each message carries more frames).
 #   4. turn_lock is held during a turn, so that a snapshot sees whole turns only.
 #   5. Decides nothing but when to wake.
 
@@ -50,7 +51,8 @@ cdef enum:
     FULL_MESSAGE_BYTES = 16384
     BEACON_US = 100000
     SWEEP_US = 10000
-    REDIAL_US = 2000000       # silence after which the SUB is connected anew; jitter adds up to as much
+    # silence after which the SUB is connected anew; jitter adds up to as much
+    REDIAL_US = 2000000
 
 cdef inline void backbone_streams(backbone_t* bone) noexcept nogil:
     # All streams that the node had before we began to listen.
@@ -109,7 +111,8 @@ cdef inline void backbone_touched(backbone_t* bone) noexcept nogil:
         bone.again = True
 
 cdef inline void backbone_sweep(backbone_t* bone) noexcept nogil:
-    # Links whose time has come; streams that have left the node; old epochs nobody repairs any more.
+    # Links whose time has come; streams that have left the node; old epochs nobody repairs any
+    # more.
     cdef uint64_t slot
     cdef link_t* link
     bone.sweep_us = bone.now_us + BEACON_US
@@ -153,8 +156,8 @@ cdef inline void backbone_upstream(backbone_t* bone) noexcept nogil:
         peer_gone(bone, PEER_LOST)
 
 cdef inline void backbone_redial(backbone_t* bone) noexcept nogil:
-    # libzmq never dials again once it has taken a message for malformed, and learns late or never that
-    # a firewall has forgotten a connection: silence for long is answered by a new one.
+    # libzmq never dials again once it has taken a message for malformed, and learns late or never
+    # that a firewall has forgotten a connection: silence for long is answered by a new one.
     if bone.now_us - bone.last_turn_us > HOP_PAUSE_US:
         bone.redial_us = bone.unheard_us = 0
     if bone.peer.state == PEER_UP:
@@ -206,7 +209,8 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
 
 cdef inline uint64_t backbone_pause_us(backbone_t* bone, uint64_t cost_us, uint64_t messages,
                                        uint64_t bytes) noexcept nogil:
-    # From the begin of one turn to that of the next. Waiting fills messages; full ones go on at once.
+    # From the begin of one turn to that of the next. Waiting fills messages; full ones go on at
+    # once.
     cdef uint64_t pause_us = 4 * cost_us
     if messages and bytes // messages > FULL_MESSAGE_BYTES:
         return 0
@@ -284,7 +288,8 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
         if bone.moved:
             pause_us = backbone_pause_us(
                 bone, end_us - bone.now_us,
-                bone.counters.sent_messages_total + bone.counters.received_messages_total - messages,
+                bone.counters.sent_messages_total + bone.counters.received_messages_total
+                - messages,
                 bone.counters.sent_bytes_total + bone.counters.received_bytes_total - bytes,
             )
             if end_us - bone.now_us < pause_us:

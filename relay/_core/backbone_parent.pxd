@@ -2,11 +2,13 @@
 #
 # Rules of this room
 #   1. Runs in the backbone thread, inside a turn. Reads rings; writes none.
-#   2. Never waits for a child: XPUB drops for one that stalls (it repairs), an answer that finds the
-#      queue full is counted and left out (the child asks again).
+#   2. Never waits for a child: XPUB drops for one that stalls (it repairs), an answer that finds
+#      the queue full is counted and left out (the child asks again).
 #   3. A node sends on only what its head has passed.
-#   4. Only who once held a frame, or is the origin, says `gone`; all others ask upstream and say `later`.
-#   5. Per turn: RECEIVES_MAX messages of each kind, PACKS_MAX runs a stream, ANSWER_PACKS_MAX an answer.
+#   4. Only who once held a frame, or is the origin, says `gone`; all others ask upstream and say
+#      `later`.
+#   5. Per turn: RECEIVES_MAX messages of each kind, PACKS_MAX runs a stream, ANSWER_PACKS_MAX an
+#      answer.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
@@ -61,7 +63,9 @@ cdef inline title_t* title_of(ring_t* ring, uint64_t sequence) noexcept nogil:
             return title
     return NULL
 
-cdef inline void pack_measure(ring_t* ring, uint64_t sequence, uint64_t end, pack_t* pack) noexcept nogil:
+cdef inline void pack_measure(
+    ring_t* ring, uint64_t sequence, uint64_t end, pack_t* pack,
+) noexcept nogil:
     # How many frames from `sequence` on go into one message: consecutive, here, connected, so that
     # their bytes are one run of the ring. A title, whose text is elsewhere, goes alone.
     cdef frame_t frame
@@ -105,7 +109,8 @@ cdef inline bint pack_copy(ring_t* ring, const pack_t* pack, uint8_t* records) n
             memcpy(payload, ring_at(ring, pack.first_position), pack.payload_bytes)
         return not ring_was_overtaken(ring, pack.first_position)
     title = title_of(ring, pack.first_sequence)
-    memset(payload, 32, pack.payload_bytes)     # its place in the order counts, even if its text is gone
+    # its place in the order counts, even if its text is gone
+    memset(payload, 32, pack.payload_bytes)
     if title != NULL and title.size_bytes == pack.payload_bytes:
         memcpy(payload, title.bytes, pack.payload_bytes)
     return True
@@ -194,7 +199,8 @@ cdef inline bint out_send(backbone_t* bone, link_t* link, uint64_t head) noexcep
     cdef relay_msg_t msg
     cdef int status
     pack_measure(out.ring, out.sequence, head, &pack)
-    if pack.count == 0:         # a lost run, or the writer has lapped us: children repair what they can
+    # a lost run, or the writer has lapped us: children repair what they can
+    if pack.count == 0:
         pack.next_sequence = ring_tail_sequence(out.ring)
         out.sequence = pack.next_sequence if pack.next_sequence > out.sequence else out.sequence + 1
         return True
@@ -434,8 +440,8 @@ cdef inline bint answer_headers(
     return True
 
 cdef inline uint64_t join_sequence(ring_t* ring, uint64_t burst_us) noexcept nogil:
-    # Where a child begins: with the burst, or while no start has come yet with all there is (so that
-    # header pages on their way are collected by the child itself).
+    # Where a child begins: with the burst, or while no start has come yet with all there is (so
+    # that header pages on their way are collected by the child itself).
     cdef uint64_t first = ring_burst_sequence(ring, burst_us)
     return first if first < load_u64(&ring.head_sequence) else ring_tail_sequence(ring)
 
@@ -509,7 +515,8 @@ cdef inline void parent_join(
         not is_ours(link) and ring.epoch < link.hop.told_epoch
     ):
         answer_range(
-            bone, to, head, KIND_UNKNOWN if ring == NULL and is_ours(link) else KIND_LATER, 0, 0, 0, 0
+            bone, to, head,
+            KIND_UNKNOWN if ring == NULL and is_ours(link) else KIND_LATER, 0, 0, 0, 0
         )
         return
     answer_join(
@@ -590,7 +597,9 @@ cdef inline void parent_repair(
         if not is_ours(link) and (ring == NULL or ring.epoch < span.epoch):
             answer_range(bone, to, head, KIND_LATER, 0, 0, 0, 0)
         else:
-            answer_range(bone, to, head, KIND_GONE, 0, span.epoch, span.from_sequence, span.to_sequence)
+            answer_range(
+                bone, to, head, KIND_GONE, 0, span.epoch, span.from_sequence, span.to_sequence
+            )
         return
     over = not load_u32(&link.stream.source_up) or ring == link.out.previous
     end = load_u64(&ring.head_sequence)
@@ -632,8 +641,8 @@ cdef inline void put_link(writer_t* writer, link_t* link) noexcept nogil:
 cdef inline void parent_directory(
     backbone_t* bone, relay_msg_t* to, const wire_head_t* head, reader_t* reader
 ) noexcept nogil:
-    # One page of changes since a version, oldest first. Who counts another node's versions, or knows
-    # less than we remember, gets all.
+    # One page of changes since a version, oldest first. Who counts another node's versions, or
+    # knows less than we remember, gets all.
     cdef wire_ask_t ask
     cdef wire_page_t page
     cdef relay_msg_t msg

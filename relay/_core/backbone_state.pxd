@@ -1,9 +1,10 @@
-# backbone_state.pxd: what the backbone thread keeps: a link for each stream, the order of the directory,
-# the keys its children want.
+# backbone_state.pxd: what the backbone thread keeps: a link for each stream, the order of the
+# directory, the keys its children want.
 #
 # Rules of this room
 #   1. All of it is owned by the backbone thread; others look only under turn_lock (a snapshot).
-#   2. Bounds: links ≤ streams_max + TOMBS_MAX; demand ≤ subscriptions_max keys; nothing grows otherwise.
+#   2. Bounds: links ≤ streams_max + TOMBS_MAX; demand ≤ subscriptions_max keys; nothing grows
+#      otherwise.
 #   3. A link holds one reference on its stream; its cursor (out) one on a ring.
 #   4. Every listed change gets the next directory version; links are ordered by it, oldest first.
 #   5. Knows no sockets' use: only where they are kept.
@@ -154,7 +155,8 @@ cdef struct backbone_t:
     uint32_t peer_load
     char peer_address[512]
     uint64_t redial_us            # when a silent SUB is connected anew; 0: not silent
-    uint64_t unheard_us           # since when the DEALER has asked and heard nothing; 0: it has heard
+    # since when the DEALER has asked and heard nothing; 0: it has heard
+    uint64_t unheard_us
     uint64_t page_since           # the version up to which we have its directory
     uint64_t page_wanted          # its version, as the last beacon said
     uint64_t page_round           # of the snapshot being taken; 0: only changes

@@ -2,8 +2,8 @@
 #
 # Rules of this room
 #   1. Only the shard's own thread calls here. A record is in at most one slot of the wheel.
-#   2. Bounds: records = listeners_max + heads_max + PARTING_MAX, preallocated; counters are the shard's
-#      own and published once a turn.
+#   2. Bounds: records = listeners_max + heads_max + PARTING_MAX, preallocated; counters are the
+#      shard's own and published once a turn.
 #   3. Does not know requests and replies (door.pxd) nor the order of a turn (shard.pxd).
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -117,7 +117,7 @@ cdef struct shard_t:
     uint64_t published_version  # odd while `published` changes
     shard_counters_t published
 
-# --- life -------------------------------------------------------------------------------------------
+# --- life -----------------------------------------------------------------------------------------
 
 cdef inline int shard_open(
     shard_t* shard, engine_t* engine, int number, uint32_t records_max, int listen_fd
@@ -188,9 +188,11 @@ cdef inline void shard_snapshot(shard_t* shard, shard_counters_t* out) noexcept 
         if version & 1 == 0 and load_u64(&shard.published_version) == version:
             return
 
-# --- one listener -----------------------------------------------------------------------------------
+# --- one listener ---------------------------------------------------------------------------------
 
-cdef inline void shard_flow(shard_t* shard, uint32_t index, flow_t* flow, uint64_t now) noexcept nogil:
+cdef inline void shard_flow(
+    shard_t* shard, uint32_t index, flow_t* flow, uint64_t now,
+) noexcept nogil:
     # Sends what this listener has to get and puts it back on the wheel.
     cdef listener_t* listener = &shard.records[index]
     cdef uint64_t sent_before = listener.sent_bytes

@@ -18,7 +18,8 @@
 #include <unistd.h>
 
 /* The peer's address as 16 bytes of IPv6 (IPv4 mapped, RFC 4291 §2.5.5.2) and its port. */
-static inline void door_address(const struct sockaddr_storage *from, uint8_t *address, uint16_t *port)
+static inline void door_address(const struct sockaddr_storage *from, uint8_t *address,
+                                uint16_t *port)
 {
     memset(address, 0, 16);
     if (from->ss_family == AF_INET) {
@@ -39,17 +40,20 @@ static inline int door_reserve(void) { return open("/dev/null", O_RDONLY | O_CLO
 /* RFC 9110 §5.6.7, 29 bytes; not strftime, whose names depend on the host's locale. */
 static inline uint32_t http_date(uint64_t unix_s, char *out)
 {
-    static const char days[] = "ThuFriSatSunMonTueWed", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    static const char days[] = "ThuFriSatSunMonTueWed";
+    static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
     uint64_t days_total = unix_s / 86400, rest = unix_s % 86400;
     /* Civil date from days: proleptic Gregorian, years begin in March. */
     uint64_t z = days_total + 719468, era = z / 146097, doe = z % 146097;
     uint64_t yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
     uint64_t doy = doe - (365 * yoe + yoe / 4 - yoe / 100), mp = (5 * doy + 2) / 153;
-    unsigned day = (unsigned)(doy - (153 * mp + 2) / 5 + 1), month = (unsigned)(mp < 10 ? mp + 3 : mp - 9);
+    unsigned day = (unsigned)(doy - (153 * mp + 2) / 5 + 1);
+    unsigned month = (unsigned)(mp < 10 ? mp + 3 : mp - 9);
     unsigned year = (unsigned)(yoe + era * 400 + (month <= 2));
-    return (uint32_t)snprintf(out, 32, "%.3s, %02u %.3s %04u %02u:%02u:%02u GMT", days + 3 * (days_total % 7),
-                              day % 100, months + 3 * (month - 1), year % 10000, (unsigned)(rest / 3600),
-                              (unsigned)(rest % 3600 / 60), (unsigned)(rest % 60));
+    unsigned hours = (unsigned)(rest / 3600), minutes = (unsigned)(rest % 3600 / 60);
+    return (uint32_t)snprintf(out, 32, "%.3s, %02u %.3s %04u %02u:%02u:%02u GMT",
+                              days + 3 * (days_total % 7), day % 100, months + 3 * (month - 1),
+                              year % 10000, hours, minutes, (unsigned)(rest % 60));
 }
 
 enum { DOOR_BACKLOG = 4096, DOOR_UNSENT_BYTES = 32768 };
@@ -59,7 +63,7 @@ static inline int door_set(int fd, int level, int name, int value)
     return setsockopt(fd, level, name, &value, sizeof value);
 }
 
-/* Binds and listens. reuse_port: one of several shards' sockets. Returns the descriptor or -errno. */
+/* Binds and listens. reuse_port: one of several shards' sockets. The descriptor, or -errno. */
 static inline int door_listen(const struct sockaddr *address, socklen_t size, int reuse_port)
 {
     int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -69,7 +73,7 @@ static inline int door_listen(const struct sockaddr *address, socklen_t size, in
     if (reuse_port)
         door_set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
     door_set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    /* The kernel takes at most this much beyond what is on its way: a stalled listener stays cheap. */
+    /* The kernel takes at most this much beyond what is on its way: the stalled stay cheap. */
     door_set(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, DOOR_UNSENT_BYTES);
     door_set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     door_set(fd, IPPROTO_TCP, TCP_KEEPIDLE, 30);
@@ -88,7 +92,8 @@ static inline int door_listen(const struct sockaddr *address, socklen_t size, in
  * would silently share the port. *port: wanted (0: any), then actual. */
 static inline int door_open(const char *host, uint16_t *port, int *fds, int count)
 {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *found;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    struct addrinfo *found;
     struct sockaddr_storage address;
     socklen_t size = sizeof address;
     char service[8];

@@ -1,8 +1,8 @@
 # engine.pxd: what all threads of one node share: the table of streams, retirement, counters.
 #
 # Rules of this room
-#   1. The table changes and is searched under table_lock, for a few probes; whoever finds a stream gets a
-#      reference and gives it back (stream_drop).
+#   1. The table changes and is searched under table_lock, for a few probes; whoever finds a stream
+#      gets a reference and gives it back (stream_drop).
 #   2. Bounds: streams_max streams; a mount whose key collides with another's is refused.
 #   3. Knows no sockets; the threads (shard.pxd, backbone.pxd) know it.
 
@@ -165,7 +165,9 @@ cdef inline stream_t* engine_find_key(engine_t* engine, uint64_t key) noexcept n
     pthread_mutex_unlock(&engine.table_lock)
     return stream
 
-cdef inline stream_t* engine_find(engine_t* engine, const char* mount, uint64_t size) noexcept nogil:
+cdef inline stream_t* engine_find(
+    engine_t* engine, const char* mount, uint64_t size,
+) noexcept nogil:
     cdef stream_t* stream = engine_find_key(engine, mount_key(mount, size))
     if stream != NULL and (
         stream.mount_bytes != size or memcmp(stream.mount, mount, size) != 0
@@ -210,7 +212,8 @@ cdef inline int engine_add(engine_t* engine, stream_t* stream) noexcept nogil:
     return status
 
 cdef inline bint engine_remove(engine_t* engine, stream_t* stream) noexcept nogil:
-    # Unlinks the stream and gives the table's reference back; its listeners are ended by their shards.
+    # Unlinks the stream and gives the table's reference back; its listeners are ended by their
+    # shards.
     cdef uint64_t slot
     cdef uint64_t probe
     cdef uint64_t mask = engine.table_size - 1
@@ -222,7 +225,8 @@ cdef inline bint engine_remove(engine_t* engine, stream_t* stream) noexcept nogi
         engine.table[slot] = NULL
         engine.streams -= 1
         probe = (slot + 1) & mask
-        while engine.table[probe] != NULL:      # close the gap that the probe sequence would stop at
+        # close the gap that the probe sequence would stop at
+        while engine.table[probe] != NULL:
             if ((probe - (engine.table[probe].key & mask)) & mask) >= ((probe - slot) & mask):
                 engine.table[slot] = engine.table[probe]
                 engine.table[probe] = NULL

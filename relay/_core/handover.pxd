@@ -1,9 +1,10 @@
 # handover.pxd: connections that a shard has accepted and that Python is to serve.
 #
 # Rules of this room
-#   1. Two bounded queues a node, pages and sources: a flood of page requests never keeps a source out.
-#   2. An entry owns its descriptor and its bytes; whoever takes it owns them. What cannot be put stays
-#      with the shard, which refuses it.
+#   1. Two bounded queues a node, pages and sources: a flood of page requests never keeps a source
+#      out.
+#   2. An entry owns its descriptor and its bytes; whoever takes it owns them. What cannot be put
+#      stays with the shard, which refuses it.
 #   3. The event_fd is readable while entries wait.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

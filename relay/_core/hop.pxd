@@ -1,13 +1,14 @@
-# hop.pxd: decides what one link asks of its upstream, and when it stops asking: for one stream (hop_t),
-# and whether the upstream itself is there (peer_t).
+# hop.pxd: decides what one link asks of its upstream, and when it stops asking: for one stream
+# (hop_t), and whether the upstream itself is there (peer_t).
 #
 # Rules of this room
-#   1. No I/O, no clock, no ring: the caller (backbone_child.pxd) shows it a view and the time, and does
-#      what hop_step answers. Tests step it with a fake clock.
-#   2. One request at a time for a stream. A hole comes before backfill, an ended epoch before the next.
+#   1. No I/O, no clock, no ring: the caller (backbone_child.pxd) shows it a view and the time, and
+#      does what hop_step answers. Tests step it with a fake clock.
+#   2. One request at a time for a stream. A hole comes before backfill, an ended epoch before the
+#      next.
 #   3. Nothing is asked and nothing is given up while the upstream is lost.
-#   4. A hole is waited for repair_wait_us; each `later` gives half a second more, four times the wait
-#      at most. `gone` ends the waiting at once.
+#   4. A hole is waited for repair_wait_us; each `later` gives half a second more, four times the
+#      wait at most. `gone` ends the waiting at once.
 #   5. All times µs (monotonic), epochs ms (wall clock).
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -86,7 +87,8 @@ cdef struct hop_t:
     uint64_t hole_us          # since when the hole at hole_sequence is there; 0: none
     uint64_t hole_sequence
     uint64_t hole_until_us
-    uint32_t asked            # the open request: HOP_JOIN, HOP_REPAIR, HOP_BACKFILL; HOP_NOTHING: none
+    # the open request: HOP_JOIN, HOP_REPAIR, HOP_BACKFILL; HOP_NOTHING: none
+    uint32_t asked
     uint32_t request          # its id
     uint64_t asked_head
     uint64_t answer_by_us
@@ -105,7 +107,9 @@ cdef inline bint hop_told(hop_t* hop, uint64_t epoch, uint64_t wall_ms) noexcept
         hop.retry_us = 0
     return True
 
-cdef inline void hop_reaches(hop_t* hop, uint64_t epoch, uint64_t sequence, bint end) noexcept nogil:
+cdef inline void hop_reaches(
+    hop_t* hop, uint64_t epoch, uint64_t sequence, bint end,
+) noexcept nogil:
     # The upstream has sent this epoch up to `sequence`, and there it may have ended.
     if epoch != hop.epoch or hop.epoch == 0:
         return
@@ -121,7 +125,9 @@ cdef inline bint hop_here(hop_t* hop, uint64_t epoch, uint64_t first, uint64_t h
     hop.wait_us = HOP_RETRY_US
     hop.answer_by_us = now + HOP_ANSWER_US
     hop.far = False
-    if epoch < hop.epoch or (epoch == hop.epoch and (hop.state == HOP_ENDED or first <= head_sequence)):
+    if epoch < hop.epoch or (
+        epoch == hop.epoch and (hop.state == HOP_ENDED or first <= head_sequence)
+    ):
         return False
     hop.state = HOP_LIVE
     hop.epoch = epoch
@@ -149,7 +155,9 @@ cdef inline void hop_later(hop_t* hop, uint64_t now, uint64_t repair_wait_us) no
     if hop.hole_us and hop.hole_until_us < now + HOP_GRACE_US:
         hop.hole_until_us = now + HOP_GRACE_US if now + HOP_GRACE_US < latest else latest
 
-cdef inline void hop_gone(hop_t* hop, uint64_t to, uint64_t head_sequence, uint64_t now) noexcept nogil:
+cdef inline void hop_gone(
+    hop_t* hop, uint64_t to, uint64_t head_sequence, uint64_t now,
+) noexcept nogil:
     # The upstream will never have what lies before `to` of what was asked.
     if hop.asked == HOP_BACKFILL:
         if to > hop.back_floor:
@@ -195,7 +203,9 @@ cdef inline void hop_restart_timers(hop_t* hop, uint64_t now) noexcept nogil:
 
 # --- what to do ----------------------------------------------------------------------------------
 
-cdef inline uint64_t hop_missing_to(const hop_t* hop, const hop_view_t* view, uint64_t now) noexcept nogil:
+cdef inline uint64_t hop_missing_to(
+    const hop_t* hop, const hop_view_t* view, uint64_t now,
+) noexcept nogil:
     # The end of what is missing at the head; head_sequence: nothing is.
     cdef uint64_t head = view.head_sequence
     if hop.state != HOP_LIVE:
@@ -264,7 +274,9 @@ cdef inline void hop_judge(hop_t* hop, const hop_view_t* view, uint64_t now,
             act.what = HOP_END
             act.lost = hop.final_sequence - head if hop.final_known else 0
 
-cdef inline bint hop_ask_backfill(hop_t* hop, const hop_view_t* view, hop_act_t* act) noexcept nogil:
+cdef inline bint hop_ask_backfill(
+    hop_t* hop, const hop_view_t* view, hop_act_t* act,
+) noexcept nogil:
     # The next older run, ending at the base; smaller after each try that brought nothing.
     cdef uint64_t frames
     if hop.back_over or view.base_sequence <= hop.back_floor or view.held_us >= view.ring_us:
@@ -280,7 +292,9 @@ cdef inline bint hop_ask_backfill(hop_t* hop, const hop_view_t* view, hop_act_t*
     hop.back_base = view.base_sequence
     return True
 
-cdef inline void hop_ask(hop_t* hop, const hop_view_t* view, uint64_t now, hop_act_t* act) noexcept nogil:
+cdef inline void hop_ask(
+    hop_t* hop, const hop_view_t* view, uint64_t now, hop_act_t* act,
+) noexcept nogil:
     # No request is open: which one is due?
     cdef uint64_t head = view.head_sequence
     cdef uint64_t missing_to = hop_missing_to(hop, view, now)
@@ -297,7 +311,9 @@ cdef inline void hop_ask(hop_t* hop, const hop_view_t* view, uint64_t now, hop_a
     elif hop.state == HOP_LIVE or hop.state == HOP_ENDED:
         hop_ask_backfill(hop, view, act)
 
-cdef inline int hop_step(hop_t* hop, const hop_view_t* view, uint64_t now, hop_act_t* act) noexcept nogil:
+cdef inline int hop_step(
+    hop_t* hop, const hop_view_t* view, uint64_t now, hop_act_t* act,
+) noexcept nogil:
     # One thing to do, or HOP_NOTHING. A request that is made is reported by hop_asked.
     act.what = HOP_NOTHING
     act.from_sequence = act.to_sequence = act.lost = 0
@@ -318,8 +334,9 @@ cdef inline int hop_step(hop_t* hop, const hop_view_t* view, uint64_t now, hop_a
     hop_ask(hop, view, now, act)
     return act.what
 
-cdef inline void hop_asked(hop_t* hop, const hop_act_t* act, uint32_t request, const hop_view_t* view,
-                           uint64_t now) noexcept nogil:
+cdef inline void hop_asked(
+    hop_t* hop, const hop_act_t* act, uint32_t request, const hop_view_t* view, uint64_t now
+) noexcept nogil:
     hop.asked = <uint32_t>act.what
     hop.request = request
     hop.asked_head = view.head_sequence
@@ -330,7 +347,9 @@ cdef inline void hop_unasked(hop_t* hop, uint64_t now) noexcept nogil:
     hop.asked = HOP_NOTHING
     hop.retry_us = now + HOP_RETRY_US
 
-cdef inline uint64_t hop_due_us(const hop_t* hop, const hop_view_t* view, uint64_t now) noexcept nogil:
+cdef inline uint64_t hop_due_us(
+    const hop_t* hop, const hop_view_t* view, uint64_t now,
+) noexcept nogil:
     # When to step again if nothing is heard.
     cdef uint64_t due = now + 100000
     if not hop.subscribed:
@@ -343,8 +362,8 @@ cdef inline uint64_t hop_due_us(const hop_t* hop, const hop_view_t* view, uint64
 
 cdef inline bint hop_still_coming(const hop_t* hop, uint64_t sequence, uint64_t base_sequence,
                                   uint64_t head_sequence) noexcept nogil:
-    # May a frame that our ring does not hold still come from our upstream? Then our children are told
-    # `later`, else `gone`.
+    # May a frame that our ring does not hold still come from our upstream? Then our children are
+    # told `later`, else `gone`.
     if hop.state == HOP_JOINING:
         return True
     if hop.state != HOP_LIVE and hop.state != HOP_ENDED:

@@ -1,10 +1,10 @@
 # icy.pxd: the in-band title of the ICY protocol, as one block.
 #
 # Rules of this room
-#   1. After each ICY_METAINT audio bytes comes one length byte L and 16 × L bytes, NUL padded; L = 0 means
-#      unchanged. The counter is per listener and counts audio bytes only.
-#   2. Titles are hostile input: control bytes become spaces, and what would end the quoted text early is
-#      taken apart. UTF-8 is cut between characters.
+#   1. After each ICY_METAINT audio bytes comes one length byte L and 16 × L bytes, NUL padded; L =
+#      0 means unchanged. The counter is per listener and counts audio bytes only.
+#   2. Titles are hostile input: control bytes become spaces, and what would end the quoted text
+#      early is taken apart. UTF-8 is cut between characters.
 #   3. Pure functions; nothing is allocated.
 
 from libc.stdint cimport uint8_t, uint32_t

@@ -2,8 +2,9 @@
 #
 # Rules of this room
 #   1. Only the listener's shard calls here, inside its turn. Nothing waits; sends never block.
-#   2. Audio goes straight out of the ring; response heads, header pages and ICY blocks straight out of
-#      theirs. Only what a short write leaves of the latter is copied (`rest`), at most once each.
+#   2. Audio goes straight out of the ring; response heads, header pages and ICY blocks straight
+#      out of theirs. Only what a short write leaves of the latter is copied (`rest`), at most once
+#      each.
 #   3. After each send the ring is asked whether it overtook the bytes; then the listener is ended.
 #   4. A listener is spliced only at frame boundaries and goes on only at a `start`.
 #   5. Answers what is to be done with the listener; the shard does it.
@@ -137,7 +138,9 @@ cdef inline void listener_leave_ring(listener_t* listener) noexcept nogil:
         stream_ring_drop(listener.stream, listener.ring)
         listener.ring = NULL
 
-cdef inline bint listener_keep(listener_t* listener, const void* bytes, uint64_t size) noexcept nogil:
+cdef inline bint listener_keep(
+    listener_t* listener, const void* bytes, uint64_t size,
+) noexcept nogil:
     # Appends to the rest what a short write left of something that is not the ring's.
     cdef uint64_t left = listener.rest_bytes - listener.rest_done_bytes
     cdef uint8_t* grown
@@ -236,7 +239,9 @@ cdef inline int listener_send(listener_t* listener, flow_t* flow, uint64_t now_u
         return -END_MEMORY
     return FLOW_DONE if <uint64_t>sent == flow.bytes else FLOW_BLOCKED
 
-cdef inline void listener_begin_at(listener_t* listener, flow_t* flow, uint64_t sequence) noexcept nogil:
+cdef inline void listener_begin_at(
+    listener_t* listener, flow_t* flow, uint64_t sequence,
+) noexcept nogil:
     # Puts the cursor on this frame; the header that it needs goes out first.
     cdef frame_t frame
     cdef header_t* header
@@ -249,7 +254,8 @@ cdef inline void listener_begin_at(listener_t* listener, flow_t* flow, uint64_t 
         flow_add(flow, PART_COPY, header.bytes, header.size_bytes, 0)
 
 cdef inline void listener_enter(listener_t* listener, flow_t* flow) noexcept nogil:
-    # A listener without a ring begins in the newest one, a burst behind its head, once there is a start.
+    # A listener without a ring begins in the newest one, a burst behind its head, once there is a
+    # start.
     cdef uint64_t sequence
     cdef ring_t* ring = stream_ring_take(listener.stream)
     if ring == NULL:
@@ -284,8 +290,10 @@ cdef inline void listener_follow(listener_t* listener, flow_t* flow) noexcept no
     if listener.position < ring_tail_position(ring) and (
         listener.position < load_u64(&old.head_position)
     ):
-        return                  # not copied; the old ring is not written any more: it reads on there
-    add_u32(&ring.refs, 1)      # cannot come too late: the old ring holds a reference on its next one
+        # not copied; the old ring is not written any more: it reads on there
+        return
+    # cannot come too late: the old ring holds a reference on its next one
+    add_u32(&ring.refs, 1)
     listener.ring = ring
     stream_ring_drop(listener.stream, old)
 

@@ -1,4 +1,4 @@
-/* mirror.h: one run of memory mapped twice in a row, so that a run of bytes never splits at the wrap.
+/* mirror.h: one run of memory mapped twice in a row: a run of bytes never splits at the wrap.
  *
  * Rules of this room
  *   1. The memfd is closed once it is mapped: a ring costs no descriptor.
@@ -20,7 +20,8 @@ static inline uint8_t *mirror_open(uint64_t size_bytes)
         return NULL;
     uint8_t *run = MAP_FAILED;
     if (ftruncate(fd, (off_t)size_bytes) == 0)
-        run = mmap(NULL, 2 * size_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        run = mmap(NULL, 2 * size_bytes, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (run != MAP_FAILED) {
         int flags = MAP_SHARED | MAP_FIXED, access = PROT_READ | PROT_WRITE;
         if (mmap(run, size_bytes, access, flags, fd, 0) == MAP_FAILED ||

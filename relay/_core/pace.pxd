@@ -3,8 +3,8 @@
 # Rules of this room
 #   1. One wheel a shard; members are numbers below members_max, each in at most one slot.
 #   2. Work per turn is proportional to those due, not to those connected.
-#   3. A member takes the least-filled slot within its pace, not the one of its arrival: a storm of joins
-#      does not come back each second.
+#   3. A member takes the least-filled slot within its pace, not the one of its arrival: a storm of
+#      joins does not come back each second.
 #   4. Knows no listener and no clock: it is handed `now`.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -93,12 +93,15 @@ cdef inline bint wheel_is_due(wheel_t* wheel, uint64_t now_us) noexcept nogil:
     return wheel.slot * SLOT_US <= now_us
 
 cdef inline void wheel_catch_up(wheel_t* wheel, uint64_t now_us) noexcept nogil:
-    # After a long standstill (a suspended machine) one round serves everybody; older rounds are not made up.
+    # After a long standstill (a suspended machine) one round serves everybody; older rounds are
+    # not made up.
     cdef uint64_t slot = now_us // SLOT_US
     if slot > wheel.slot + WHEEL_SLOTS:
         wheel.slot = slot - (slot - wheel.slot) % WHEEL_SLOTS
 
-cdef inline uint64_t wheel_next_us(wheel_t* wheel, uint64_t now_us, uint64_t at_most_us) noexcept nogil:
+cdef inline uint64_t wheel_next_us(
+    wheel_t* wheel, uint64_t now_us, uint64_t at_most_us,
+) noexcept nogil:
     # How long nobody is due, at most at_most_us.
     cdef uint64_t slot = wheel.slot
     while slot * SLOT_US < now_us + at_most_us:

@@ -3,8 +3,9 @@
 # Rules of this room
 #   1. One owner takes; any thread gives back (libzmq's, when a message has left).
 #   2. At most POOL_MAX buffers are made (16 MiB); without one the caller lets libzmq allocate.
-#   3. The pool goes with its last reference: the owner's, or that of the last message still queued.
-#   Why: malloc maps and unmaps each block of 128 KiB, and the page faults were a quarter of a hop's CPU.
+#   3. The pool goes with its last reference: the owner's, or that of the last message still
+#      queued. Why: malloc maps and unmaps each block of 128 KiB, and the page faults were a
+#      quarter of a hop's CPU.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc

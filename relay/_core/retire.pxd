@@ -3,9 +3,10 @@
 # Rules of this room
 #   1. Reader threads (shards, the backbone) bracket each turn with turn_begin and turn_end; between
 #      turns they hold no pointer that they did not take a reference on.
-#   2. A writer first unlinks a thing, then calls retire_later. The thing is freed once each reader has
-#      been seen outside the turn in which it could have found it. Nobody waits for anybody.
-#   3. Bounded by what writers retire within the longest turn; sweeping happens at each retire_later.
+#   2. A writer first unlinks a thing, then calls retire_later. The thing is freed once each reader
+#      has been seen outside the turn in which it could have found it. Nobody waits for anybody.
+#   3. Bounded by what writers retire within the longest turn; sweeping happens at each
+#      retire_later.
 #   4. This room does not know what it frees.
 
 from libc.stdint cimport uint64_t
@@ -35,10 +36,12 @@ cdef struct retired_t:
     uint64_t turns[RETIRE_READERS_MAX]   # each reader's turn when the thing was unlinked
 
 cdef struct retire_t:
-    pthread_mutex_t lock            # guards first and retired_count; held for a list walk, never while freeing
+    # guards first and retired_count; held for a list walk, never while freeing
+    pthread_mutex_t lock
     retired_t* first
     uint64_t retired_count
-    uint64_t turns[RETIRE_READERS_MAX]   # odd: inside a turn; even: outside, sees nothing. Owner: the reader
+    # odd: inside a turn; even: outside, sees nothing. Owner: the reader
+    uint64_t turns[RETIRE_READERS_MAX]
 
 cdef inline void retire_open(retire_t* retire) noexcept nogil:
     cdef int reader
@@ -65,7 +68,8 @@ cdef inline bint retire_is_over(retire_t* retire, retired_t* entry) noexcept nog
     return True
 
 cdef inline retired_t* retire_take_over(retire_t* retire) noexcept nogil:
-    # Unlinks, under the lock, all entries that nobody can see any more; they are freed outside of it.
+    # Unlinks, under the lock, all entries that nobody can see any more; they are freed outside of
+    # it.
     cdef retired_t** link = &retire.first
     cdef retired_t* done = NULL
     cdef retired_t* entry

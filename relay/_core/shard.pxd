@@ -1,8 +1,8 @@
 # shard.pxd: one engine thread: the order of a turn.
 #
 # Rules of this room
-#   1. Each turn, in this order: who is due, then events (heads, resumed writes, goodbyes), then accepts,
-#      each with a budget. Those who listen are never disturbed by those who come.
+#   1. Each turn, in this order: who is due, then events (heads, resumed writes, goodbyes), then
+#      accepts, each with a budget. Those who listen are never disturbed by those who come.
 #   2. Never takes the GIL, never blocks but in epoll_wait; holds the table lock for a look-up only.
 #   3. The hot path: epoll_wait → shard_serve_due → shard_serve → shard_flow → listener_flow → send.
 #      Nothing is allocated on it.
@@ -25,7 +25,8 @@ from relay._core.listener cimport (
     flow_open, flow_t, listener_skip_later, listener_t,
 )
 from relay._core.pace cimport (
-    NOBODY, SLOT_US, WHEEL_SLOTS, wheel_catch_up, wheel_is_due, wheel_next_us, wheel_remove, wheel_t,
+    NOBODY, SLOT_US, WHEEL_SLOTS, wheel_catch_up, wheel_is_due, wheel_next_us, wheel_remove,
+    wheel_t,
 )
 from relay._core.retire cimport turn_begin, turn_end
 

@@ -1,12 +1,13 @@
-# stream.pxd: one stream: its mount, its rings (one an epoch, one more after a resize), who writes it.
+# stream.pxd: one stream: its mount, its rings (one an epoch, one more after a resize), who writes
+# it.
 #
 # Rules of this room
 #   1. One writer: `writer` is claimed by an atomic word (none, local, link) before an epoch begins;
 #      all stream_… functions below the line "the writer" are called by that writer alone.
-#   2. Rings form a chain: a cursor that has reached the head of a superseded ring goes on in `next`,
-#      at the same position (resize) or at the first frame (a new epoch).
-#   3. A stream is freed when its last reference goes: the engine's table holds one, each listener, each
-#      Python handle and the backbone hold one.
+#   2. Rings form a chain: a cursor that has reached the head of a superseded ring goes on in
+#      `next`, at the same position (resize) or at the first frame (a new epoch).
+#   3. A stream is freed when its last reference goes: the engine's table holds one, each listener,
+#      each Python handle and the backbone hold one.
 #   4. Decides nothing about listeners; knows no socket and no clock.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -74,7 +75,8 @@ cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
 
 cdef struct hub_t:            # where writers tell the backbone that a stream has something new
     int event_fd              # -1: there is no backbone
-    int kept_fd               # the same descriptor, open until the engine goes: a late teller may write to it
+    # the same descriptor, open until the engine goes: a late teller may write to it
+    int kept_fd
     uint32_t asleep           # 1: the backbone waits in poll; the next writer wakes it
     stream_t* dirty           # a stack of streams, linked by dirty_next
 
@@ -99,7 +101,8 @@ cdef struct stream_t:
     uint32_t readers          # Python subscribers
     uint32_t downstream       # children subscribed (owner: backbone)
     uint64_t source_down_us   # when the last epoch ended (monotonic; 0: never)
-    uint64_t lag_free_until_us  # until then lag is a repair's doing and not judged (owner: the writer)
+    # until then lag is a repair's doing and not judged (owner: the writer)
+    uint64_t lag_free_until_us
     uint64_t wanted_us        # when somebody last wanted it (monotonic)
     uint64_t fit_media_us     # media time of the next look at the ring's size
     uint64_t fit_position     # position and media time at the last look
@@ -167,8 +170,8 @@ cdef inline void stream_ring_drop(stream_t* stream, ring_t* ring) noexcept nogil
         ring = after
 
 cdef inline ring_t* stream_ring_take(stream_t* stream) noexcept nogil:
-    # The newest ring with a reference taken; NULL before the first epoch. Only inside a turn or by the
-    # writer (who alone replaces it). Give it back with stream_ring_drop.
+    # The newest ring with a reference taken; NULL before the first epoch. Only inside a turn or by
+    # the writer (who alone replaces it). Give it back with stream_ring_drop.
     cdef ring_t* ring
     while True:
         ring = <ring_t*>load_pointer(<void**>&stream.ring)
@@ -195,15 +198,16 @@ cdef inline stream_t* hub_take(hub_t* hub) noexcept nogil:
     return <stream_t*>swap_pointer(<void**>&hub.dirty, NULL)
 
 cdef inline stream_t* hub_next(stream_t* stream) noexcept nogil:
-    # The stream taken after this one. From here on a writer puts this one on the stack again. A swap,
-    # not a store: what the taker reads next (the head) must not be read before `dirty` is clear, or
-    # a frame that is pushed between the two is seen by nobody.
+    # The stream taken after this one. From here on a writer puts this one on the stack again. A
+    # swap, not a store: what the taker reads next (the head) must not be read before `dirty` is
+    # clear, or a frame that is pushed between the two is seen by nobody.
     cdef stream_t* after = stream.dirty_next
     swap_u32(&stream.dirty, 0)
     return after
 
 cdef inline bint hub_sleep(hub_t* hub) noexcept nogil:
-    # Before the backbone waits in poll: True when nothing is new, and whoever brings something wakes it.
+    # Before the backbone waits in poll: True when nothing is new, and whoever brings something
+    # wakes it.
     swap_u32(&hub.asleep, 1)
     fence()
     if load_pointer(<void**>&hub.dirty) == NULL:
@@ -219,7 +223,9 @@ cdef inline void stream_unclaim(stream_t* stream) noexcept nogil:
 
 # --- the writer ----------------------------------------------------------------------------------
 
-cdef inline bint stream_set_info(stream_t* stream, const uint8_t* bytes, uint32_t size) noexcept nogil:
+cdef inline bint stream_set_info(
+    stream_t* stream, const uint8_t* bytes, uint32_t size,
+) noexcept nogil:
     # Publishes what the reply to a listener says. False: too long, or no memory.
     cdef info_t* info
     if size > INFO_BYTES_MAX:
@@ -282,9 +288,9 @@ cdef inline int stream_begin_epoch(
     return 0
 
 cdef inline bint stream_forget_ring(stream_t* stream) noexcept nogil:
-    # Nobody has wanted the stream for its linger: its ring goes, so that who comes back does not get
-    # stale audio. A joiner counts himself in `listeners` or `readers` before he takes the ring; if one
-    # has just done so, the ring stays and the answer is False.
+    # Nobody has wanted the stream for its linger: its ring goes, so that who comes back does not
+    # get stale audio. A joiner counts himself in `listeners` or `readers` before he takes the
+    # ring; if one has just done so, the ring stays and the answer is False.
     cdef ring_t* ring = <ring_t*>swap_pointer(<void**>&stream.ring, NULL)
     fence()
     if load_u32(&stream.listeners) + load_u32(&stream.readers) != 0:
@@ -296,12 +302,15 @@ cdef inline bint stream_forget_ring(stream_t* stream) noexcept nogil:
     return True
 
 cdef inline void stream_end_epoch(stream_t* stream, uint64_t now_us) noexcept nogil:
-    # The source is gone: listeners stay where they are until the next epoch or the end of the linger.
+    # The source is gone: listeners stay where they are until the next epoch or the end of the
+    # linger.
     stream.source_down_us = now_us
     store_u32(&stream.source_up, 0)
     hub_tell(stream.hub, stream)
 
-cdef inline int stream_resize(stream_t* stream, uint64_t size_bytes, uint64_t frames) noexcept nogil:
+cdef inline int stream_resize(
+    stream_t* stream, uint64_t size_bytes, uint64_t frames,
+) noexcept nogil:
     # Puts a larger or smaller ring in the place of the newest. 0: nothing done.
     cdef ring_t* ring
     if load_u32(&stream.rings) >= RINGS_MAX:
@@ -332,7 +341,8 @@ cdef inline void stream_fit(stream_t* stream) noexcept nogil:
     cdef uint64_t roomy
     cdef uint64_t frames
     cdef bint done = True
-    if ring.head_media_us <= stream.fit_from_media_us:      # media time that goes back tells nothing
+    # media time that goes back tells nothing
+    if ring.head_media_us <= stream.fit_from_media_us:
         stream_fit_again(stream)
         return
     share = 1.25 * stream.config.ring_us / (ring.head_media_us - stream.fit_from_media_us)

@@ -2,9 +2,11 @@
 #
 # Rules of this room
 #   1. Pure: encodes into a buffer it is given, decodes into structs that point into the message.
-#   2. Every length and number from outside is bounded here, once; who gets WIRE_OK need not look again.
+#   2. Every length and number from outside is bounded here, once; who gets WIRE_OK need not look
+#      again.
 #   3. A reader or writer that runs out stays broken (`short`, `full`): check once, at the end.
-#   4. Little endian. All messages begin with kind, key, version; requests and answers go on with an id.
+#   4. Little endian. All messages begin with kind, key, version; requests and answers go on with
+#      an id.
 #   5. Knows no sockets, no streams, no time.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -332,7 +334,9 @@ cdef inline void put_topic(uint8_t* topic, uint8_t kind, uint64_t key) noexcept 
 cdef inline bint is_published(uint8_t kind) noexcept nogil:
     return kind == KIND_BEACON or kind == KIND_STREAM
 
-cdef inline void put_head(writer_t* writer, uint8_t kind, uint64_t key, uint32_t request) noexcept nogil:
+cdef inline void put_head(
+    writer_t* writer, uint8_t kind, uint64_t key, uint32_t request,
+) noexcept nogil:
     put_u8(writer, kind)
     put_u64(writer, key)
     put_u8(writer, WIRE_PROTOCOL)
@@ -465,7 +469,9 @@ cdef inline int take_beacon(reader_t* reader, wire_beacon_t* beacon) noexcept no
         return WIRE_TEXT
     return ended(reader)
 
-cdef inline void put_beacon_entry(writer_t* writer, const wire_beacon_entry_t* entry) noexcept nogil:
+cdef inline void put_beacon_entry(
+    writer_t* writer, const wire_beacon_entry_t* entry,
+) noexcept nogil:
     put_u64(writer, entry.key)
     put_u64(writer, entry.epoch)
     put_u64(writer, entry.sequence)

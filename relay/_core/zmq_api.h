@@ -1,9 +1,9 @@
-/* zmq_api.h: the few calls of libzmq that the backbone makes, taken from the copy that pyzmq has loaded.
+/* zmq_api.h: the few calls of libzmq that the backbone makes, from the copy that pyzmq has loaded.
  *
  * Rules of this room
  *   1. Never link a libzmq: a context of one copy crashes in another. pyzmq's extension is already
  *      loaded; dlopen with RTLD_NOLOAD finds it, dlsym finds the libzmq that it depends on.
- *   2. Prototypes and constants are those of zmq.h 4.3 (stable since 4.0). No zmq.h is needed to build.
+ *   2. Prototypes and constants are those of zmq.h 4.3 (stable since 4.0); the file is not needed.
  */
 #ifndef RELAY_ZMQ_API_H
 #define RELAY_ZMQ_API_H
@@ -35,7 +35,8 @@ typedef struct {
     int (*send)(void *socket, const void *bytes, size_t size, int flags);
     int (*msg_init)(relay_msg_t *);
     int (*msg_init_size)(relay_msg_t *, size_t size);
-    int (*msg_init_data)(relay_msg_t *, void *bytes, size_t size, void (*give)(void *, void *), void *hint);
+    int (*msg_init_data)(relay_msg_t *, void *bytes, size_t size, void (*give)(void *, void *),
+                         void *hint);
     int (*msg_send)(relay_msg_t *, void *socket, int flags);
     int (*msg_recv)(relay_msg_t *, void *socket, int flags);
     int (*msg_close)(relay_msg_t *);
