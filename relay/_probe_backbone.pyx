@@ -346,20 +346,27 @@ cdef void* plain_send(void* argument) noexcept nogil:
     return NULL
 
 
-def measure_zmq(str module, size_t sender, size_t receiver, data, uint64_t count, uint64_t copies):
+def measure_zmq(str module, size_t sender, size_t receiver, data, uint64_t count, uint64_t copies,
+                keep=None):
     """A plain loop over the same libzmq: one thread sends, this one receives: (seconds, bytes).
 
-    `data` holds `copies` messages, sent in turn: as cold in the caches as a ring of their size.
+    `data` holds `copies` messages, sent in turn: as cold in the caches as a ring of their size. With
+    `keep`, a bytearray as long as `data`, the receiver copies each message to its place there.
     """
     cdef Buffer run = Buffer(data)
+    cdef Buffer kept = Buffer(keep if keep is not None else b"")
+    cdef uint8_t* keep_at = <uint8_t*>kept.bytes if keep is not None else NULL
     cdef plain_t plain
     cdef pthread_t thread
     cdef relay_msg_t msg
     cdef uint64_t begin
     cdef uint64_t i
     cdef uint64_t received = 0
+    cdef size_t size
     if zmq_api_load(&plain.api, module.encode()) != NULL:
         raise RelayError(f"{module} gives no libzmq")
+    if keep is not None and (not isinstance(keep, bytearray) or kept.size < run.size):
+        raise ValueError(f"keep has {kept.size} bytes; it must be a bytearray of {run.size}")
     plain.socket, plain.bytes, plain.copies = <void*>sender, run.bytes, copies
     plain.size, plain.count = run.size // copies, count
     with nogil:
@@ -367,8 +374,12 @@ def measure_zmq(str module, size_t sender, size_t receiver, data, uint64_t count
         begin = now_us()
         thread_start(&thread, plain_send, &plain)
         for i in range(count):
-            if plain.api.msg_recv(&msg, <void*>receiver, 0) >= 0:
-                received += plain.api.msg_size(&msg)
+            if plain.api.msg_recv(&msg, <void*>receiver, 0) < 0:
+                continue
+            size = plain.api.msg_size(&msg)
+            received += size
+            if keep_at != NULL and size <= plain.size:
+                memcpy(keep_at + i % copies * plain.size, plain.api.msg_data(&msg), size)
         begin = now_us() - begin
         pthread_join(thread, NULL)
         plain.api.msg_close(&msg)

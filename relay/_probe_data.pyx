@@ -26,8 +26,8 @@ from relay._core.retire cimport (
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_NO_MEMORY, audio_bytes, frame_t, header_t, ring_at,
     ring_burst_sequence, ring_close, ring_entry_was_overtaken, ring_give_up, ring_header, ring_open,
-    ring_place, ring_push, ring_read_entry, ring_readable_end, ring_resized, ring_sequence_at,
-    ring_start_after, ring_t, ring_tail_position, ring_tail_sequence, ring_title,
+    ring_place, ring_place_run, ring_push, ring_read_entry, ring_readable_end, ring_resized,
+    ring_sequence_at, ring_start_after, ring_t, ring_tail_position, ring_tail_sequence, ring_title,
     ring_was_overtaken, title_t,
 )
 from relay._core.stream cimport (
@@ -229,6 +229,25 @@ cdef class RingProbe:
         cdef Buffer run = Buffer(data)
         return ring_place(self.ring, sequence, position, media_us, run.bytes, <uint32_t>run.size,
                           duration_us, flags)
+
+    def place_run(self, uint64_t sequence, uint64_t position, uint64_t media_us, frames):
+        """ring_place_run for frames (data, duration_us, flags): how many it took."""
+        cdef Buffer run = Buffer(b"".join(data for data, _, _ in frames))
+        cdef uint64_t* records = <uint64_t*>malloc(8 * len(frames) + 8)
+        cdef uint32_t count = 0
+        if records == NULL:
+            raise MemoryError()
+        try:
+            for data, duration_us, flags in frames:
+                records[count] = (
+                    <uint64_t>len(data) | <uint64_t>flags << 24 | <uint64_t>duration_us << 32
+                )
+                count += 1
+            return ring_place_run(
+                self.ring, sequence, position, media_us, records, count, run.bytes
+            )
+        finally:
+            free(records)
 
     def give_up(self):
         """ring_give_up."""

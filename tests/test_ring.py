@@ -240,6 +240,108 @@ def test_any_order_of_a_run_gives_the_same_bytes_and_head(seed, order, again):
     assert ring.bytes_at(0, len(audio)) == audio
 
 
+RUN_SIZES = [1, 17, 400, 400, 400, 1400, 3000]
+RUN_SIZES_REFUSED = [0, 20_000, 65_536, 65_537]
+RUN_FLAGS = [0, 0, 0, START, START, CHAIN, TITLE, HEADER, HEADER | CHAIN, TITLE | START]
+RUN_OPERATIONS = st.tuples(
+    st.sampled_from(["run", "run", "run", "odd run", "ahead", "give up", "aside"]),
+    st.integers(1, 60),
+)
+
+
+def run_after(ring: RingProbe, rng: random.Random, count: int, *, odd: bool, ahead: int = 0):
+    """Frames in a row from the head on (or `ahead` frames of 400 bytes later)."""
+    state, frames = ring.state, []
+    sequence, position = state["head_sequence"] + ahead, state["head_position"] + 400 * ahead
+    media_us = state["head_media_us"] + 20_000 * ahead
+    for i in range(count):
+        flags = rng.choice(RUN_FLAGS) if odd else rng.choice([0, START])
+        size = rng.choice(RUN_SIZES + RUN_SIZES_REFUSED * (odd and rng.random() < 0.2))
+        duration_us = rng.choice([0, 20_000, 26_122, 60_000_000])
+        frames.append(
+            Frame(sequence + i, position, media_us, rng.randbytes(size), duration_us, flags)
+        )
+        position, media_us = frames[-1].end, media_us + duration_us
+    return frames
+
+
+def place_in_runs(ring: RingProbe, frames: list[Frame]) -> list[int]:
+    """The answers for all frames: as many at once as can be, the others one by one."""
+    answers: list[int] = []
+    while len(answers) < len(frames):
+        rest = frames[len(answers) :]
+        records = [(frame.data, frame.duration_us, frame.flags) for frame in rest]
+        taken = ring.place_run(rest[0].sequence, rest[0].position, rest[0].media_us, records)
+        answers += [PLACED] * taken if taken else [place(ring, rest[0])]
+    return answers
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.lists(RUN_OPERATIONS, max_size=40),
+    st.sampled_from([(6, 64), (16, 256), (400, 2048), (6, 16)]),
+    st.sampled_from([0, 7, 2**32 - 20, 2**62 - 3_000, 2**62 - 20]),
+)
+def test_runs_placed_at_once_and_frame_by_frame_are_the_same(seed, operations, shape, begin):
+    """Titles, header pages, holes, frames ahead, refused sizes, great numbers: no difference."""
+    pages, count = shape
+    numbers = {"sequence": begin, "position": begin, "media_us": begin}
+    fast, slow = (RingProbe(pages * PAGE, count, **numbers) for _ in range(2))
+    rng = random.Random(seed)
+    for name, value in operations:
+        if name == "give up":
+            assert fast.give_up() == slow.give_up()
+        else:
+            ahead = value % 5 + 1 if name == "ahead" else 0
+            frames = run_after(slow, rng, value, odd=name == "odd run", ahead=ahead)
+            if name == "aside":  # a run that does not begin where the head is
+                for frame in frames:
+                    frame.position += value
+            assert place_in_runs(fast, frames) == [place(slow, frame) for frame in frames]
+        state = fast.state
+        assert state == slow.state
+        head = state["head_sequence"]
+        for sequence in range(max(begin, head - count), head + 70):
+            assert fast.entry(sequence) == slow.entry(sequence)
+        assert fast.bytes_at(0, pages * PAGE) == slow.bytes_at(0, pages * PAGE)
+        assert fast.header(head) == slow.header(head)
+        assert fast.title(state["head_position"]) == slow.title(state["head_position"])
+
+
+@pytest.mark.parametrize("offset", [-1, 1])
+def test_run_beside_the_head_is_not_taken_at_once(offset):
+    """Late, early or at another position: nothing is written, ring_place has to judge."""
+    ring = ring_of(16 * PAGE, 256)
+    for frame in plain_tape(4):
+        place(ring, frame)
+    before = ring.state, ring.bytes_at(0, 16 * PAGE)
+    records = [(b"x" * 100, 20_000, 0)] * 3
+    assert ring.place_run(4 + offset, 400, 80_000, records) == 0
+    assert ring.place_run(4, 400 + offset, 80_000, records) == 0
+    assert (ring.state, ring.bytes_at(0, 16 * PAGE)) == before
+    assert ring.place_run(4, 400, 80_000, records) == 3
+
+
+@pytest.mark.parametrize("refused", [b"", b"x" * 65_537])
+def test_run_ends_before_a_size_that_no_frame_has(refused):
+    """ring_place refuses it, so a run does not take it either, whatever the ring could hold."""
+    ring = ring_of(400 * PAGE, 256)
+    records = [(b"x" * 400, 20_000, 0), (refused, 20_000, 0), (b"x" * 400, 20_000, 0)]
+    assert ring.place_run(0, 0, 0, records) == 1
+    assert ring.place_run(1, 400, 20_000, records[1:]) == 0
+    assert ring.place(1, 400, 20_000, refused, 20_000, 0) == BAD
+
+
+@pytest.mark.parametrize("name", ["sequence", "position", "media_us"])
+def test_run_at_the_end_of_the_numbers_is_left_to_ring_place(name):
+    """Past 2^62 nothing is taken: near it frames go in one by one."""
+    begin = {"sequence": 0, "position": 0, "media_us": 0, name: 2**62}
+    ring = ring_of(16 * PAGE, 256, **begin)
+    records = [(b"x" * 400, 20_000, 0)] * 3
+    assert ring.place_run(begin["sequence"], begin["position"], begin["media_us"], records) == 0
+
+
 OPERATIONS = st.one_of(
     st.tuples(st.just("place"), st.integers(-6, 20)),
     st.tuples(st.just("run"), st.integers(1, 30)),

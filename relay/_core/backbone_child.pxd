@@ -85,7 +85,6 @@ cdef inline uint64_t place_run(backbone_t* bone, link_t* link, const wire_run_t*
     cdef uint64_t records[WIRE_RUN_FRAMES_MAX]
     cdef uint32_t i = 0
     cdef uint32_t frames
-    cdef uint32_t k
     cdef int status
     get_records(run, records)
     while i < run.count:
@@ -93,21 +92,22 @@ cdef inline uint64_t place_run(backbone_t* bone, link_t* link, const wire_run_t*
             link.stream, run.first_sequence + i, position, media_us, records + i, run.count - i,
             payload,
         )
-        placed += frames
-        if frames == 0:
-            status = place_one(
-                link, run.first_sequence + i, position, media_us, records[i], payload
-            )
-            if status == PLACE_FAR:
-                bone.counters.early_frames_total += run.count - i
-                return placed
-            placed += status == PLACED
-            frames = 1
-        for k in range(i, i + frames):
-            payload += records[k] & 0xFFFFFF
-            position += 0 if records[k] >> 24 & FRAME_TITLE else records[k] & 0xFFFFFF
-            media_us += records[k] >> 32
-        i += frames
+        if frames:      # all of them audio, and the head is behind them now
+            payload += link.stream.ring.head_position - position
+            position = link.stream.ring.head_position
+            media_us = link.stream.ring.head_media_us
+            placed += frames
+            i += frames
+            continue
+        status = place_one(link, run.first_sequence + i, position, media_us, records[i], payload)
+        if status == PLACE_FAR:
+            bone.counters.early_frames_total += run.count - i
+            return placed
+        placed += status == PLACED
+        payload += records[i] & 0xFFFFFF
+        position += 0 if records[i] >> 24 & FRAME_TITLE else records[i] & 0xFFFFFF
+        media_us += records[i] >> 32
+        i += 1
     if placed:
         link.hop.far = False
     return placed

@@ -569,17 +569,19 @@ cdef inline uint32_t ring_place_run(
     if (
         sequence != ring.head_sequence or position != ring.head_position
         or ring.reserved_sequence != sequence or ring.header_open
+        or sequence > RING_NUMBER_MAX - frames_max or position > RING_NUMBER_MAX - bytes_max
+        or media_us > RING_NUMBER_MAX - (frames_max << 32)
     ):
         return 0
     while frames < count and frames < frames_max:
         size = records[frames] & 0xFFFFFF
-        if records[frames] >> 24 & (FRAME_HEADER | FRAME_TITLE) or size == 0 or (
-            run_bytes + size > bytes_max
+        if records[frames] >> 24 & (FRAME_HEADER | FRAME_TITLE) or (
+            size == 0 or size > FRAME_BYTES_MAX or run_bytes + size > bytes_max
         ):
             break
         run_bytes += size
         frames += 1
-    if frames == 0 or position + run_bytes > RING_NUMBER_MAX or sequence > RING_NUMBER_MAX:
+    if frames == 0:
         return 0
     store_u64_relaxed(&ring.reserved_sequence, sequence + frames)
     store_u64_relaxed(&ring.reserved_position, position + run_bytes)
