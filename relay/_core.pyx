@@ -40,12 +40,10 @@ from relay._core.retire cimport (
 from relay._core.hop cimport PEER_VERSION, peer_t
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
-    ring_at,
-    ring_burst_sequence, ring_entry_was_overtaken, ring_give_up, ring_header, ring_place, ring_push,
-    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken,
-    header_t,
-    title_t,
+    header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
+    ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, title_t,
 )
+from relay._core.ring_writer cimport ring_give_up, ring_place, ring_push
 from relay._core.connection cimport (
     PARTING_MAX, shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
 )

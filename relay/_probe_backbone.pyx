@@ -1,10 +1,11 @@
-# _probe_backbone.pyx: faces for the tests on the backbone's pure rooms, and a plain loop over libzmq.
+# _probe_backbone.pyx: faces for the tests on the backbone's pure rooms, and a plain loop over
+# libzmq.
 #
 # Rules of this room
 #   1. Test faces only: the package never imports it, nothing at run time depends on it.
 #   2. It decides nothing: converts arguments, calls one room, converts the answer.
-#   3. The plain loop (measure_zmq) is the rival of benchmarks/test_hop.py: the same libzmq, the same
-#      messages, nothing of ours in between.
+#   3. The plain loop (measure_zmq) is the rival of benchmarks/test_hop.py: the same libzmq, the
+#      same messages, nothing of ours in between.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -261,7 +262,8 @@ cdef class Hop:
     cdef hop_view_t view
 
     def __cinit__(self):
-        self.look(wanted=True, upstream_up=True, may_ask=True, written_here=False, head=0, hole_end=0,
+        self.look(wanted=True, upstream_up=True, may_ask=True, written_here=False, head=0,
+                  hole_end=0,
                   base=0, frame_bytes=400, held_us=0, ring_us=20_000_000, linger_us=60_000_000,
                   repair_wait_us=1_500_000)
 
@@ -350,7 +352,7 @@ def measure_zmq(str module, size_t sender, size_t receiver, data, uint64_t count
                 keep=None):
     """A plain loop over the same libzmq: one thread sends, this one receives: (seconds, bytes).
 
-    `data` holds `copies` messages, sent in turn: as cold in the caches as a ring of their size. With
+    `data` holds `copies` messages, sent in turn: as cold as a ring of their size. With
     `keep`, a bytearray as long as `data`, the receiver copies each message to its place there.
     """
     cdef Buffer run = Buffer(data)

@@ -25,10 +25,12 @@ from relay._core.retire cimport (
 )
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_NO_MEMORY, audio_bytes, frame_t, header_t, ring_at,
-    ring_burst_sequence, ring_close, ring_entry_was_overtaken, ring_give_up, ring_header, ring_open,
-    ring_place, ring_place_run, ring_push, ring_read_entry, ring_readable_end, ring_resized,
-    ring_sequence_at, ring_start_after, ring_t, ring_tail_position, ring_tail_sequence, ring_title,
-    ring_was_overtaken, title_t,
+    ring_burst_sequence, ring_close, ring_entry_was_overtaken, ring_header, ring_open,
+    ring_read_entry, ring_readable_end, ring_sequence_at, ring_start_after, ring_t,
+    ring_tail_position, ring_tail_sequence, ring_title, ring_was_overtaken, title_t,
+)
+from relay._core.ring_writer cimport (
+    ring_give_up, ring_place, ring_place_run, ring_push, ring_resized,
 )
 from relay._core.stream cimport (
     eventfd_write, hub_next, hub_sleep, hub_take, hub_tell, stream_drop, stream_open, stream_t,
@@ -387,7 +389,7 @@ cdef void count_torn(
 
 
 cdef class TableProbe:
-    """The table of streams with keys of the test's choice: removing must keep every probe run whole."""
+    """The table of streams with keys of the test's choice: removing keeps probe runs whole."""
 
     cdef engine_t engine
 
@@ -402,7 +404,8 @@ cdef class TableProbe:
     def add(self, bytes mount, uint64_t key):
         """engine_add."""
         cdef stream_t* stream = stream_open(
-            mount, <uint32_t>len(mount), &self.engine.defaults, &self.engine.retire, &self.engine.hub
+            mount, <uint32_t>len(mount), &self.engine.defaults, &self.engine.retire,
+            &self.engine.hub
         )
         stream.key = key
         cdef int status = engine_add(&self.engine, stream)
@@ -475,7 +478,7 @@ cdef class HubProbe:
         return missed
 
     def serve(self):
-        """The backbone: takes what is new, sleeps, until the writer ends; returns how often it slept."""
+        """The backbone: takes what is new, sleeps, until the writer ends; how often it slept."""
         cdef stream_t* stream
         cdef stream_t* after
         cdef pollfd file

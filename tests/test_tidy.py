@@ -58,24 +58,31 @@ KNOWS: dict[str, set[str]] = {
 CORE_RANK: dict[str, int] = {
     "__init__": 0,
     "atomics": 0,
+    "thread": 0,
+    "zmq_api": 0,
     "pace": 0,
     "http_head": 0,
     "frames_state": 0,
     "frames_": 1,  # the scanners: frames_mpeg, frames_adts, frames_ogg
     "retire": 1,
+    "pool": 1,  # message buffers of the backbone
     "icy": 1,
     "frames": 2,  # the door to the scanners
     "handover": 2,
     "ring": 3,
-    "stream": 4,
-    "listener": 5,
-    "engine": 5,
-    "hop": 5,
-    "wire": 5,
-    "connection": 6,
-    "door": 7,
-    "shard": 8,
-    "backbone": 8,
+    "ring_writer": 4,
+    "stream": 5,
+    "listener": 6,
+    "engine": 6,
+    "hop": 6,
+    "wire": 6,
+    "connection": 7,
+    "door": 8,
+    "shard": 9,
+    "backbone_state": 7,
+    "backbone_parent": 8,
+    "backbone_child": 9,
+    "backbone": 10,
 }
 
 FUNCTION_LINES_MAX = 60
@@ -83,7 +90,17 @@ FILE_LINES_MAX = 600
 COLUMNS_MAX = 100
 
 LONG_FUNCTIONS: dict[str, int] = {}  # "relay/x.py::f": its lines today
-LONG_FILES: dict[str, int] = {}  # "relay/x.py": its lines today
+# "relay/x.py": its lines today. The face is long because an extension class cannot span files and
+# Cython has no partial ones; the halves of the backbone wait for a cut along repair and directory.
+LONG_FILES: dict[str, int] = {
+    "relay/_core.pyx": 1200,
+    "relay/_core/backbone_child.pxd": 780,
+    "relay/_core/backbone_parent.pxd": 760,
+    "relay/_core/wire.pxd": 670,
+    "tests/network/test_backbone.py": 760,
+    "tests/test_push.py": 640,
+    "tests/test_ring.py": 840,
+}
 TWINLESS: dict[str, str] = {  # "relay/x.py": why it has no twin test
     "relay/__init__.py": "a list of names",
     "relay/__main__.py": "one call",
@@ -95,6 +112,7 @@ TWINLESS: dict[str, str] = {  # "relay/x.py": why it has no twin test
     "relay/_core/backbone_state.pxd": "structs and lists; tests/network/test_backbone.py runs them",
     "relay/_core/backbone_child.pxd": "half of one thread; tests/network/test_backbone.py",
     "relay/_core/backbone_parent.pxd": "half of one thread; tests/network/test_backbone.py",
+    "relay/_core/ring_writer.pxd": "tests/test_ring.py holds both halves against one model",
     "relay/_core/pool.pxd": "buffers of the same thread; tests/network/test_backbone.py",
     "relay/_probe.pyx": "faces for the tests of other rooms",
     "relay/_probe_backbone.pyx": "faces for the tests of other rooms",

@@ -1,8 +1,11 @@
-# backbone_child.pxd: what a node does toward its upstream: receives runs and beacons, asks, fills rings.
+# backbone_child.pxd: what a node does toward its upstream: receives runs and beacons, asks, fills
+# rings.
 #
 # Rules of this room
-#   1. Runs in the backbone thread, inside a turn. It is the writer (WRITER_LINK) of the streams it fills.
-#   2. Decides nothing that waits: hop.pxd does; this room shows it the ring and does what it answers.
+#   1. Runs in the backbone thread, inside a turn. It is the writer (WRITER_LINK) of the streams it
+#      fills.
+#   2. Decides nothing that waits: hop.pxd does; this room shows it the ring and does what it
+#      answers.
 #   3. A mount that a local source writes is left alone.
 #   4. At most WINDOW_MAX requests are open at the upstream, whatever the number of streams.
 #   5. Every message is decoded whole before anything of it is used; what does not fit is counted.
@@ -22,9 +25,9 @@ from relay._core.engine cimport (
     engine_add, engine_config, engine_find, engine_remove, wall_ms,
 )
 from relay._core.hop cimport *
-from relay._core.ring cimport (
-    FRAME_TITLE, PLACED, PLACE_FAR, frame_t, ring_entry, ring_give_up, ring_has,
-    ring_hole_end_sequence, ring_set_header, ring_set_title, ring_t,
+from relay._core.ring cimport FRAME_TITLE, PLACED, PLACE_FAR, frame_t, ring_entry, ring_has, ring_t
+from relay._core.ring_writer cimport (
+    ring_give_up, ring_hole_end_sequence, ring_set_header, ring_set_title,
 )
 from relay._core.stream cimport (
     WRITER_LINK, WRITER_LOCAL, WRITER_NONE, info_t, mount_key, stream_begin_epoch, stream_claim,
@@ -76,7 +79,9 @@ cdef inline void view_of(backbone_t* bone, link_t* link, hop_view_t* view) noexc
 
 # --- frames --------------------------------------------------------------------------------------
 
-cdef inline uint64_t place_run(backbone_t* bone, link_t* link, const wire_run_t* run) noexcept nogil:
+cdef inline uint64_t place_run(
+    backbone_t* bone, link_t* link, const wire_run_t* run,
+) noexcept nogil:
     # Every frame where it belongs; returns how many were new. Runs at the head go in as a whole.
     cdef const uint8_t* payload = run.payload
     cdef uint64_t position = run.first_position
@@ -116,7 +121,8 @@ cdef inline int place_one(
     link_t* link, uint64_t sequence, uint64_t position, uint64_t media_us, uint64_t record,
     const uint8_t* payload,
 ) noexcept nogil:
-    # One frame: a title, a header page, or one that fills a hole. PLACE_FAR: the rest is no use now.
+    # One frame: a title, a header page, or one that fills a hole. PLACE_FAR: the rest is no use
+    # now.
     cdef ring_t* ring = link.stream.ring
     cdef uint32_t size = <uint32_t>(record & 0xFFFFFF)
     cdef int status
@@ -146,7 +152,9 @@ cdef inline void heard_epoch(backbone_t* bone, link_t* link, uint64_t epoch) noe
         else:
             link_touch(bone, link)
 
-cdef inline void child_run(backbone_t* bone, const wire_head_t* head, reader_t* reader) noexcept nogil:
+cdef inline void child_run(
+    backbone_t* bone, const wire_head_t* head, reader_t* reader,
+) noexcept nogil:
     # A run, published or as a part of an answer.
     cdef wire_run_t run
     cdef link_t* link

@@ -22,8 +22,7 @@ from relay._core.hop cimport hop_still_coming
 from relay._core.pool cimport pool_give, pool_take, slab_t
 from relay._core.ring cimport (
     FRAME_TITLE, RING_HEADERS, RING_TITLES, frame_t, header_t, ring_at, ring_burst_sequence,
-    ring_read_entry, ring_t,
-    ring_tail_sequence, ring_title, ring_was_overtaken, title_t,
+    ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_was_overtaken, title_t,
 )
 from relay._core.stream cimport (
     WRITER_LOCAL, info_t, stream_ring_drop, stream_ring_take, stream_t,

@@ -22,8 +22,9 @@ from relay._core.retire cimport retire_later, retire_t
 from relay._core.frames cimport FRAME_BYTES_MAX
 from relay._core.ring cimport (
     FRAME_TITLE, PLACED, PLACE_BAD, PLACE_NO_MEMORY, RING_FRAMES_MAX, RING_NUMBER_MAX, ring_open,
-    ring_place, ring_place_run, ring_resized, ring_t, ring_unpin, release_plain,
+    ring_t, ring_unpin,
 )
+from relay._core.ring_writer cimport release_plain, ring_place, ring_place_run, ring_resized
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd_write(int fd, uint64_t value)
