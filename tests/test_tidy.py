@@ -65,7 +65,7 @@ CORE_RANK: dict[str, int] = {
     "frames_state": 0,
     "frames_": 1,  # the scanners: frames_mpeg, frames_adts, frames_ogg
     "retire": 1,
-    "pool": 1,  # message buffers of the backbone
+    "pool": 7,  # message buffers of the backbone
     "icy": 1,
     "frames": 2,  # the door to the scanners
     "handover": 2,
