@@ -79,10 +79,10 @@ CORE_RANK: dict[str, int] = {
     "connection": 7,
     "door": 8,
     "shard": 9,
-    "backbone_state": 7,
-    "backbone_parent": 8,
-    "backbone_child": 9,
-    "backbone": 10,
+    "backbone_state": 8,
+    "backbone_parent": 9,
+    "backbone_child": 10,
+    "backbone": 11,
 }
 
 FUNCTION_LINES_MAX = 60

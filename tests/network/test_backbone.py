@@ -422,7 +422,7 @@ def test_mounts_that_came_and_went_leave_room_for_new_ones(nodes: Callable[..., 
     for number in range(1100):
         stream = origin.engine.add_stream(f"/{number}")
         stream.set_info(INFO)
-        until(lambda n=number: origin.link(f"/{n}").get("mount") or number < 1000)
+        until(lambda n=number: origin.link(f"/{n}").get("mount") or n < 1000)
         time.sleep(0.003)
         origin.engine.remove_stream(stream)
         time.sleep(0.003)
