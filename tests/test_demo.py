@@ -34,6 +34,7 @@ from relay.demo import (
     die_with_parent,
     free_ports,
     plan,
+    refuse_taken,
     send_paced,
     wait_healthy,
 )
@@ -121,6 +122,37 @@ def test_addresses_can_be_opened_wherever_the_nodes_listen() -> None:
     assert Address("a", "::1", 8000, "", None).url() == "http://[::1]:8000/"
     assert Address("a", "0.0.0.0", 8000, "", None).url("/x") == "http://127.0.0.1:8000/x"
     assert "[::1]:8000" in Address("a", "::1", 8000, "", None).command
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_row_whose_address_is_taken_is_refused_at_once(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line with the node, its address and what to do; no child is started."""
+    monkeypatch.setattr(Child, "start", lambda self: pytest.fail("a child was started"))
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=kind) as taken:
+        port = taken.getsockname()[1]
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        with pytest.raises(ConfigError) as refused:
+            demo(host=host, http_port=port)
+    assert str(refused.value) == (
+        f"origin cannot have {shown}: Address already in use; "
+        "choose other ports with --http-port N (0 takes free ones)"
+    )
+
+
+def test_a_taken_backbone_is_refused_too_and_free_ports_are_not() -> None:
+    """Each of the six addresses is tried, and let go again."""
+    row = plan("127.0.0.1", 0)
+    refuse_taken(row)
+    refuse_taken(row)
+    port = int(row[2].backbone.rpartition(":")[2])
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(ConfigError, match=rf"relay 2 cannot have 127\.0\.0\.1:{port}: Address"),
+    ):
+        refuse_taken(row)
 
 
 def test_children_get_the_password_and_no_setting_of_ours() -> None:
