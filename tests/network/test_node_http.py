@@ -172,6 +172,14 @@ def test_each_way_of_sending_reaches_listeners(
     wait_until(lambda: node.json("/api/v1/status")["streams"][0]["state"] == "waiting")
 
 
+def test_a_source_that_says_ice_1_0_is_welcome(nodes: Nodes) -> None:
+    """The engine's door hands it on, and the source door answers as to HTTP/1.0."""
+    node = nodes.start(backbone="none")
+    with Source(node.address, method="SOURCE", expect=False) as source:
+        source.head = source.head.replace(b" HTTP/1.0\r\n", b" ICE/1.0\r\n", 1)
+        assert source.connect() == 200
+
+
 def test_refusals_of_sources_come_before_the_100(nodes: Nodes) -> None:
     """Wrong password 401, unknown type 415, in use 403, reserved 403; the node lives."""
     node = nodes.start(backbone="none")
