@@ -430,7 +430,7 @@ cdef inline const char* refusal_text(int status, int* reason) noexcept nogil:
         return b"431 Request Header Fields Too Large|the bound is 8192 bytes and 64 fields\n"
     reason[0] = REFUSED_MALFORMED
     if status == 505:
-        return b"505 HTTP Version Not Supported|HTTP/1.0 and HTTP/1.1 are\n"
+        return b"505 HTTP Version Not Supported|this node speaks HTTP/1.0 and HTTP/1.1\n"
     return b"400 Bad Request|this is not a request head of HTTP/1.x\n"
 
 cdef inline void shard_refuse(shard_t* shard, uint32_t index, int status) noexcept nogil:

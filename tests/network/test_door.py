@@ -127,6 +127,13 @@ def test_each_refusal_is_a_whole_reply(head: bytes, status: int, reason: str) ->
         refused(engine, reason)
 
 
+def test_a_foreign_version_is_told_what_is_spoken_here() -> None:
+    """The body of a 505 is a sentence."""
+    with running() as (_, address):
+        body = answer(ask(address, b"GET /live HTTP/2.0\r\n\r\n"))[2]
+        assert body == b"this node speaks HTTP/1.0 and HTTP/1.1\n"
+
+
 def test_a_refusal_is_not_reset_away_while_the_request_still_comes() -> None:
     """Who pours on after the door has answered reads the answer all the same."""
     with running() as (engine, address):
