@@ -276,8 +276,9 @@ def test_a_full_node_says_so() -> None:
         for sock in socks:
             sock.sendall(get())
             assert sock.recv(100).startswith(b"HTTP/1.0 200")
-        status, fields, _ = answer(ask(address, get()))
+        status, fields, body = answer(ask(address, get()))
         assert (status, fields["retry-after"]) == (503, "5")
+        assert body.startswith(b"this node is full (listeners_max); ")
         assert answer(ask(address, get("/live", method="HEAD")))[0] == 200
         refused(engine, "full")
         socks.pop().close()
@@ -298,7 +299,9 @@ def test_a_full_mount_leaves_room_on_others() -> None:
         with dial(address) as first, dial(address) as second:
             first.sendall(get("/a"))
             assert first.recv(100).startswith(b"HTTP/1.0 200")
-            assert answer(ask(address, get("/a")))[0] == 503
+            status, _, body = answer(ask(address, get("/a")))
+            assert status == 503
+            assert body.startswith(b"this mount is full (listeners_max); ")
             second.sendall(get("/b"))
             assert second.recv(100).startswith(b"HTTP/1.0 200")
         idle(engine)
