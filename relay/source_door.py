@@ -92,6 +92,12 @@ class Gate:
             probe = "authorization" not in request.headers
             self.counters["probes_total" if probe else "refused_password_total"] += 1
             return reply_unauthorized(keep=keep)
+        try:
+            check_mount(request.mount)
+        except (
+            MountError
+        ) as wrong:  # for good: BUTT and `relay push` would ask for ever after a 403
+            return self.refuse(400, str(wrong))
         if request.has_empty_body:
             return reply(200, keep=keep)
         content_type = request.headers.get("content-type", "")
@@ -105,7 +111,7 @@ class Gate:
         try:
             return self._sources.open(request.mount, content_type, request.headers)
         except (MountError, SourceError) as wrong:
-            # 403 for all of these: it is what BUTT takes as "try again later".
+            # 403 for all of these, which may end: it is what BUTT takes as "try again later".
             return self.refuse(403, str(wrong))
 
     def _knows_password(self, request: Request) -> bool:

@@ -181,7 +181,7 @@ def test_a_source_that_says_ice_1_0_is_welcome(nodes: Nodes) -> None:
 
 
 def test_refusals_of_sources_come_before_the_100(nodes: Nodes) -> None:
-    """Wrong password 401, unknown type 415, in use 403, reserved 403; the node lives."""
+    """Wrong password 401, unknown type 415, in use 403, reserved 400; the node lives."""
     node = nodes.start(backbone="none")
     with Source(node.address) as first:
         assert first.connect() == 100
@@ -189,7 +189,7 @@ def test_refusals_of_sources_come_before_the_100(nodes: Nodes) -> None:
             (401, {"password": "wrong"}),
             (415, {"content_type": "video/mp4"}),
             (403, {}),
-            (403, {"mount": "/x.m3u"}),
+            (400, {"mount": "/x.m3u"}),
         ):
             with Source(node.address, **options) as other:  # type: ignore[arg-type]
                 assert other.connect() == status
