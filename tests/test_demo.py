@@ -272,13 +272,13 @@ def row() -> tuple[list[Any], Any, list[str], Watch]:
     return children, broadcast, said, Watch(children, broadcast, said.append)
 
 
-def test_a_dead_relay_is_started_again_after_three_seconds(row: Any) -> None:
+def test_a_dead_relay_is_started_again_after_two_seconds(row: Any) -> None:
     """Its death is told once, and its new pid."""
     children, _, said, watch = row
     children[1].alive = False
-    assert [watch.step(now_s) for now_s in (10.0, 11.0, 12.9)] == ["", "", ""]
+    assert [watch.step(now_s) for now_s in (10.0, 11.0, 11.9)] == ["", "", ""]
     assert children[1].starts == 0
-    assert watch.step(13.0) == ""
+    assert watch.step(12.0) == ""
     assert children[1].starts == 1
     assert len(said) == 2
     assert said[1] == "relay 1 is started again: pid 11"
