@@ -50,6 +50,7 @@ _UPSTREAM_WORDS = {
     "version": "speaks another protocol version; update one of the two nodes",
     "loop": "leads back to this node, or is too deep; choose another with --upstream",
 }
+_OF_UPSTREAM = {"upstream_up", "directory_known"}
 
 
 def version() -> str:
@@ -362,6 +363,8 @@ class Node:
         self._peaks = {stream.mount: stream.listeners_peak for stream in streams}
         counters = self.snapshot()
         counters |= _flat("backbone", link.get("counters", {}))
+        if not link.get("upstream"):  # the engine takes none for one that has told everything
+            counters = {k: v for k, v in counters.items() if k not in _OF_UPSTREAM}
         return Facts(
             name=self.config.node.name,
             id=engine.node_id,

@@ -62,6 +62,13 @@ SOURCE_USER = "source"
 QUIET_S = 10.0  # between log lines about refusals of one mount with one status
 TOLD_MAX = 256
 
+REFUSALS = (400, 403, 415, 431, 501)
+COUNTED = (
+    *("probes_total", "refused_password_total", "refused_method_total"),
+    *(f"refused_{status}_total" for status in REFUSALS),
+    *("broken_total", "silent_total", "displaced_total"),
+)
+
 State = Literal["head", "body", "drain", "closed"]
 
 
@@ -72,7 +79,7 @@ class Gate:
         self._sources = sources
         self._config = config
         self._told: dict[tuple[str, int], float] = {}
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
 
     def judge(self, request: Request) -> Reply | LocalSource:
         """The reply that refuses this request, or the source that it became."""
