@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import resource
@@ -23,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from relay import _core
-from relay.address import Address
+from relay.address import Address, why_unbound
 from relay.config import Config
 from relay.errors import ConfigError, MountError, RelayError
 from relay.source import LocalSource, Sources, read_info
@@ -510,12 +509,8 @@ def _listen(engine: _core.Engine, config: Config) -> Address:
     try:
         host, port = engine.listen(wanted.host, wanted.port)
     except OSError as error:
-        why = error.strerror or str(error)
-        if error.errno == errno.EADDRINUSE:
-            why = "the port is taken (by another Relay?)"
         raise ConfigError(
-            f"http.bind = {config.http.bind}: {why}; choose another with --http HOST:PORT "
-            "(port 0 takes any free one)"
+            f"http.bind = {wanted}: {why_unbound(error)}, with --http HOST:PORT"
         ) from None
     return Address(host, port)
 

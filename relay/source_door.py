@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from relay.address import check_mount, printable
+from relay.address import Address, check_mount, printable
 from relay.auth import credentials, same_secret
 from relay.errors import MountError, RelayError, SourceError
 from relay.formats import format_of
@@ -186,7 +186,7 @@ class SourceConnection(asyncio.BufferedProtocol):
         self._call_later = call_later
         self._gone = gone
         self._pending = bytearray(head)
-        self._peer = f"{peer[0]}:{peer[1]}"
+        self._peer = str(Address(peer[0], peer[1]))
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: asyncio.Transport | None = None
         self._source: LocalSource | None = None

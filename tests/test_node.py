@@ -107,6 +107,31 @@ async def test_address_that_cannot_be_had_leaves_nothing_open(
     assert "closed" in repr(node)
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(99, "Cannot assign"), "this machine has no such address; use one of its own"),
+        (OSError(13, "Permission denied"), "a port below 1024 needs a privilege"),
+        (OSError("no.such.invalid: Name or service not known"), "the name is not known here"),
+        (OSError(97, "Address family"), "this machine has no IPv6"),
+        (OSError(105, "x"), "No buffer space available"),
+    ],
+)
+async def test_each_address_that_cannot_be_had_gets_its_advice(
+    engines: list[Any], monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
+) -> None:
+    """IPv6 in brackets, the reason, what can be had instead, and the option."""
+
+    def refuse(self: FakeEngine, host: str, port: int) -> tuple[str, int]:
+        raise error
+
+    monkeypatch.setattr(FakeEngine, "listen", refuse)
+    with pytest.raises(relay.ConfigError) as caught:
+        await relay.Node(http="[::]:80").open()
+    assert str(caught.value).startswith(f"http.bind = [::]:80: {says}")
+    assert str(caught.value).endswith(", with --http HOST:PORT")
+
+
 async def test_source_feeds_its_stream(engines: list[Any]) -> None:
     """The README's words: source, feed, title; the epoch ends with the block."""
     async with relay.Node() as node:
