@@ -94,6 +94,26 @@ class Address(Struct, frozen=True):
         return f"tcp://{self}"
 
     @property
+    def is_unspecified(self) -> bool:
+        """Whether it stands for every address of this machine: 0.0.0.0 or [::]."""
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    def overlaps(self, other: Address) -> bool:
+        """Whether both cannot be bound at once, as far as can be told without a lookup."""
+        if self.port != other.port or self.port == 0:
+            return False
+        local = {"localhost": "127.0.0.1"}
+        hosts = {local.get(a.host.lower(), a.host.lower()) for a in (self, other)}
+        if len(hosts) == 1:
+            return True
+        # [::] takes IPv4 too (RFC 3493 §5.3); 0.0.0.0 leaves IPv6 alone.
+        four = [":" not in host for host in hosts]
+        return "::" in hosts or ("0.0.0.0" in hosts and all(four))
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it; a name other than `localhost` counts as no."""
         try:

@@ -164,7 +164,7 @@ class Node:
         upstreams = (upstream,) if isinstance(upstream, str) else tuple(upstream)
         if config is None:
             given: dict[str, Any] = {"backbone": backbone or "none", **options}
-            given |= {"http": http} if http is not None else {}
+            given["http"] = http if http is not None else "127.0.0.1:0"  # not opened, in no way
             given |= {"upstream": upstreams} if upstreams else {}
             self.config = Config.load(overrides=given, environ={})
             self._has_http = http is not None

@@ -107,6 +107,11 @@ async def test_address_that_cannot_be_had_leaves_nothing_open(
     assert "closed" in repr(node)
 
 
+async def test_a_node_without_http_takes_no_port_for_it(engines: list[Any]) -> None:
+    """Its backbone may have the port that HTTP has by default."""
+    assert relay.Node(backbone="tcp://127.0.0.1:8000").http_address is None
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
