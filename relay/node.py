@@ -351,11 +351,12 @@ class Node:
         engine = self._opened()
         link = {} if self._backbone is None else self._backbone.snapshot()
         links = {told["mount"]: told for told in link.get("links", [])}
+        upstream_is_up = (link.get("upstream") or {}).get("state") == "up"
         streams = []
         for stream in engine.streams():
             state = stream.snapshot()
             if state["writer"] != "local":
-                state |= _link_facts(state, links.get(stream.mount))
+                state |= _link_facts(state, links.get(stream.mount), upstream_is_up)
             peak = self._peaks.get(stream.mount, 0)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)
@@ -463,11 +464,13 @@ def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
     return flat
 
 
-def _link_facts(state: Mapping[str, Any], link: Mapping[str, Any] | None) -> dict[str, Any]:
+def _link_facts(
+    state: Mapping[str, Any], link: Mapping[str, Any] | None, upstream_is_up: bool
+) -> dict[str, Any]:
     """What the backbone knows of a stream, in the words of the engine's snapshot."""
     if link is None or not link["from_upstream"]:
         return {}
-    told: dict[str, Any] = {"writer": "link"}
+    told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
     if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
         frames = max(0, link["target_sequence"] - state["head_sequence"])
         told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)

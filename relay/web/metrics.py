@@ -134,7 +134,10 @@ _STREAM = {
     "drops_total": "Listeners that were ended from this side.",
 }
 _STREAM_GAUGES: dict[str, tuple[str, Callable[[StreamFacts], float | None]]] = {
-    "stream_live": ("1 while the stream has a source.", lambda s: float(s.state == "live")),
+    "stream_live": (
+        "1 while the stream has a source, here or upstream.",
+        lambda s: float(s.state in ("live", "ready")),
+    ),
     "stream_listeners": ("Listeners attached now.", lambda s: s.listeners),
     "stream_lag_ms": (
         "Media time that upstream has sent and that is not whole here.",

@@ -111,6 +111,24 @@ async def test_nodes_of_one_process_share_nothing_and_leave_nothing() -> None:
     assert after[1] <= before[1] + 1  # asyncio's own helper threads
 
 
+async def test_a_stream_of_an_edge_is_ready_until_somebody_listens() -> None:
+    """Its state says that it can be played here, and stops saying so when the source leaves."""
+    async with (
+        relay.Node(backbone="tcp://127.0.0.1:0") as origin,
+        relay.Node(upstream=str(origin.backbone_address)) as edge,
+    ):
+
+        async def until_state(state: str) -> None:
+            async with asyncio.timeout(10):
+                while [stream.state for stream in edge.facts().streams] != [state]:
+                    await asyncio.sleep(0.05)
+
+        async with origin.source("/live", content_type="audio/mpeg") as live:
+            live.feed(frames(100))
+            await until_state("ready")
+        await until_state("idle")
+
+
 async def test_reader_on_an_edge_makes_its_node_ask_upstream() -> None:
     """Two nodes of one process: what the origin is fed comes out of the edge, frame by frame."""
     maker = FrameMaker()
