@@ -132,8 +132,11 @@ class LocalSource:
         try:
             _check_promise(self.stream, self.format)
             self.stream.set_info(info)
+            title = self.stream.snapshot().get("title")
             self.epoch = self.stream.begin()
             self._cutter = _core.Source(self.stream, self.format.kind)
+            if title:  # who joins now would see none until the encoder sets its next
+                self.stream.title(clean(title, TITLE_BYTES_MAX))
         except BaseException:
             self.stream.unclaim()
             raise

@@ -171,6 +171,18 @@ def test_mount_from_upstream_is_refused(engine: Any) -> None:
     assert sources.open("/near", "audio/mpeg").is_open
 
 
+def test_a_source_that_returns_keeps_the_title_of_its_stream(engine: Any) -> None:
+    """Of a stream that lingered; a new mount begins without one."""
+    with LocalSource(engine, "/live", "audio/mpeg") as source:
+        assert engine.find("/live").titles == []
+        source.title("A talk")
+    with LocalSource(engine, "/live", "audio/mpeg"):
+        assert engine.find("/live").titles == ["A talk", "A talk"]
+    with LocalSource(engine, "/live", "audio/mpeg") as source:
+        source.title("Another")
+        assert engine.find("/live").titles[-2:] == ["A talk", "Another"]
+
+
 def test_title_goes_to_the_source_of_its_mount(engine: Any, sources: Sources) -> None:
     """A title needs a source here; elsewhere its origin has to be told."""
     sources.open("/live", "audio/mpeg")

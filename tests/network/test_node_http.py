@@ -111,6 +111,17 @@ async def test_nodes_of_one_process_share_nothing_and_leave_nothing() -> None:
     assert after[1] <= before[1] + 1  # asyncio's own helper threads
 
 
+@pytest.mark.parametrize("kind", ["audio/mpeg", "audio/ogg"])
+async def test_a_title_outlives_its_epoch(kind: str) -> None:
+    """A source that returns does not take the title from those who join then."""
+    async with relay.Node() as node:
+        for title in ("A talk", None):
+            async with node.source("/live", content_type=kind) as live:
+                if title:
+                    live.title(title)
+                assert node._gather().streams[0].title == "A talk"
+
+
 async def test_a_stream_of_an_edge_is_ready_until_somebody_listens() -> None:
     """Its state says that it can be played here, and stops saying so when the source leaves."""
     async with (
