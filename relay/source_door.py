@@ -272,7 +272,12 @@ class SourceConnection(asyncio.BufferedProtocol):
 
     def _refuse(self, request: Request, outcome: Reply) -> None:
         mount = mount_of(request)
-        if outcome.status >= 400 and self._gate.is_news(mount, outcome.status, self._clock()):
+        is_probe = outcome.status == 401 and "authorization" not in request.headers
+        if (
+            outcome.status >= 400
+            and not is_probe
+            and self._gate.is_news(mount, outcome.status, self._clock())
+        ):
             log.warning(
                 "source refused: %s from %s: %d %s",
                 mount,

@@ -201,6 +201,15 @@ def test_probe_of_libshout_keeps_the_connection(bench: Bench) -> None:
     assert bench.gate.counters["refused_password_total"] == 0
 
 
+def test_a_probe_is_no_line_in_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Who gave no credentials gave none that are wrong; who gave wrong ones is told of."""
+    with caplog.at_level(logging.INFO, "relay.source"):
+        bench.connect(head("PUT", "/live", EXPECT, password=None))
+        assert caplog.records == []
+        bench.connect(head("PUT", "/live", EXPECT, password="wrong"))
+        assert "401 user or password is wrong" in caplog.text
+
+
 def test_probes_without_end_are_ended(bench: Bench) -> None:
     """A kept connection has a bounded number of tries at the password."""
     probe = head("PUT", "/live", "Content-Length: 0", password="guess").encode()
