@@ -194,6 +194,7 @@ class SourceConnection(asyncio.BufferedProtocol):
         self._last_reply = b""  # at the end of the body, where an Expect still waits for one
         self._requests = 0
         self._is_held = False
+        self._is_told = False  # that the source is up
         self._media_us = 0
         self._ahead_us_max = 0
 
@@ -299,6 +300,14 @@ class SourceConnection(asyncio.BufferedProtocol):
             self._last_reply = OK
         else:
             self._write(OK)
+
+    def _tell_up(self) -> None:
+        """One line, at the first frame: bytes alone may be no audio."""
+        assert self._source is not None
+        source = self._source
+        if source.media_us() == 0:
+            return
+        self._is_told = True
         log.info(
             "source up: %s from %s, %s, epoch %d",
             source.mount,
@@ -319,6 +328,8 @@ class SourceConnection(asyncio.BufferedProtocol):
             text = str(wrong)
             self._end_source(text, reply(400, text).raw if self._last_reply else b"")
             return
+        if not self._is_told:
+            self._tell_up()
         if self._body.ended:
             self._end_source("its body has ended", self._last_reply)
         elif ahead_us > self._ahead_us_max:
@@ -342,11 +353,12 @@ class SourceConnection(asyncio.BufferedProtocol):
         source, self._source = self._source, None
         media_s = source.media_us() / 1e6
         self._sources.close(source)
-        log.info(
-            "source down: %s from %s after %.1f s of audio: %s",
+        log.log(
+            logging.INFO if self._is_told else logging.WARNING,
+            "source down: %s from %s %s: %s",
             source.mount,
             self._peer,
-            media_s,
+            f"after {media_s:.1f} s of audio" if self._is_told else "before its first frame",
             why,
             extra={
                 "event": "source_down",

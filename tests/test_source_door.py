@@ -320,7 +320,8 @@ def test_garbage_ends_the_source_with_a_reason(
     assert b"\r\n\r\nHTTP/1.0 400 Bad Request\r\n" in transport.sent
     assert transport.half_closed
     assert bench.gate.counters["broken_total"] == 1
-    assert len(caplog.records) == 1
+    assert [record.__dict__["event"] for record in caplog.records] == ["source_down"]
+    assert "before its first frame: " in caplog.text
     assert not bench.engine.find("/live").source_up
 
 
