@@ -212,6 +212,8 @@ class Child:
         how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
         time.sleep(0.05)  # its last words are still in the pipe
         lines = "".join(f"\n    {line}" for line in self._tail)
+        if "--http " in lines or "--backbone " in lines:  # its own advice is not the demo's
+            lines += "\n  relay demo takes other ports with --http-port N (0 takes free ones)"
         return f"{self.address.name} ended with {how}{':' if lines else ''}{lines}"
 
     def dead_for_s(self, now_s: float) -> float:

@@ -81,6 +81,11 @@ class NodeSource:
         self._headers = headers
         self._source: LocalSource | None = None
 
+    def __repr__(self) -> str:
+        source = self._source
+        state = "new" if source is None else "open" if source.is_open else "closed"
+        return f"<{type(self).__name__} {self._mount} {self._content_type} {state}>"
+
     def open(self) -> Self:
         """Claim the mount and begin an epoch; MountError, SourceError. Does not block."""
         if self._source is None:

@@ -182,6 +182,14 @@ def test_a_child_that_dies_at_the_start_shows_its_last_lines() -> None:
         wait_healthy(child)
 
 
+def test_a_child_whose_address_was_taken_names_the_option_of_the_demo() -> None:
+    """What the node advises is an option that the demo does not have."""
+    child = python_child("import sys; sys.exit('taken; choose another, with --http HOST:PORT')")
+    child.start()
+    with pytest.raises(RelayError, match=r"relay demo takes other ports with --http-port N"):
+        wait_healthy(child)
+
+
 def test_a_child_that_says_nothing_is_waited_for_within_a_bound() -> None:
     """And the message names what was asked."""
     child = python_child("import time; time.sleep(60)")

@@ -47,6 +47,18 @@ def test_public_names_are_all_there() -> None:
         _ = relay.nonsense  # type: ignore[attr-defined]
 
 
+async def test_a_source_tells_its_mount_and_state(engines: list[Any]) -> None:
+    """In its repr; and a title that is no text is the caller's mistake, in one line."""
+    async with relay.Node() as node:
+        live = node.source("/live", content_type="audio/mpeg")
+        assert repr(live) == "<NodeSource /live audio/mpeg new>"
+        with live:
+            assert repr(live) == "<NodeSource /live audio/mpeg open>"
+            with pytest.raises(TypeError, match=r"a title is text \(str\), not int"):
+                live.title(5)  # type: ignore[arg-type]
+        assert repr(live) == "<NodeSource /live audio/mpeg closed>"
+
+
 async def test_node_opens_and_closes_in_order(engines: list[Any]) -> None:
     """Listening before threads; no new listeners before the drain; the engine last."""
     async with relay.Node(http="127.0.0.1:0") as node:

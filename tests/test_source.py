@@ -140,6 +140,9 @@ def test_another_format_is_refused_while_listeners_wait(engine: Any) -> None:
     engine.find("/live").listeners = 2
     with pytest.raises(SourceError, match="promised to 2 listeners"):
         LocalSource(engine, "/live", "audio/ogg")
+    engine.find("/live").listeners = 1
+    with pytest.raises(SourceError, match="promised to 1 listener as"):
+        LocalSource(engine, "/live", "audio/ogg")
     assert engine.find("/live").writer == "none"
     LocalSource(engine, "/live", "audio/mp3").close()
     engine.find("/live").listeners = 0
