@@ -106,7 +106,7 @@ $(STAMPS)/docs: $(STAMPS)/packages
 	@touch $@
 
 docs: setup $(STAMPS)/docs
-	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(PY) -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 # Build products only; .venv stays.

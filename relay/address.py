@@ -9,8 +9,11 @@ Rules of this room
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import re
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,12 +94,50 @@ class Address(Struct, frozen=True):
         return f"tcp://{self}"
 
     @property
+    def is_unspecified(self) -> bool:
+        """Whether it stands for every address of this machine: 0.0.0.0 or [::]."""
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    def overlaps(self, other: Address) -> bool:
+        """Whether both cannot be bound at once, as far as can be told without a lookup."""
+        if self.port != other.port or self.port == 0:
+            return False
+        local = {"localhost": "127.0.0.1"}
+        hosts = {local.get(a.host.lower(), a.host.lower()) for a in (self, other)}
+        if len(hosts) == 1:
+            return True
+        # [::] takes IPv4 too (RFC 3493 §5.3); 0.0.0.0 leaves IPv6 alone.
+        four = [":" not in host for host in hosts]
+        return "::" in hosts or ("0.0.0.0" in hosts and all(four))
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it; a name other than `localhost` counts as no."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host.lower() == "localhost"
+
+
+def why_unbound(error: OSError) -> str:
+    """Why an address could not be bound, and which one can: for the line that names it."""
+    if error.errno == errno.EADDRINUSE:
+        return "the port is taken (by another Relay?); choose another, or 0 for any free one"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            "this machine has no such address; use one of its own, "
+            "127.0.0.1 for itself alone, or 0.0.0.0 or [::] for all of them"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "a port below 1024 needs a privilege (CAP_NET_BIND_SERVICE); choose one above"
+    if error.errno == errno.EAFNOSUPPORT:
+        return "this machine has no IPv6; use an IPv4 address"
+    if error.errno in (None, errno.ENODEV) or isinstance(error, socket.gaierror):
+        return "the name is not known here; use an address of this machine"
+    return os.strerror(error.errno)
 
 
 def parse_host_port(text: str, *, port_min: int = 0) -> Address:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import os
 import re
 import weakref
@@ -22,6 +21,7 @@ import zmq
 import zmq.backend.cython._zmq as zmq_module
 
 from relay import _core
+from relay.address import why_unbound
 from relay.errors import ConfigError, RelayError
 
 RUNS_QUEUED_MAX = 8192  # messages a child may be behind before it loses some (it repairs them)
@@ -67,19 +67,19 @@ def _options(
     socket.setsockopt(zmq.TCP_MAXRT, 5000)
 
 
+_OPTIONS = {
+    "backbone.bind": "--backbone tcp://HOST:PORT",
+    "backbone.advertise": "--advertise HOST:PORT",
+}
+
+
 def _bind(socket: zmq.Socket[bytes], key: str, host: str, port: int) -> int:
     """Binds; returns the port; ConfigError when the address cannot be had."""
-    address = f"tcp://{host}:{port or '*'}"
     try:
-        socket.bind(address)
+        socket.bind(f"tcp://{host}:{port or '*'}")
     except zmq.ZMQError as error:
-        if error.errno == errno.EADDRINUSE:
-            why = "the port is taken (by another Relay?); choose another, or 0 for any free one"
-        elif error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
-            why = "this machine has no such address; use one of its own, or 127.0.0.1"
-        else:
-            why = os.strerror(error.errno or 0)
-        raise ConfigError(f"{key} = {address!r} cannot be bound: {why}") from None
+        why = why_unbound(OSError(error.errno, error.strerror))
+        raise ConfigError(f"{key} = tcp://{host}:{port}: {why}, with {_OPTIONS[key]}") from None
     bound = socket.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(bound, bytes)
     return int(bound.rstrip(b"\0").rpartition(b":")[2])
@@ -105,8 +105,10 @@ class Backbone:
 
     def _bind(self, bind: str, advertise: str | None) -> tuple[int, int, int, str]:
         """(XPUB, ROUTER, the ROUTER's port, what beacons announce)."""
-        host, port = _split("backbone", bind, port_min=0)
-        told_host, told_port = _split("advertise", advertise, port_min=1) if advertise else ("", 0)
+        host, port = _split("backbone.bind", bind, port_min=0)
+        told_host, told_port = ("", 0)
+        if advertise:
+            told_host, told_port = _split("backbone.advertise", advertise, port_min=1)
         xpub = self._socket(
             zmq.XPUB, bytes_max=SUBSCRIPTION_BYTES_MAX, sent_max=RUNS_QUEUED_MAX, received_max=0
         )
@@ -117,15 +119,16 @@ class Backbone:
             received_max=ANSWERS_QUEUED_MAX,
         )
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is an error, no silent loss
-        self.address = f"tcp://{host}:{_bind(xpub, 'backbone', host, port)}"
-        router_port = _bind(router, "advertise" if advertise else "backbone", host, told_port)
+        self.address = f"tcp://{host}:{_bind(xpub, 'backbone.bind', host, port)}"
+        key = "backbone.advertise" if advertise else "backbone.bind"
+        router_port = _bind(router, key, host, told_port)
         self.repair_address = f"tcp://{host}:{router_port}"
         told = f"{told_host}:{told_port}" if advertise else ""
         return xpub.underlying, router.underlying, router_port, told
 
     def _connect(self, upstream: str) -> tuple[int, str, str]:
         """(SUB, the upstream's `tcp://host` and `tcp://host:port`); it need not be there yet."""
-        host, port = _split("upstream", upstream, port_min=1)
+        host, port = _split("backbone.upstream", upstream, port_min=1)
         address = f"tcp://{host}:{port}"
         sub = self._socket(
             # SNDHWM 0: a SUB with a bound loses subscriptions beyond it, silently.
@@ -138,7 +141,7 @@ class Backbone:
             sub.connect(address)
         except zmq.ZMQError as error:
             raise ConfigError(
-                f"upstream = {upstream!r} cannot be used: {os.strerror(error.errno or 0)}"
+                f"backbone.upstream = {upstream!r} cannot be used: {os.strerror(error.errno or 0)}"
             ) from None
         return sub.underlying, f"tcp://{host}", address
 

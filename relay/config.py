@@ -77,7 +77,11 @@ def _check_bind(text: str) -> None:
 
 
 def _check_advertise(text: str) -> None:
-    parse_host_port(text, port_min=1)
+    if parse_host_port(text, port_min=1).is_unspecified:
+        raise ConfigError(
+            f"{show(text)}: stands for every address of this machine, which nobody can reach; "
+            "write the one that downstream nodes use"
+        )
 
 
 def _check_backbone(text: str) -> None:
@@ -445,12 +449,23 @@ def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_F
             f"node.streams_max = {node.streams_max}: must be at least {len(streams)}, "
             "the number of [streams] tables",
         )
+    yield from _check_overlap(http, config.backbone)
     yield from _check_trust(config.backbone)
     yield from _check_upstream(config.backbone)
     yield from _check_lag("defaults", config.defaults)
     for mount, stream in streams.items():
         if own[mount].keys() & {"burst_ms", "pace_ms", "lag_ms_max", "ring_s"}:
             yield from _check_lag(f"streams.{show_scalar(mount)}", stream)
+
+
+def _check_overlap(http: HttpConfig, backbone: BackboneConfig) -> Iterator[_Finding]:
+    bind = backbone.address
+    if bind is not None and bind.overlaps(http.address):
+        yield (
+            {"backbone.bind", "http.bind"},
+            f"backbone.bind = {show(backbone.bind)}: takes the port of http.bind = "
+            f"{show(http.bind)}; give one of them another with --backbone or --http",
+        )
 
 
 def _check_trust(backbone: BackboneConfig) -> Iterator[_Finding]:

@@ -36,7 +36,7 @@ from relay.programme import Chunk, Codec, encode, title_at
 from relay.push import Backoff, PaceClock
 
 READY_S = 15.0
-RESTART_S = 3.0
+RESTART_S = 2.0  # with its start within a burst (3 s): who listens behind it hears no gap
 END_S = 3.0  # between SIGTERM and SIGKILL
 TITLE_S = 15
 WATCH_S = 0.1
@@ -64,10 +64,14 @@ class Address:
     @property
     def command(self) -> list[str]:
         """The real command; the password goes through the environment."""
-        listen = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
         upstream = ["--upstream", self.upstream] if self.upstream else []
-        options = ["--http", listen, "--backbone", self.backbone, "--name", self.name]
+        options = ["--http", self.listen, "--backbone", self.backbone, "--name", self.name]
         return [sys.executable, "-P", "-m", "relay", "serve", *options, *upstream]
+
+    @property
+    def listen(self) -> str:
+        """HOST:PORT of HTTP, IPv6 in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def reachable(self) -> str:
@@ -104,6 +108,34 @@ def free_ports(count: int) -> list[int]:
     for sock in sockets:
         sock.close()
     return ports
+
+
+def refuse_taken(row: Iterable[Address]) -> None:
+    """Refuse a row whose addresses cannot be had, before another node is taken for ours.
+
+    Raises:
+        ConfigError: Names the first node, its address and why. Blocks only for a name's lookup.
+    """
+    for node in row:
+        for address in (node.listen, node.backbone.removeprefix("tcp://")):
+            host, _, port = address.rpartition(":")
+            try:
+                bind_once(host.strip("[]"), int(port))
+            except OSError as error:
+                looked_up = isinstance(error, socket.gaierror)
+                why = error.strerror if looked_up else os.strerror(error.errno or 0)
+                raise ConfigError(
+                    f"{node.name} cannot have {address}: {why}; "
+                    "choose other ports with --http-port N (0 takes free ones)"
+                ) from None
+
+
+def bind_once(host: str, port: int) -> None:
+    """Listen there and let go at once; OSError when that is not to be had."""
+    kind, _, _, _, where = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    socket.create_server(where[:2], family=kind).close()
 
 
 def die_with_parent() -> Callable[[], None]:
@@ -180,6 +212,8 @@ class Child:
         how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
         time.sleep(0.05)  # its last words are still in the pipe
         lines = "".join(f"\n    {line}" for line in self._tail)
+        if "--http " in lines or "--backbone " in lines:  # its own advice is not the demo's
+            lines += "\n  relay demo takes other ports with --http-port N (0 takes free ones)"
         return f"{self.address.name} ended with {how}{':' if lines else ''}{lines}"
 
     def dead_for_s(self, now_s: float) -> float:
@@ -392,13 +426,16 @@ def demo(*, host: str = "127.0.0.1", http_port: int = 8000, seconds: float | Non
         0 at the end asked for, 1 when the origin or the programme died.
 
     Raises:
+        ConfigError: An address of the row is taken, or cannot be had.
         RelayError: A node did not come up; the message holds its last lines.
         SourceError: PyAV is not installed.
     """
     need_av()
     password = secrets.token_urlsafe(16)
     env = child_environment(password)
-    children = [Child(address, env) for address in plan(host, http_port)]
+    row = plan(host, http_port)
+    refuse_taken(row)
+    children = [Child(address, env) for address in row]
     broadcast = Broadcast(children[0].address, password)
     try:
         for child in children:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import select
 import socket
 import time
@@ -26,7 +27,9 @@ ANSWER_S = 10.0  # connect, and the answer to the request head, each
 SEND_S = 10.0  # a send that takes longer has lost its server
 CLOSE_S = 2.0  # for the server to take the last bytes and say goodbye
 SEND_BUFFER_BYTES = 131_072  # what a stalled server can make old: 4 s of 256 kbit/s
+BODY_S = 1.0  # for the body of a refusal, behind its head
 HEAD_BYTES_MAX = 16_384
+BODY_CHARACTERS_MAX = 200
 
 
 # --- where to: the URL and the account ------------------------------------------------------------
@@ -105,6 +108,7 @@ class PushError(SourceError):
 
 
 NEXT_STEPS = {
+    400: "check the mount in the URL, and the content type",
     401: "check the user and the password (RELAY_SOURCE_PASSWORD)",
     403: "another source may hold the mount; stop it or choose another mount",
     404: "check the mount in the URL",
@@ -114,15 +118,17 @@ NEXT_STEPS = {
 }
 
 
-def refusal(target: Target, status: int, reason: str) -> PushError:
-    """Say why the server refused, and whether it is worth asking again.
+def refusal(target: Target, status: int, reason: str, body: str = "") -> PushError:
+    """Say why the server refused, in its own words where it has some, and whether to ask again.
 
     403 (409 in Icecast 2.5) is a mount in use, and may end; but Icecast 2.4 also answers 403 to a
     content type it does not take. 5xx is a server that is full or just starting.
     """
     unfit = status == 403 and "content" in reason.lower()
     next_step = NEXT_STEPS[415] if unfit else NEXT_STEPS.get(status, "")
-    text = f"{target} refused the source: {status} {reason}".rstrip()
+    text = f"{target} refused the source: {status} {reason}".rstrip() + (
+        f": {body}" if body else ""
+    )
     final = unfit or not (status in (403, 409, 429) or status >= 500)
     return PushError(f"{text}; {next_step}" if next_step else text, status=status, final=final)
 
@@ -134,6 +140,14 @@ def parse_status(line: bytes) -> tuple[int, str] | None:
         return None
     reason = words[2] if len(words) > 2 else ""
     return int(words[1]), "".join(c for c in reason if c.isprintable())[:120]
+
+
+def first_line(head: bytes, body: bytes) -> str:
+    """The first line of a body in plain text; nothing of any other: HTML is no message."""
+    if not re.search(rb"(?im)^content-type:[ \t]*text/plain\b", head):
+        return ""
+    line = body.strip().partition(b"\n")[0].decode(errors="replace")
+    return _one_line(line).strip()[:BODY_CHARACTERS_MAX]
 
 
 def request_head(target: Target, content_type: str, name: str | None) -> bytes:
@@ -255,7 +269,16 @@ class Connection:
         if answer is None:
             raise PushError(f"{self._target} does not answer in HTTP: is it an Icecast server?")
         if answer[0] != 100 and not 200 <= answer[0] < 300:
-            raise refusal(self._target, *answer)
+            raise refusal(self._target, *answer, self._explanation(head))
+
+    def _explanation(self, head: bytes) -> str:
+        """The first line behind this head, if it comes in time."""
+        until = time.monotonic() + BODY_S
+        with suppress(OSError):
+            while b"\n" not in self._heard[:HEAD_BYTES_MAX] and self._receive(until):
+                if len(self._heard) > HEAD_BYTES_MAX:
+                    break
+        return first_line(head, self._heard)
 
     def _listen(self) -> None:
         """Take what the server says between our sends: a late refusal, or its end."""
@@ -272,7 +295,8 @@ class Connection:
         # Icecast 2.4 sends its 200 behind the 100; only a refusal matters here.
         answer = parse_status(self._heard.split(b"\r\n")[0]) if b"\r\n" in self._heard else None
         if answer is not None and answer[0] >= 400:
-            raise refusal(self._target, *answer)
+            head, _, self._heard = self._heard.partition(b"\r\n\r\n")
+            raise refusal(self._target, *answer, self._explanation(head))
 
     def _receive(self, until: float) -> bool:
         """Hear more of the server, False at its end; what is beyond the bound is thrown away."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import resource
@@ -23,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from relay import _core
-from relay.address import Address
+from relay.address import Address, why_unbound
 from relay.config import Config
 from relay.errors import ConfigError, MountError, RelayError
 from relay.source import LocalSource, Sources, read_info
@@ -50,6 +49,7 @@ _UPSTREAM_WORDS = {
     "version": "speaks another protocol version; update one of the two nodes",
     "loop": "leads back to this node, or is too deep; choose another with --upstream",
 }
+_OF_UPSTREAM = {"upstream_up", "directory_known"}
 
 
 def version() -> str:
@@ -80,6 +80,11 @@ class NodeSource:
         self._content_type = content_type
         self._headers = headers
         self._source: LocalSource | None = None
+
+    def __repr__(self) -> str:
+        source = self._source
+        state = "new" if source is None else "open" if source.is_open else "closed"
+        return f"<{type(self).__name__} {self._mount} {self._content_type} {state}>"
 
     def open(self) -> Self:
         """Claim the mount and begin an epoch; MountError, SourceError. Does not block."""
@@ -164,7 +169,7 @@ class Node:
         upstreams = (upstream,) if isinstance(upstream, str) else tuple(upstream)
         if config is None:
             given: dict[str, Any] = {"backbone": backbone or "none", **options}
-            given |= {"http": http} if http is not None else {}
+            given["http"] = http if http is not None else "127.0.0.1:0"  # not opened, in no way
             given |= {"upstream": upstreams} if upstreams else {}
             self.config = Config.load(overrides=given, environ={})
             self._has_http = http is not None
@@ -351,17 +356,20 @@ class Node:
         engine = self._opened()
         link = {} if self._backbone is None else self._backbone.snapshot()
         links = {told["mount"]: told for told in link.get("links", [])}
+        upstream_is_up = (link.get("upstream") or {}).get("state") == "up"
         streams = []
         for stream in engine.streams():
             state = stream.snapshot()
             if state["writer"] != "local":
-                state |= _link_facts(state, links.get(stream.mount))
+                state |= _link_facts(state, links.get(stream.mount), upstream_is_up)
             peak = self._peaks.get(stream.mount, 0)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)
         self._peaks = {stream.mount: stream.listeners_peak for stream in streams}
         counters = self.snapshot()
         counters |= _flat("backbone", link.get("counters", {}))
+        if not link.get("upstream"):  # the engine takes none for one that has told everything
+            counters = {k: v for k, v in counters.items() if k not in _OF_UPSTREAM}
         return Facts(
             name=self.config.node.name,
             id=engine.node_id,
@@ -461,11 +469,13 @@ def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
     return flat
 
 
-def _link_facts(state: Mapping[str, Any], link: Mapping[str, Any] | None) -> dict[str, Any]:
+def _link_facts(
+    state: Mapping[str, Any], link: Mapping[str, Any] | None, upstream_is_up: bool
+) -> dict[str, Any]:
     """What the backbone knows of a stream, in the words of the engine's snapshot."""
     if link is None or not link["from_upstream"]:
         return {}
-    told: dict[str, Any] = {"writer": "link"}
+    told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
     if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
         frames = max(0, link["target_sequence"] - state["head_sequence"])
         told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
@@ -507,12 +517,8 @@ def _listen(engine: _core.Engine, config: Config) -> Address:
     try:
         host, port = engine.listen(wanted.host, wanted.port)
     except OSError as error:
-        why = error.strerror or str(error)
-        if error.errno == errno.EADDRINUSE:
-            why = "the port is taken (by another Relay?)"
         raise ConfigError(
-            f"http.bind = {config.http.bind}: {why}; choose another with --http HOST:PORT "
-            "(port 0 takes any free one)"
+            f"http.bind = {wanted}: {why_unbound(error)}, with --http HOST:PORT"
         ) from None
     return Address(host, port)
 

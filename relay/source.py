@@ -132,8 +132,11 @@ class LocalSource:
         try:
             _check_promise(self.stream, self.format)
             self.stream.set_info(info)
+            title = self.stream.snapshot().get("title")
             self.epoch = self.stream.begin()
             self._cutter = _core.Source(self.stream, self.format.kind)
+            if title:  # who joins now would see none until the encoder sets its next
+                self.stream.title(clean(title, TITLE_BYTES_MAX))
         except BaseException:
             self.stream.unclaim()
             raise
@@ -163,6 +166,8 @@ class LocalSource:
 
     def title(self, text: str) -> None:
         """Set what is playing from here on; control characters go, 4,000 bytes are kept."""
+        if not isinstance(text, str):
+            raise TypeError(f"a title is text (str), not {type(text).__name__}")
         with self._lock:
             self._check()
             self.stream.title(clean(text, TITLE_BYTES_MAX))
@@ -217,8 +222,9 @@ def _check_promise(stream: Stream, format_: Format) -> None:
     state = stream.snapshot()
     promised = read_info(stream.info()).get("content-type", "")
     if state["listeners"] and promised and format_.content_type != promised:
+        people = f"{state['listeners']} listener{'' if state['listeners'] == 1 else 's'}"
         raise SourceError(
-            f"{stream.mount} is promised to {state['listeners']} listeners as {show(promised)}; "
+            f"{stream.mount} is promised to {people} as {show(promised)}; "
             f"send that format, or use another mount"
         )
 

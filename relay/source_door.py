@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from relay.address import check_mount, printable
+from relay.address import Address, check_mount, printable
 from relay.auth import credentials, same_secret
 from relay.errors import MountError, RelayError, SourceError
 from relay.formats import format_of
@@ -64,6 +64,13 @@ SOURCE_USER = "source"
 QUIET_S = 10.0  # between log lines about refusals of one mount with one status
 TOLD_MAX = 256
 
+REFUSALS = (400, 403, 415, 431, 501)
+COUNTED = (
+    *("probes_total", "refused_password_total", "refused_method_total"),
+    *(f"refused_{status}_total" for status in REFUSALS),
+    *("broken_total", "silent_total", "displaced_total"),
+)
+
 State = Literal["head", "body", "drain", "closed"]
 
 
@@ -74,7 +81,7 @@ class Gate:
         self._sources = sources
         self._config = config
         self._told: dict[tuple[str, int], float] = {}
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
 
     def judge(self, request: Request) -> Reply | LocalSource:
         """The reply that refuses this request, or the source that it became."""
@@ -94,6 +101,12 @@ class Gate:
             probe = "authorization" not in request.headers
             self.counters["probes_total" if probe else "refused_password_total"] += 1
             return reply_unauthorized(keep=keep)
+        try:
+            check_mount(request.mount)
+        except (
+            MountError
+        ) as wrong:  # for good: BUTT and `relay push` would ask for ever after a 403
+            return self.refuse(400, str(wrong))
         if request.has_empty_body:
             return reply(200, keep=keep)
         content_type = request.headers.get("content-type", "")
@@ -107,7 +120,7 @@ class Gate:
         try:
             return self._sources.open(request.mount, content_type, request.headers)
         except (MountError, SourceError) as wrong:
-            # 403 for all of these: it is what BUTT takes as "try again later".
+            # 403 for all of these, which may end: it is what BUTT takes as "try again later".
             return self.refuse(403, str(wrong))
 
     def _knows_password(self, request: Request) -> bool:
@@ -177,7 +190,7 @@ class SourceConnection(asyncio.BufferedProtocol):
         self._call_later = call_later
         self._gone = gone
         self._pending = bytearray(head)
-        self._peer = f"{peer[0]}:{peer[1]}"
+        self._peer = str(Address(peer[0], peer[1]))
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: asyncio.Transport | None = None
         self._source: LocalSource | None = None
@@ -185,6 +198,7 @@ class SourceConnection(asyncio.BufferedProtocol):
         self._last_reply = b""  # at the end of the body, where an Expect still waits for one
         self._requests = 0
         self._is_held = False
+        self._is_told = False  # that the source is up
         self._media_us = 0
         self._ahead_us_max = 0
 
@@ -263,7 +277,12 @@ class SourceConnection(asyncio.BufferedProtocol):
 
     def _refuse(self, request: Request, outcome: Reply) -> None:
         mount = mount_of(request)
-        if outcome.status >= 400 and self._gate.is_news(mount, outcome.status, self._clock()):
+        is_probe = outcome.status == 401 and "authorization" not in request.headers
+        if (
+            outcome.status >= 400
+            and not is_probe
+            and self._gate.is_news(mount, outcome.status, self._clock())
+        ):
             log.warning(
                 "source refused: %s from %s: %d %s",
                 mount,
@@ -285,6 +304,14 @@ class SourceConnection(asyncio.BufferedProtocol):
             self._last_reply = OK
         else:
             self._write(OK)
+
+    def _tell_up(self) -> None:
+        """One line, at the first frame: bytes alone may be no audio."""
+        assert self._source is not None
+        source = self._source
+        if source.media_us() == 0:
+            return
+        self._is_told = True
         log.info(
             "source up: %s from %s, %s, epoch %d",
             source.mount,
@@ -305,6 +332,8 @@ class SourceConnection(asyncio.BufferedProtocol):
             text = str(wrong)
             self._end_source(text, reply(400, text).raw if self._last_reply else b"")
             return
+        if not self._is_told:
+            self._tell_up()
         if self._body.ended:
             self._end_source("its body has ended", self._last_reply)
         elif ahead_us > self._ahead_us_max:
@@ -328,11 +357,12 @@ class SourceConnection(asyncio.BufferedProtocol):
         source, self._source = self._source, None
         media_s = source.media_us() / 1e6
         self._sources.close(source)
-        log.info(
-            "source down: %s from %s after %.1f s of audio: %s",
+        log.log(
+            logging.INFO if self._is_told else logging.WARNING,
+            "source down: %s from %s %s: %s",
             source.mount,
             self._peer,
-            media_s,
+            f"after {media_s:.1f} s of audio" if self._is_told else "before its first frame",
             why,
             extra={
                 "event": "source_down",

@@ -18,14 +18,22 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from relay.address import printable
-from relay.errors import RelayError
+from relay.address import parse_host_port, printable
+from relay.errors import ConfigError, RelayError
 
 TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 16 << 20
 PATH = "/api/v1/status"
 
 Row = dict[str, Any]
+
+STATES = {  # of the upstream
+    "connecting": "not there yet",
+    "up": "up",
+    "lost": "lost, and tried again",
+    "version": "speaks another protocol version",
+    "loop": "leads back to this node, or is too deep",
+}
 
 
 class Column(NamedTuple):
@@ -59,6 +67,7 @@ def status(url: str, *, admin_password: str | None = None) -> Row:
         the answer: `node`, `streams`, `upstream`, `counters`.
 
     Raises:
+        ConfigError: the address is none.
         RelayError: no answer, or not a Relay node's; one line.
     """
     base, in_url = _base_url(url)
@@ -67,8 +76,13 @@ def status(url: str, *, admin_password: str | None = None) -> Row:
         answer = json.loads(_get(base + PATH, admin_password or in_url))
     except urllib.error.HTTPError as wrong:
         raise RelayError(f"{shown}: {_refusal(wrong.code)}") from None
-    except (OSError, http.client.HTTPException, UnicodeError) as wrong:
-        raise RelayError(f"{shown}: no answer: {_reason(wrong)}") from None
+    except http.client.HTTPException:
+        raise RelayError(f"{shown}: answers, but not in HTTP; is it a Relay node's HTTP?") from None
+    except (OSError, UnicodeError) as wrong:
+        raise RelayError(
+            f"nothing answers at {shown}: {_reason(wrong)}; "
+            "is the node running? relay serve prints its address"
+        ) from None
     except (ValueError, RecursionError):
         raise RelayError(f"{shown}: answers, but not as a Relay node does") from None
     if not isinstance(answer, dict):
@@ -90,8 +104,8 @@ def print_status(url: str, *, as_json: bool, admin_password: str | None = None) 
 def lines(answer: Row) -> list[str]:
     """The status as lines for people: the node, its streams, its upstream."""
     streams = [stream for stream in _list(answer.get("streams")) if isinstance(stream, dict)]
-    node = _told(answer.get("node")) or "a node that tells nothing of itself"
-    upstream = _told(answer.get("upstream")) or "none"
+    node = _node(_dict(answer.get("node"))) or "a node that tells nothing of itself"
+    upstream = _upstream(_dict(answer.get("upstream"))) or "none"
     table = _table(streams) if streams else ["no streams"]
     return [f"node      {node}", f"upstream  {upstream}", "", *table]
 
@@ -100,11 +114,13 @@ def _base_url(url: str) -> tuple[str, str | None]:
     """The address without path, user and password; and the password."""
     scheme, _, rest = url.partition("://") if "://" in url else ("http", "", url)
     if scheme not in ("http", "https"):
-        raise RelayError(f"{printable(scheme)}://…: write http://HOST:PORT")
+        raise ConfigError(f"{printable(scheme)}://…: write http://HOST:PORT")
     user, _, host = rest.partition("/")[0].rpartition("@")
     password = unquote(user.partition(":")[2]) or None
     if not host or not host.isprintable() or " " in host:
-        raise RelayError(f'"{printable(host)}": lacks a host; write http://HOST:PORT')
+        raise ConfigError(f'"{printable(host)}": lacks a host; write http://HOST:PORT')
+    has_port = ":" in host.rpartition("]")[2]
+    parse_host_port(host if has_port else f"{host}:80", port_min=1)
     return f"{scheme}://{host}", password
 
 
@@ -138,15 +154,35 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _told(fields: object) -> str:
-    """A small object on one line: `name studio · id 5f… · streams 2`."""
-    if not isinstance(fields, dict):
-        return ""
-    plain = (str, int, float)
-    return " · ".join(
-        f"{printable(name)} {_cell(value)}"
-        for name, value in fields.items()
-        if isinstance(value, plain)
+def _dict(value: object) -> Row:
+    return value if isinstance(value, dict) else {}
+
+
+def _words(*parts: tuple[str, object]) -> str:
+    """The parts that are known, in a row: `studio, id 5f…, version 0.1.0`."""
+    return ", ".join(form.format(_cell(value)) for form, value in parts if _cell(value) != "-")
+
+
+def _node(node: Row) -> str:
+    """The node in words: `studio, id 5f…, version 0.1.0, up for 12.5 s, …`."""
+    return _words(
+        ("{}", node.get("name")),
+        ("id {}", node.get("id")),
+        ("version {}", node.get("version")),
+        ("up for {} s", node.get("uptime_s")),
+        ("HTTP on {}", node.get("http")),
+        ("backbone on {}", node.get("backbone")),
+        ("{}", "open without keys" if node.get("insecure") is True else None),
+    )
+
+
+def _upstream(upstream: Row) -> str:
+    """The upstream in words: `tcp://o:9000, up, last sign 13 ms ago`."""
+    state = upstream.get("state")
+    return _words(
+        ("{}", upstream.get("address")),
+        ("{}", STATES.get(state, state) if isinstance(state, str) else None),
+        ("last sign {} ms ago", upstream.get("sign_age_ms")),
     )
 
 

@@ -81,6 +81,30 @@ def test_an_address_writes_itself_as_it_is_read() -> None:
     assert Address("host", 80).tcp == "tcp://host:80"
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "overlaps"),
+    [
+        ("127.0.0.1:9000", "127.0.0.1:9000", True),
+        ("127.0.0.1:9000", "localhost:9000", True),
+        ("0.0.0.0:9000", "127.0.0.1:9000", True),
+        ("[::]:9000", "127.0.0.1:9000", True),
+        ("[::]:9000", "[::1]:9000", True),
+        ("[::]:9000", "0.0.0.0:9000", True),
+        ("0.0.0.0:9000", "[::1]:9000", False),
+        ("127.0.0.1:9000", "[::1]:9000", False),
+        ("127.0.0.1:9000", "127.0.0.2:9000", False),
+        ("0.0.0.0:9000", "127.0.0.1:9001", False),
+        ("0.0.0.0:0", "0.0.0.0:0", False),
+    ],
+)
+def test_addresses_that_cannot_be_bound_at_once_overlap(
+    one: str, other: str, overlaps: bool
+) -> None:
+    """Both ways round; any free port is never the same one."""
+    first, second = parse_host_port(one), parse_host_port(other)
+    assert first.overlaps(second) is second.overlaps(first) is overlaps
+
+
 def test_loopback_is_known() -> None:
     """Names other than localhost may be anywhere."""
     assert [Address(h, 1).is_loopback for h in ("127.9.9.9", "::1", "LocalHost")] == [True] * 3

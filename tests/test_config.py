@@ -35,6 +35,25 @@ def problems(toml: str = "", tmp: Path | None = None, **overrides: object) -> tu
     return caught.value.problems
 
 
+def test_http_and_backbone_on_one_port_are_refused() -> None:
+    """Of addresses that overlap; told before anything is bound."""
+    assert problems(http="0.0.0.0:9000") == (
+        'backbone.bind = "tcp://127.0.0.1:9000": takes the port of http.bind = "0.0.0.0:9000"; '
+        "give one of them another with --backbone or --http",
+    )
+    assert load(http="0.0.0.0:9000", backbone="none").backbone.address is None
+    assert load(http="127.0.0.2:9000").http.address.port == 9000
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_every_address_is_none_to_advertise(host: str) -> None:
+    """Downstream nodes would dial themselves."""
+    assert problems(advertise=f"{host}:9000") == (
+        f'backbone.advertise (from advertise) = "{host}:9000": stands for every address of this '
+        "machine, which nobody can reach; write the one that downstream nodes use",
+    )
+
+
 # --- layers ---------------------------------------------------------------------------------------
 
 

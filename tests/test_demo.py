@@ -34,6 +34,7 @@ from relay.demo import (
     die_with_parent,
     free_ports,
     plan,
+    refuse_taken,
     send_paced,
     wait_healthy,
 )
@@ -123,6 +124,37 @@ def test_addresses_can_be_opened_wherever_the_nodes_listen() -> None:
     assert "[::1]:8000" in Address("a", "::1", 8000, "", None).command
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_row_whose_address_is_taken_is_refused_at_once(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line with the node, its address and what to do; no child is started."""
+    monkeypatch.setattr(Child, "start", lambda self: pytest.fail("a child was started"))
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=kind) as taken:
+        port = taken.getsockname()[1]
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        with pytest.raises(ConfigError) as refused:
+            demo(host=host, http_port=port)
+    assert str(refused.value) == (
+        f"origin cannot have {shown}: Address already in use; "
+        "choose other ports with --http-port N (0 takes free ones)"
+    )
+
+
+def test_a_taken_backbone_is_refused_too_and_free_ports_are_not() -> None:
+    """Each of the six addresses is tried, and let go again."""
+    row = plan("127.0.0.1", 0)
+    refuse_taken(row)
+    refuse_taken(row)
+    port = int(row[2].backbone.rpartition(":")[2])
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(ConfigError, match=rf"relay 2 cannot have 127\.0\.0\.1:{port}: Address"),
+    ):
+        refuse_taken(row)
+
+
 def test_children_get_the_password_and_no_setting_of_ours() -> None:
     """In the environment, not on the command line; RELAY_UPSTREAM of a shell stays outside."""
     environ = {"PATH": "/bin", "RELAY_UPSTREAM": "tcp://x:1", "PYTHONPATH": "/lib"}
@@ -147,6 +179,14 @@ def test_a_child_that_dies_at_the_start_shows_its_last_lines() -> None:
     child = python_child("import sys; sys.exit('port 8001 is taken')")
     child.start()
     with pytest.raises(RelayError, match=r"relay 1 ended with status 1:\n    port 8001 is taken"):
+        wait_healthy(child)
+
+
+def test_a_child_whose_address_was_taken_names_the_option_of_the_demo() -> None:
+    """What the node advises is an option that the demo does not have."""
+    child = python_child("import sys; sys.exit('taken; choose another, with --http HOST:PORT')")
+    child.start()
+    with pytest.raises(RelayError, match=r"relay demo takes other ports with --http-port N"):
         wait_healthy(child)
 
 
@@ -240,13 +280,13 @@ def row() -> tuple[list[Any], Any, list[str], Watch]:
     return children, broadcast, said, Watch(children, broadcast, said.append)
 
 
-def test_a_dead_relay_is_started_again_after_three_seconds(row: Any) -> None:
+def test_a_dead_relay_is_started_again_after_two_seconds(row: Any) -> None:
     """Its death is told once, and its new pid."""
     children, _, said, watch = row
     children[1].alive = False
-    assert [watch.step(now_s) for now_s in (10.0, 11.0, 12.9)] == ["", "", ""]
+    assert [watch.step(now_s) for now_s in (10.0, 11.0, 11.9)] == ["", "", ""]
     assert children[1].starts == 0
-    assert watch.step(13.0) == ""
+    assert watch.step(12.0) == ""
     assert children[1].starts == 1
     assert len(said) == 2
     assert said[1] == "relay 1 is started again: pid 11"

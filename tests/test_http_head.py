@@ -175,6 +175,14 @@ def test_bad_request_lines_are_refused(line: bytes, refusal: int) -> None:
     assert status(line + b"\r\nHost: a\r\n\r\n") == -refusal
 
 
+def test_a_source_may_say_ice_1_0() -> None:
+    """Old encoders say it in place of HTTP/1.0; from anybody else it is no request."""
+    told = head_parse(b"SOURCE /live ICE/1.0\r\nicy-metadata: 1\r\n\r\n")
+    assert told == (0, "SOURCE", b"/live", True, 0)
+    for line in (b"GET /live ICE/1.0", b"PUT /live ICE/1.0", b"SOURCE /live ICE/1.1"):
+        assert status(line + b"\r\n\r\n") == -400
+
+
 def test_the_whole_preface_of_http_2_is_refused() -> None:
     """Its first blank line ends what is looked at (RFC 9113 §3.4)."""
     assert status(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") == -505

@@ -111,6 +111,7 @@ def test_status_lines_are_read_and_nothing_else_is() -> None:
 @pytest.mark.parametrize(
     ("status", "reason", "final"),
     [
+        (400, "Bad Request", True),
         (401, "Unauthorized", True),
         (415, "Unsupported Media Type", True),
         (404, "Not Found", True),
@@ -143,6 +144,19 @@ def test_open_is_accepted_by_100_or_200(answer: bytes) -> None:
     ("answer", "says"),
     [
         (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "401 Unauthorized; check the"),
+        (
+            b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
+            b'\r\n"/a.m3u": Relay answers\x1b this path itself\nmore\n',
+            '400 Bad Request: "/a.m3u": Relay answers  this path itself; check the mount',
+        ),
+        (
+            b"HTTP/1.0 403 Forbidden\r\ncontent-type:text/plain\r\n\r\nmount is in use",
+            "403 Forbidden: mount is in use; another source may hold the mount",
+        ),
+        (
+            b"HTTP/1.0 403 No\r\nContent-Type: text/html\r\n\r\n<html>\n",
+            "403 No; another source may hold the mount",
+        ),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "does not answer in HTTP"),
         (b"", "closed the connection instead of answering"),
         (b"x" * 20_000, "does not answer in HTTP"),

@@ -47,6 +47,18 @@ def test_public_names_are_all_there() -> None:
         _ = relay.nonsense  # type: ignore[attr-defined]
 
 
+async def test_a_source_tells_its_mount_and_state(engines: list[Any]) -> None:
+    """In its repr; and a title that is no text is the caller's mistake, in one line."""
+    async with relay.Node() as node:
+        live = node.source("/live", content_type="audio/mpeg")
+        assert repr(live) == "<NodeSource /live audio/mpeg new>"
+        with live:
+            assert repr(live) == "<NodeSource /live audio/mpeg open>"
+            with pytest.raises(TypeError, match=r"a title is text \(str\), not int"):
+                live.title(5)  # type: ignore[arg-type]
+        assert repr(live) == "<NodeSource /live audio/mpeg closed>"
+
+
 async def test_node_opens_and_closes_in_order(engines: list[Any]) -> None:
     """Listening before threads; no new listeners before the drain; the engine last."""
     async with relay.Node(http="127.0.0.1:0") as node:
@@ -105,6 +117,36 @@ async def test_address_that_cannot_be_had_leaves_nothing_open(
         await node.open()
     assert engines[0].calls == ["stop_accepting", "close"]
     assert "closed" in repr(node)
+
+
+async def test_a_node_without_http_takes_no_port_for_it(engines: list[Any]) -> None:
+    """Its backbone may have the port that HTTP has by default."""
+    assert relay.Node(backbone="tcp://127.0.0.1:8000").http_address is None
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(99, "Cannot assign"), "this machine has no such address; use one of its own"),
+        (OSError(13, "Permission denied"), "a port below 1024 needs a privilege"),
+        (OSError("no.such.invalid: Name or service not known"), "the name is not known here"),
+        (OSError(97, "Address family"), "this machine has no IPv6"),
+        (OSError(105, "x"), "No buffer space available"),
+    ],
+)
+async def test_each_address_that_cannot_be_had_gets_its_advice(
+    engines: list[Any], monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
+) -> None:
+    """IPv6 in brackets, the reason, what can be had instead, and the option."""
+
+    def refuse(self: FakeEngine, host: str, port: int) -> tuple[str, int]:
+        raise error
+
+    monkeypatch.setattr(FakeEngine, "listen", refuse)
+    with pytest.raises(relay.ConfigError) as caught:
+        await relay.Node(http="[::]:80").open()
+    assert str(caught.value).startswith(f"http.bind = [::]:80: {says}")
+    assert str(caught.value).endswith(", with --http HOST:PORT")
 
 
 async def test_source_feeds_its_stream(engines: list[Any]) -> None:

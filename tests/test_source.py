@@ -140,6 +140,9 @@ def test_another_format_is_refused_while_listeners_wait(engine: Any) -> None:
     engine.find("/live").listeners = 2
     with pytest.raises(SourceError, match="promised to 2 listeners"):
         LocalSource(engine, "/live", "audio/ogg")
+    engine.find("/live").listeners = 1
+    with pytest.raises(SourceError, match="promised to 1 listener as"):
+        LocalSource(engine, "/live", "audio/ogg")
     assert engine.find("/live").writer == "none"
     LocalSource(engine, "/live", "audio/mp3").close()
     engine.find("/live").listeners = 0
@@ -169,6 +172,18 @@ def test_mount_from_upstream_is_refused(engine: Any) -> None:
     with pytest.raises(MountError, match="upstream"):
         sources.open("/far", "audio/mpeg")
     assert sources.open("/near", "audio/mpeg").is_open
+
+
+def test_a_source_that_returns_keeps_the_title_of_its_stream(engine: Any) -> None:
+    """Of a stream that lingered; a new mount begins without one."""
+    with LocalSource(engine, "/live", "audio/mpeg") as source:
+        assert engine.find("/live").titles == []
+        source.title("A talk")
+    with LocalSource(engine, "/live", "audio/mpeg"):
+        assert engine.find("/live").titles == ["A talk", "A talk"]
+    with LocalSource(engine, "/live", "audio/mpeg") as source:
+        source.title("Another")
+        assert engine.find("/live").titles[-2:] == ["A talk", "Another"]
 
 
 def test_title_goes_to_the_source_of_its_mount(engine: Any, sources: Sources) -> None:

@@ -203,6 +203,15 @@ def test_probe_of_libshout_keeps_the_connection(bench: Bench) -> None:
     assert bench.gate.counters["refused_password_total"] == 0
 
 
+def test_a_probe_is_no_line_in_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Who gave no credentials gave none that are wrong; who gave wrong ones is told of."""
+    with caplog.at_level(logging.INFO, "relay.source"):
+        bench.connect(head("PUT", "/live", EXPECT, password=None))
+        assert caplog.records == []
+        bench.connect(head("PUT", "/live", EXPECT, password="wrong"))
+        assert "401 user or password is wrong" in caplog.text
+
+
 def test_probes_without_end_are_ended(bench: Bench) -> None:
     """A kept connection has a bounded number of tries at the password."""
     probe = head("PUT", "/live", "Content-Length: 0", password="guess").encode()
@@ -237,9 +246,9 @@ def test_wrong_password_gets_401_before_any_100(bench: Bench, request_head: str)
         (head(content_type=None), 400),
         (head(content_type="audio/webm"), 415),
         (head(content_type="text/plain"), 415),
-        (head(target="/admin/x"), 403),
-        (head(target="/x.m3u"), 403),
-        (head(target="/a%00b"), 403),
+        (head(target="/admin/x"), 400),
+        (head(target="/x.m3u"), 400),
+        (head(target="/a%00b"), 400),
         (head(target="/%ff"), 400),
         (head("PUT", "/live", "Transfer-Encoding: gzip"), 501),
         (head("PUT", "/live", "Transfer-Encoding: chunked", "Content-Length: 9"), 400),
@@ -313,7 +322,8 @@ def test_garbage_ends_the_source_with_a_reason(
     assert b"\r\n\r\nHTTP/1.0 400 Bad Request\r\n" in transport.sent
     assert transport.half_closed
     assert bench.gate.counters["broken_total"] == 1
-    assert len(caplog.records) == 1
+    assert [record.__dict__["event"] for record in caplog.records] == ["source_down"]
+    assert "before its first frame: " in caplog.text
     assert not bench.engine.find("/live").source_up
 
 

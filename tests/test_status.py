@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.errors import RelayError
+from relay.errors import ConfigError, RelayError
 from relay.status import lines, print_status, status
 
 ANSWER: dict[str, Any] = {
@@ -75,7 +75,7 @@ def node(body: bytes, code: int = 200) -> Iterator[tuple[str, list[dict[str, str
 def test_the_table_is_aligned() -> None:
     """One line a stream; what is not known is a dash."""
     assert lines(ANSWER) == [
-        "node      name studio · id 5f",
+        "node      studio, id 5f",
         "upstream  none",
         "",
         "MOUNT   STATE      ROLE    LISTENERS  LAG ms  kbit/s  TYPE        TITLE",
@@ -84,10 +84,18 @@ def test_the_table_is_aligned() -> None:
     ]
 
 
-def test_the_upstream_is_told() -> None:
-    """Whatever plain fields the node tells of its upstream."""
-    told = lines({"upstream": {"address": "tcp://o:9000", "connected": True, "more": []}})
-    assert told[1:] == ["upstream  address tcp://o:9000 · connected True", "", "no streams"]
+def test_the_node_and_its_upstream_are_told_in_words() -> None:
+    """Where it is and how it is; what is not known is left out."""
+    node = {"name": "studio", "version": "0.1.0", "uptime_s": 12.5, "http": "[::]:8000"}
+    upstream = {"address": "tcp://o:9000", "state": "up", "sign_age_ms": 13, "node_id": "5f"}
+    assert lines({"node": {**node, "insecure": True}, "upstream": upstream}) == [
+        "node      studio, version 0.1.0, up for 12.5 s, HTTP on [::]:8000, open without keys",
+        "upstream  tcp://o:9000, up, last sign 13 ms ago",
+        "",
+        "no streams",
+    ]
+    lost = lines({"upstream": {"address": "tcp://o:9000", "state": "lost", "more": []}})[1]
+    assert lost == "upstream  tcp://o:9000, lost, and tried again"
 
 
 def test_an_answer_cannot_steer_the_terminal() -> None:
@@ -123,7 +131,7 @@ def test_json_is_printed_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
         assert print_status(address, as_json=True) == 0
         assert json.loads(capsys.readouterr().out) == ANSWER
         assert print_status(address, as_json=False) == 0
-        assert capsys.readouterr().out.startswith("node      name studio")
+        assert capsys.readouterr().out.startswith("node      studio")
 
 
 @pytest.mark.parametrize(
@@ -152,17 +160,49 @@ def test_no_answer_is_told_in_one_line() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(RelayError) as caught:
             status(f"http://admin:hunter2@{address}")
-    assert str(caught.value) == f"http://{address}: no answer: Connection refused"
+    assert str(caught.value) == (
+        f"nothing answers at http://{address}: Connection refused; "
+        "is the node running? relay serve prints its address"
+    )
 
 
 @pytest.mark.parametrize(
-    "url", ["", "http://", "file:///etc/passwd", "tcp://h:1", "http://a b", "h:x"]
+    ("url", "said"),
+    [
+        ("", "lacks a host"),
+        ("http://", "lacks a host"),
+        ("file:///etc/passwd", "write http://HOST:PORT"),
+        ("tcp://h:1", "write http://HOST:PORT"),
+        ("http://a b", "lacks a host"),
+        ("h:x", '"h:x": the port "x" is not a number'),
+        ("h:99999", '"h:99999": the port "99999" is out of range 1 to 65535'),
+        ("http://[::1:8000", "is not an IPv6 address"),
+        ("http://[::1", "is not an IPv6 address"),
+        ("http://::1:8000", "an IPv6 address stands in brackets"),
+    ],
 )
-def test_a_wrong_url_is_told_in_one_line(url: str) -> None:
-    """Only http and https, and a host."""
-    with pytest.raises(RelayError) as caught:
+def test_a_wrong_url_is_told_in_one_line(url: str, said: str) -> None:
+    """Only http and https, a host, and a port that there is."""
+    with pytest.raises(ConfigError) as caught:
         status(url)
+    assert said in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_an_answer_in_another_protocol_is_told() -> None:
+    """Such as that of a backbone, whose port was taken for HTTP's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            with server.accept()[0] as sock:
+                sock.recv(4096)
+                sock.sendall(b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(RelayError, match="answers, but not in HTTP"):
+            status(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
 
 
 @given(

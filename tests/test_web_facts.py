@@ -27,10 +27,14 @@ def fed(**more: Any) -> dict[str, Any]:
         (fed(), "live"),
         (fed(source_up=False, writer="none"), "waiting"),
         (FakeStream("/live").snapshot(), "idle"),
+        (FakeStream("/live").snapshot() | {"writer": "link", "ready": True}, "ready"),
+        (fed(source_up=False, writer="link", ready=True), "ready"),
+        (fed(writer="link", ready=True), "live"),
+        (fed(source_up=False, writer="link", ready=False), "waiting"),
     ],
 )
 def test_state_follows_the_source(snapshot: dict[str, Any], state: str) -> None:
-    """Live with a source, waiting once it left, idle when there never was one here."""
+    """Live with a source, ready with one upstream, waiting once it left, idle without any."""
     assert stream_facts(snapshot, {}).state == state
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
 from fake_desk import HOSTILE, FakeDesk, stream
 from prometheus_client.parser import text_string_to_metric_families
 
+import relay
+from relay.web.facts import Facts
 from relay.web.metrics import exposition
+
+PAGE = Path(__file__).parent.parent / "docs" / "http-api.md"
+ROW = re.compile(r"^\| `(relay_\w+)` \| (counter|gauge) \| (.*) \|$", re.MULTILINE)
 
 
 def scrape(desk: FakeDesk) -> dict[str, dict[tuple[str, ...], float]]:
@@ -39,3 +49,42 @@ def test_labels_from_strangers_stay_labels() -> None:
     """A mount with quotes and backslashes does not break out of its label."""
     mount = f'/{HOSTILE}\\"}} 1'
     assert (mount,) in scrape(FakeDesk(stream(mount)))["relay_stream_listeners"]
+
+
+def families(text: str) -> list[tuple[str, str, str]]:
+    """(name, kind, help) of each family, in order."""
+    helps = re.findall(r"^# HELP (\w+) (.*)$", text, re.MULTILINE)
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    return [(name, kinds[name], help_) for name, help_ in helps]
+
+
+@pytest.mark.core
+async def test_the_docs_have_every_metric_that_a_node_exposes() -> None:
+    """The table of docs/http-api.md is the one of a node with shards, streams and an upstream."""
+    async with (
+        relay.Node(http="127.0.0.1:0", backbone="tcp://127.0.0.1:0") as origin,
+        origin.source("/live", content_type="audio/mpeg"),
+        relay.Node("127.0.0.1:0", upstream=origin.backbone_address or "") as edge,
+    ):
+        async with asyncio.timeout(10):
+            while not (facts := edge.facts()).streams:
+                await asyncio.sleep(0.05)
+        told = families(exposition(lambda: facts)().decode())
+        counted = {name for name in facts.counters if name != "shards"}
+    documented = ROW.findall(PAGE.read_text())
+    assert documented == told
+    named = {name.removeprefix("relay_") for name, _, _ in told}
+    of_shards = {"turns_total", "busy_us_total", "late_us_max"}
+    assert counted - of_shards <= named, "give these a line in relay/web/metrics.py"
+
+
+@pytest.mark.core
+async def test_a_node_without_upstream_tells_nothing_of_one() -> None:
+    """An upstream that is not there is neither up nor down."""
+    async with relay.Node(http="127.0.0.1:0") as node:
+        facts: Facts = node.facts()
+    text = exposition(lambda: facts)().decode()
+    assert "relay_upstream_up" not in text
+    assert "relay_directory_known" not in text
+    assert "relay_turns_total" not in text
+    assert 'relay_shard_turns_total{shard="0"}' in text

@@ -255,6 +255,7 @@ cdef inline void shard_join(
     cdef engine_t* engine = shard.engine
     cdef stream_t* stream = engine_find(engine, head.path, head.path_bytes)
     cdef bint learning = load_u32(&engine.directory_known) == 0
+    cdef int refusal
     listener.is_whole = True
     if load_u32(&shard.draining):
         if stream != NULL:
@@ -268,10 +269,12 @@ cdef inline void shard_join(
         shard_reply_head(shard, index, stream, head.icy)
         stream_drop(stream)
         return
-    if stream != NULL and not shard_take_place(shard, listener, stream):
-        stream_drop(stream)
-        shard_refuse(shard, index, 5031)
-        return
+    if stream != NULL:
+        refusal = shard_take_place(shard, listener, stream)
+        if refusal != 0:
+            stream_drop(stream)
+            shard_refuse(shard, index, refusal)
+            return
     listener.icy = head.icy
     if stream != NULL and load_pointer(<void**>&stream.ring) != NULL:
         shard_head_remove(shard, index)
@@ -279,20 +282,23 @@ cdef inline void shard_join(
     else:
         shard_park(shard, index, head, now)
 
-cdef inline bint shard_take_place(shard_t* shard, listener_t* listener, stream_t* stream) noexcept nogil:
-    # Counts it in, on the node and on the mount, if there is room. Takes over the stream's reference.
+cdef inline int shard_take_place(
+    shard_t* shard, listener_t* listener, stream_t* stream
+) noexcept nogil:
+    # Counts it in on node and mount: 0, and it takes over the stream's reference; or the
+    # refusal where there is no room.
     cdef uint32_t bound = stream.config.listeners_max
     if add_u32(&shard.engine.listeners, 1) > shard.engine.listeners_max:
         sub_u32(&shard.engine.listeners, 1)
-        return False
+        return 5031
     if add_u32(&stream.listeners, 1) > bound and bound > 0:
         sub_u32(&stream.listeners, 1)
         sub_u32(&shard.engine.listeners, 1)
-        return False
+        return 5033
     shard.counters.listeners += 1
     listener.stream = stream
     hub_tell(stream.hub, stream)
-    return True
+    return 0
 
 cdef inline void shard_park(
     shard_t* shard, uint32_t index, head_t* head, uint64_t now
@@ -315,6 +321,7 @@ cdef inline void shard_look_again(shard_t* shard, uint32_t index, uint64_t now) 
     cdef head_t* head = <head_t*>listener.head
     cdef engine_t* engine = shard.engine
     cdef bint late = now > listener.began_us + engine.join_wait_us
+    cdef int refusal
     cdef stream_t* stream
     if load_u32(&shard.draining):
         shard_refuse(shard, index, 5032)
@@ -325,10 +332,12 @@ cdef inline void shard_look_again(shard_t* shard, uint32_t index, uint64_t now) 
             shard_reply_head(shard, index, stream, head.icy)
             stream_drop(stream)
             return
-        if stream != NULL and not shard_take_place(shard, listener, stream):
-            stream_drop(stream)
-            shard_refuse(shard, index, 5031)
-            return
+        if stream != NULL:
+            refusal = shard_take_place(shard, listener, stream)
+            if refusal != 0:
+                stream_drop(stream)
+                shard_refuse(shard, index, refusal)
+                return
     if listener.stream == NULL and (late or load_u32(&engine.directory_known)):
         shard_refuse(shard, index, 404 if load_u32(&engine.upstream_up) else 503)
     elif listener.stream == NULL:
@@ -415,7 +424,10 @@ cdef inline const char* refusal_text(int status, int* reason) noexcept nogil:
         return b"503 Service Unavailable|too many requests are waiting; try again in a few seconds\n"
     if status == 5031:
         reason[0] = REFUSED_FULL
-        return b"503 Service Unavailable|all places are taken; try again in a few seconds\n"
+        return b"503 Service Unavailable|this node is full (listeners_max); try again later\n"
+    if status == 5033:
+        reason[0] = REFUSED_FULL
+        return b"503 Service Unavailable|this mount is full (listeners_max); try again later\n"
     if status == 5032:
         reason[0] = REFUSED_BUSY
         return b"503 Service Unavailable|this node is going down; try another one\n"
@@ -430,7 +442,7 @@ cdef inline const char* refusal_text(int status, int* reason) noexcept nogil:
         return b"431 Request Header Fields Too Large|the bound is 8192 bytes and 64 fields\n"
     reason[0] = REFUSED_MALFORMED
     if status == 505:
-        return b"505 HTTP Version Not Supported|HTTP/1.0 and HTTP/1.1 are\n"
+        return b"505 HTTP Version Not Supported|this node speaks HTTP/1.0 and HTTP/1.1\n"
     return b"400 Bad Request|this is not a request head of HTTP/1.x\n"
 
 cdef inline void shard_refuse(shard_t* shard, uint32_t index, int status) noexcept nogil:

@@ -30,7 +30,7 @@ cdef enum:  # method
 
 cdef struct head_t:           # what the request says
     int method
-    int minor                 # HTTP/1.minor
+    int minor                 # HTTP/1.minor; 0 for ICE/1.0
     uint32_t path_bytes
     char path[PATH_BYTES_MAX + 1]   # percent-decoded, without the query
     bint icy                  # Icy-MetaData: non-zero
@@ -107,6 +107,18 @@ cdef inline int head_path(head_t* head, const uint8_t* bytes, uint64_t size) noe
     head.path[head.path_bytes] = 0
     return 0
 
+cdef inline int head_version(head_t* head, const uint8_t* bytes, uint64_t size) noexcept nogil:
+    # The end of the request line. Old source clients write ICE/1.0, and mean HTTP/1.0.
+    head.minor = 0
+    if size == 7 and head.method == METHOD_SOURCE and memcmp(bytes, b"ICE/1.0", 7) == 0:
+        return 0
+    if size != 8 or memcmp(bytes, b"HTTP/1.", 7) != 0:
+        return -505 if size >= 5 and memcmp(bytes, b"HTTP/", 5) == 0 else -400
+    if bytes[7] < 48 or bytes[7] > 57:
+        return -400
+    head.minor = 1 if bytes[7] > 48 else 0
+    return 0
+
 cdef inline int head_request_line(head_t* head, const uint8_t* line, uint64_t size) noexcept nogil:
     cdef uint64_t method_end = 0
     cdef uint64_t target_end
@@ -119,13 +131,10 @@ cdef inline int head_request_line(head_t* head, const uint8_t* line, uint64_t si
     if method_end == 0 or target_end <= method_end + 2:
         return -400
     head.method = method_of(line, method_end)
-    if size - target_end != 8 or memcmp(line + target_end, b"HTTP/1.", 7) != 0:
-        return -505 if size - target_end >= 5 and memcmp(line + target_end, b"HTTP/", 5) == 0 else -400
-    if line[size - 1] < 48 or line[size - 1] > 57:
-        return -400
-    head.minor = 1 if line[size - 1] > 48 else 0
-    status = head_path(head, line + method_end + 1, target_end - 1 - (method_end + 1))
-    return status
+    status = head_version(head, line + target_end, size - target_end)
+    if status < 0:
+        return status
+    return head_path(head, line + method_end + 1, target_end - 1 - (method_end + 1))
 
 cdef inline int head_field(head_t* head, const uint8_t* line, uint64_t size) noexcept nogil:
     cdef uint64_t i = 0

@@ -16,14 +16,16 @@ from msgspec import Struct
 
 from relay.config import Config
 
-State = Literal["live", "waiting", "idle"]
+State = Literal["live", "ready", "waiting", "idle"]
+"""live: has a source; ready: has one upstream, and is fetched for whoever comes; waiting: its
+source left, listeners stay; idle: known, without a source."""
 
 
 class StreamFacts(Struct, frozen=True, kw_only=True):
     """One stream on this node."""
 
     mount: str
-    state: State  # live: has a source; waiting: its source left; idle: known, not carried now
+    state: State
     role: Literal["origin", "edge"]
     epoch: int | None = None
     listeners: int = 0
@@ -80,9 +82,13 @@ def stream_facts(
     epoch = snapshot.get("epoch")
     lag_ms = snapshot.get("lag_ms")
     state: State = "idle" if epoch is None else "waiting"
+    if snapshot["source_up"]:
+        state = "live"
+    elif snapshot.get("ready"):
+        state = "ready"
     return StreamFacts(
         mount=snapshot["mount"],
-        state="live" if snapshot["source_up"] else state,
+        state=state,
         role="edge" if is_edge else "origin",
         epoch=epoch,
         listeners=snapshot["listeners"],

@@ -4,6 +4,7 @@ Rules of this room
   1. A collector over `Facts`, in a registry of its own: nothing global, nothing counted here.
   2. Counters end in _total there and here; all names begin with relay_.
   3. Labels are bounded: `mount` by streams_max, `shard` by the threads.
+  4. What is in no table below is not exposed; docs/http-api.md tells the same (a test sees to it).
 """
 
 from __future__ import annotations
@@ -18,15 +19,132 @@ from relay.web.facts import Facts, StreamFacts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+# --- what each metric tells ----------------------------------------------------------------------
+
+_NODE = {
+    "listeners": "Listeners attached now.",
+    "listeners_max": "Listeners that fit at once.",
+    "streams": "Streams that this node knows now.",
+    "upstream_up": "1 while the upstream node is heard; absent on a node without one.",
+    "directory_known": "1 once the upstream has told which streams it has; absent without one.",
+    "heads": "Connections now whose request head is not whole yet.",
+    "pages_waiting": "Connections now in the queue to the pages.",
+    "sources_waiting": "Connections now in the queue to the source door.",
+    "retired": "Pieces of memory now that wait for the last reader to leave.",
+    "source_connections": "Connections now at the source door, sources and others.",
+    "accepts_total": "Connections accepted.",
+    "joins_total": "Listeners that got a stream.",
+    "sends_total": "Sends to listeners.",
+    "sent_bytes_total": "Bytes sent to listeners.",
+    "short_writes_total": "Sends of which a listener's socket took only a part.",
+    "skips_total": "Times that a lagging listener skipped to newer audio.",
+    "handovers_total": "Connections handed on to pages or the source door.",
+    "heads_expired_total": "Connections ended because their head took too long.",
+    "heads_evicted_total": "Connections ended because too many heads were unfinished.",
+    "ended_closed_total": "Listeners that closed their connection.",
+    "ended_reset_total": "Listeners whose connection was reset.",
+    "ended_stalled_total": "Listeners ended because they took no byte for stall_ms.",
+    "ended_torn_total": "Listeners ended because the ring overtook what was being sent.",
+    "ended_stream_total": "Listeners ended because their stream was removed.",
+    "ended_garbage_total": "Listeners ended because they kept sending bytes.",
+    "ended_shutdown_total": "Listeners ended because this node went down.",
+    "ended_memory_total": "Listeners ended because memory was short.",
+    "refused_not_found_total": "Requests for a mount that is not here.",
+    "refused_full_total": "Listeners refused because the node or the mount was full.",
+    "refused_upstream_total": "Listeners refused because the upstream was away.",
+    "refused_malformed_total": "Requests that were no request of HTTP/1.",
+    "refused_too_large_total": "Requests whose head or path was too long.",
+    "refused_method_total": "Requests with a method that a mount does not take.",
+    "refused_busy_total": "Requests refused because a queue was full or the node went down.",
+    "refused_descriptors_total": "Connections refused because no descriptor was left.",
+    "page_displaced_total": "Connections to pages ended because too many were open.",
+    "source_probes_total": "Requests of encoders that asked without a password first.",
+    "source_refused_password_total": "Sources refused for their user or password.",
+    "source_refused_method_total": "Requests at the source door with another method.",
+    "source_refused_400_total": "Sources refused for their request, mount or missing type.",
+    "source_refused_403_total": "Sources refused because the mount was in use.",
+    "source_refused_415_total": "Sources refused for their content type.",
+    "source_refused_431_total": "Sources refused for a head that was too long.",
+    "source_refused_501_total": "Sources refused for a transfer coding other than chunked.",
+    "source_broken_total": "Sources ended because they sent something else than promised.",
+    "source_silent_total": "Sources ended because they sent no audio for source_timeout_s.",
+    "source_displaced_total": "Connections at the source door ended because too many waited.",
+}
+_BACKBONE = {
+    "received_messages_total": "Messages from the upstream.",
+    "received_bytes_total": "Bytes from the upstream.",
+    "received_frames_total": "Frames from the upstream.",
+    "sent_messages_total": "Runs published, whatever the number of children.",
+    "sent_bytes_total": "Bytes published, whatever the number of children.",
+    "sent_frames_total": "Frames published, whatever the number of children.",
+    "beacons_sent_total": "Signs of life sent to children.",
+    "beacons_received_total": "Signs of life heard from the upstream.",
+    "joins_asked_total": "Requests for a stream's tail.",
+    "repairs_asked_total": "Requests for missing frames.",
+    "backfills_asked_total": "Requests for frames from before a stream's base.",
+    "answers_later_total": "Answers of the upstream that it has not got it yet.",
+    "answers_gone_total": "Answers of the upstream that it has it no more.",
+    "timeouts_total": "Requests that the upstream did not answer.",
+    "redials_total": "Connections made anew because nothing was heard on them.",
+    "requests_total": "Requests of children.",
+    "told_here_total": "Answers to children with frames.",
+    "told_later_total": "Answers to children that it is not here yet.",
+    "told_gone_total": "Answers to children that it is here no more.",
+    "told_unknown_total": "Answers to children that there is no such stream here.",
+    "unsent_total": "Answers that found a child's queue full.",
+    "overtaken_total": "Runs that the ring overwrote while they were packed.",
+    "unwanted_messages_total": "Messages of streams that this node does not take.",
+    "early_frames_total": "Frames further ahead than the ring reaches, fetched later.",
+    "mount_conflicts_total": "Upstream streams whose mount has a source on this node.",
+    "pages_asked_total": "Requests for a part of the upstream's directory.",
+    "upstreams_lost_total": "Times that the upstream was lost.",
+    "switches_total": "Times that the upstream was another node than before.",
+    "loops_total": "Times that the upstream led back here.",
+    "turns_total": "Turns of the backbone thread.",
+    "refused_total": "Messages refused, whatever the reason.",
+    "refused_short_total": "Messages refused because their fields end too early or too late.",
+    "refused_version_total": "Messages refused for their protocol version.",
+    "refused_kind_total": "Messages refused for a kind that nobody may send here.",
+    "refused_size_total": "Messages refused for their length.",
+    "refused_field_total": "Messages refused for a value out of bounds.",
+    "refused_text_total": "Messages refused for text that does not belong there.",
+    "refused_topic_total": "Subscriptions refused because they are no topic of ours.",
+    "refused_full_total": "Messages refused because a bound of this node was reached.",
+}
+_SHARD = {
+    "listeners": "Listeners attached to this shard now.",
+    "turns_total": "Turns of this shard.",
+    "busy_us_total": "Time that this shard worked, µs.",
+    "late_us_max": "The furthest that this shard ever fell behind a listener's slot, µs.",
+}
+_STREAM = {
+    "received_bytes_total": "Bytes of audio that came in.",
+    "received_frames_total": "Frames that came in.",
+    "epochs_total": "Runs of a source that began.",
+    "duplicates_total": "Frames that were here already.",
+    "refused_frames_total": "Frames that contradicted the ring.",
+    "repaired_frames_total": "Missing frames that came after all.",
+    "lost_frames_total": "Missing frames that were given up.",
+    "lost_runs_total": "Holes that were given up.",
+    "titles_total": "Titles set.",
+    "junk_bytes_total": "Bytes between frames that were left out.",
+    "sent_bytes_total": "Bytes sent to listeners.",
+    "joins_total": "Listeners that joined.",
+    "skips_total": "Times that a lagging listener skipped to newer audio.",
+    "drops_total": "Listeners that were ended from this side.",
+}
 _STREAM_GAUGES: dict[str, tuple[str, Callable[[StreamFacts], float | None]]] = {
-    "stream_live": ("1 while the stream has a source.", lambda s: float(s.state == "live")),
+    "stream_live": (
+        "1 while the stream has a source, here or upstream.",
+        lambda s: float(s.state in ("live", "ready")),
+    ),
     "stream_listeners": ("Listeners attached now.", lambda s: s.listeners),
     "stream_lag_ms": (
         "Media time that upstream has sent and that is not whole here.",
         lambda s: s.lag_ms,
     ),
     "stream_held_ms": ("Media time in the ring.", lambda s: s.held_ms),
-    "stream_bitrate_bps": ("Bit rate over the epoch.", lambda s: s.bitrate_bps),
+    "stream_bitrate_bps": ("Bit rate over the epoch, bit/s.", lambda s: s.bitrate_bps),
     "stream_head_sequence": ("Sequence after the newest frame.", lambda s: s.head_sequence),
 }
 
@@ -59,18 +177,18 @@ class NodeCollector:
         yield node
         yield _single("uptime_s", "Seconds since the start.", facts.uptime_s)
         yield _single("insecure", "1 where the backbone is open to anyone.", float(facts.insecure))
-        for name, value in numbers(facts.counters):
-            yield _single(name, _words(name), value)
-        yield from _labelled("shard_", "shard", _shards(facts))
-        yield from _labelled("stream_", "mount", {s.mount: s.counters for s in facts.streams})
+        backbone = {f"backbone_{name}": help_ for name, help_ in _BACKBONE.items()}
+        counters = dict(numbers(facts.counters))
+        for name, help_ in (_NODE | backbone).items():
+            if name in counters:
+                yield _single(name, help_, counters[name])
+        yield from _labelled("shard_", "shard", _SHARD, _shards(facts))
+        of_streams = {stream.mount: stream.counters for stream in facts.streams}
+        yield from _labelled("stream_", "mount", _STREAM, of_streams)
         for name, (help_, read) in _STREAM_GAUGES.items():
             known = ((s.mount, read(s)) for s in facts.streams)
             told = {mount: value for mount, value in known if value is not None}
             yield _family(name, help_, "mount", told)
-
-
-def _words(name: str) -> str:
-    return name.removesuffix("_total").replace("_", " ").capitalize() + "."
 
 
 def _single(name: str, help_: str, value: float) -> Metric:
@@ -90,12 +208,14 @@ def _shards(facts: Facts) -> dict[str, dict[str, Any]]:
     return {str(number): told for number, told in enumerate(facts.counters.get("shards", []))}
 
 
-def _labelled(prefix: str, label: str, rows: dict[str, dict[str, Any]]) -> Iterable[Metric]:
-    """One family for each name that occurs, with one sample for each row."""
-    names = dict.fromkeys(name for row in rows.values() for name, _ in numbers(row))
-    for name in names:
+def _labelled(
+    prefix: str, label: str, helps: dict[str, str], rows: dict[str, dict[str, Any]]
+) -> Iterable[Metric]:
+    """One family for each of these that occurs, with one sample for each row."""
+    for name, help_ in helps.items():
         told = {key: float(row[name]) for key, row in rows.items() if name in row}
-        yield _family(prefix + name, _words(name), label, told)
+        if told:
+            yield _family(prefix + name, help_, label, told)
 
 
 def exposition(facts: Callable[[], Facts]) -> Callable[[], bytes]:

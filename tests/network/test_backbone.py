@@ -667,7 +667,18 @@ def test_a_child_that_asks_for_what_does_not_exist_is_told_so(nodes: Callable[..
         ({"bind": "tcp://127.0.0.1"}, "backbone"),
         ({"bind": "udp://127.0.0.1:9000"}, "backbone"),
         ({"bind": "tcp://127.0.0.1:99999"}, "backbone"),
-        ({"bind": "tcp://192.0.2.1:0"}, "no such address"),
+        (
+            {"bind": "tcp://192.0.2.1:0"},
+            r"backbone\.bind = tcp://192\.0\.2\.1:0: this machine has no",
+        ),
+        (
+            {"bind": "tcp://[2001:db8::7]:0"},
+            r"= tcp://\[2001:db8::7\]:0: this .*with --backbone tcp:",
+        ),
+        (
+            {"bind": "tcp://no.such.invalid:9"},
+            "invalid:9: the name is not known here; use an address",
+        ),
         ({"bind": None, "upstreams": ["127.0.0.1:"]}, "upstream"),
         ({"bind": None, "upstreams": ["tcp://127.0.0.1:0"]}, "upstream"),
         ({"bind": None}, "needs an address"),

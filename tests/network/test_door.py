@@ -127,6 +127,13 @@ def test_each_refusal_is_a_whole_reply(head: bytes, status: int, reason: str) ->
         refused(engine, reason)
 
 
+def test_a_foreign_version_is_told_what_is_spoken_here() -> None:
+    """The body of a 505 is a sentence."""
+    with running() as (_, address):
+        body = answer(ask(address, b"GET /live HTTP/2.0\r\n\r\n"))[2]
+        assert body == b"this node speaks HTTP/1.0 and HTTP/1.1\n"
+
+
 def test_a_refusal_is_not_reset_away_while_the_request_still_comes() -> None:
     """Who pours on after the door has answered reads the answer all the same."""
     with running() as (engine, address):
@@ -269,8 +276,9 @@ def test_a_full_node_says_so() -> None:
         for sock in socks:
             sock.sendall(get())
             assert sock.recv(100).startswith(b"HTTP/1.0 200")
-        status, fields, _ = answer(ask(address, get()))
+        status, fields, body = answer(ask(address, get()))
         assert (status, fields["retry-after"]) == (503, "5")
+        assert body.startswith(b"this node is full (listeners_max); ")
         assert answer(ask(address, get("/live", method="HEAD")))[0] == 200
         refused(engine, "full")
         socks.pop().close()
@@ -291,7 +299,9 @@ def test_a_full_mount_leaves_room_on_others() -> None:
         with dial(address) as first, dial(address) as second:
             first.sendall(get("/a"))
             assert first.recv(100).startswith(b"HTTP/1.0 200")
-            assert answer(ask(address, get("/a")))[0] == 503
+            status, _, body = answer(ask(address, get("/a")))
+            assert status == 503
+            assert body.startswith(b"this mount is full (listeners_max); ")
             second.sendall(get("/b"))
             assert second.recv(100).startswith(b"HTTP/1.0 200")
         idle(engine)

@@ -111,6 +111,35 @@ async def test_nodes_of_one_process_share_nothing_and_leave_nothing() -> None:
     assert after[1] <= before[1] + 1  # asyncio's own helper threads
 
 
+@pytest.mark.parametrize("kind", ["audio/mpeg", "audio/ogg"])
+async def test_a_title_outlives_its_epoch(kind: str) -> None:
+    """A source that returns does not take the title from those who join then."""
+    async with relay.Node() as node:
+        for title in ("A talk", None):
+            async with node.source("/live", content_type=kind) as live:
+                if title:
+                    live.title(title)
+                assert node._gather().streams[0].title == "A talk"
+
+
+async def test_a_stream_of_an_edge_is_ready_until_somebody_listens() -> None:
+    """Its state says that it can be played here, and stops saying so when the source leaves."""
+    async with (
+        relay.Node(backbone="tcp://127.0.0.1:0") as origin,
+        relay.Node(upstream=str(origin.backbone_address)) as edge,
+    ):
+
+        async def until_state(state: str) -> None:
+            async with asyncio.timeout(10):
+                while [stream.state for stream in edge.facts().streams] != [state]:
+                    await asyncio.sleep(0.05)
+
+        async with origin.source("/live", content_type="audio/mpeg") as live:
+            live.feed(frames(100))
+            await until_state("ready")
+        await until_state("idle")
+
+
 async def test_reader_on_an_edge_makes_its_node_ask_upstream() -> None:
     """Two nodes of one process: what the origin is fed comes out of the edge, frame by frame."""
     maker = FrameMaker()
@@ -172,8 +201,16 @@ def test_each_way_of_sending_reaches_listeners(
     wait_until(lambda: node.json("/api/v1/status")["streams"][0]["state"] == "waiting")
 
 
+def test_a_source_that_says_ice_1_0_is_welcome(nodes: Nodes) -> None:
+    """The engine's door hands it on, and the source door answers as to HTTP/1.0."""
+    node = nodes.start(backbone="none")
+    with Source(node.address, method="SOURCE", expect=False) as source:
+        source.head = source.head.replace(b" HTTP/1.0\r\n", b" ICE/1.0\r\n", 1)
+        assert source.connect() == 200
+
+
 def test_refusals_of_sources_come_before_the_100(nodes: Nodes) -> None:
-    """Wrong password 401, unknown type 415, in use 403, reserved 403; the node lives."""
+    """Wrong password 401, unknown type 415, in use 403, reserved 400; the node lives."""
     node = nodes.start(backbone="none")
     with Source(node.address) as first:
         assert first.connect() == 100
@@ -181,7 +218,7 @@ def test_refusals_of_sources_come_before_the_100(nodes: Nodes) -> None:
             (401, {"password": "wrong"}),
             (415, {"content_type": "video/mp4"}),
             (403, {}),
-            (403, {"mount": "/x.m3u"}),
+            (400, {"mount": "/x.m3u"}),
         ):
             with Source(node.address, **options) as other:  # type: ignore[arg-type]
                 assert other.connect() == status
