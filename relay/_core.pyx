@@ -1086,6 +1086,7 @@ cdef class Backbone:
                     "directory_known": bone.engine.directory_known == 1,
                 },
                 "load": bone.load, "subscriptions": bone.demand.count,
+                "answers_held_bytes": load_u32(&bone.pool.held_bytes),
                 "directory_version": bone.directory_version,
                 "links": [view_dict(&views[i], now) for i in range(count)],
                 "counters": counters_dict(counters),

@@ -25,7 +25,8 @@ from relay.address import why_unbound
 from relay.errors import ConfigError, RelayError
 
 RUNS_QUEUED_MAX = 8192  # messages a child may be behind before it loses some (it repairs them)
-ANSWERS_QUEUED_MAX = 512  # to one child; it has at most 32 requests open
+ANSWERS_QUEUED_MAX = 256  # to one child; it has at most 32 requests open, of some 5 parts each
+REQUESTS_QUEUED_MAX = 64  # from one child: its window, twice
 PREFETCH_MAX = 4096
 RUN_BYTES_MAX = 192 * 1024
 REQUEST_BYTES_MAX = 1024
@@ -116,7 +117,7 @@ class Backbone:
             zmq.ROUTER,
             bytes_max=REQUEST_BYTES_MAX,
             sent_max=ANSWERS_QUEUED_MAX,
-            received_max=ANSWERS_QUEUED_MAX,
+            received_max=REQUESTS_QUEUED_MAX,
         )
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is an error, no silent loss
         self.address = f"tcp://{host}:{_bind(xpub, 'backbone.bind', host, port)}"

@@ -220,7 +220,7 @@ class Node:
 
     async def _open_all(self) -> None:
         self._engine = engine = _open_engine(self.config)
-        self._sources = Sources(engine, self.config, self._upstream_feeds)
+        self._sources = Sources(engine, self.config, self._upstream_feeds, self._upstream_mounts)
         if self._has_http:
             self._http_address = _listen(engine, self.config)
         self._backbone = _open_backbone(engine, self.config)
@@ -421,13 +421,15 @@ class Node:
 
     def _upstream_feeds(self, mount: str) -> bool:
         """Whether an upstream node has a live source for this mount."""
-        backbone = self._backbone
-        if backbone is None:
-            return False
-        links = backbone.snapshot()["links"]
-        return any(
-            told["mount"] == mount and told["from_upstream"] and told["told_up"] for told in links
-        )
+        return any(told["mount"] == mount and told["told_up"] for told in self._upstream_links())
+
+    def _upstream_mounts(self) -> set[str]:
+        """What an upstream node lists, with its source there or away."""
+        return {told["mount"] for told in self._upstream_links()}
+
+    def _upstream_links(self) -> list[dict[str, Any]]:
+        links = [] if self._backbone is None else self._backbone.snapshot()["links"]
+        return [told for told in links if told["from_upstream"]]
 
     def _tick(self) -> None:
         """Housekeeping, twice a second."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Self
 
 from relay import _core
@@ -240,6 +240,8 @@ class Sources:
         config: for `linger_s` of each mount.
         upstream_feeds: whether an upstream node has a live source for a mount; then a local one
             is refused.
+        upstream_mounts: the mounts that an upstream node lists, with a source or waiting for one;
+            they stay as long as the upstream has them.
     """
 
     def __init__(
@@ -247,10 +249,12 @@ class Sources:
         engine: Engine,
         config: Config,
         upstream_feeds: Callable[[str], bool] = lambda mount: False,
+        upstream_mounts: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._engine = engine
         self._config = config
         self._upstream_feeds = upstream_feeds
+        self._upstream_mounts = upstream_mounts
         self._lock = threading.Lock()
         self._open: dict[str, LocalSource] = {}
         self._down_since: dict[str, float] = {}
@@ -298,13 +302,14 @@ class Sources:
         raise MountError(f"mount {show(mount)} has no source on this node; tell its origin")
 
     def tick(self, now: float) -> list[str]:
-        """Remove streams whose source has been away for longer than linger_s; returns their mounts.
+        """Remove local streams without a source for longer than linger_s; returns their mounts.
 
         Args:
             now: monotonic seconds. To be called about once a second.
         """
         down: dict[str, float] = {}
         removed: list[str] = []
+        listed: Collection[str] | None = None
         for stream in self._engine.streams():
             state = stream.snapshot()
             if state["source_up"] or state["writer"] != "none" or state["epoch"] is None:
@@ -313,6 +318,11 @@ class Sources:
             since = self._down_since.get(mount, now)
             if now - since <= self._config.for_stream(mount).linger_s:
                 down[mount] = since
+                continue
+            if listed is None:
+                listed = self._upstream_mounts()
+            if mount in listed:
+                down[mount] = since  # not ours to end: the backbone does when the upstream does
             elif self._remove(stream):
                 removed.append(mount)
         self._down_since = down

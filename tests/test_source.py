@@ -235,6 +235,20 @@ def test_stream_that_an_upstream_lists_is_left_alone(engine: Any, sources: Sourc
     assert sources.tick(1000.0) == []
 
 
+def test_listeners_wait_as_long_as_the_upstream_does(engine: Any) -> None:
+    """An edge's shorter linger ends no stream that the origin still lists."""
+    listed = {"/far"}
+    sources = Sources(engine, Config.load(environ={}), upstream_mounts=lambda: listed)
+    stream = engine.add_stream("/far")
+    stream.epoch, stream.source_up, stream.listeners = 7, False, 2
+    sources.tick(0.0)
+    assert sources.tick(1000.0) == []
+    stream.listeners = 0  # children of this node may hear it
+    assert sources.tick(1001.0) == []
+    listed.clear()
+    assert sources.tick(1001.5) == ["/far"]
+
+
 def test_source_that_finds_a_removed_stream_takes_a_new_one(engine: Any) -> None:
     """Found, removed by the sweeper, claimed: the source begins again with a fresh stream."""
     stale = engine.add_stream("/live")

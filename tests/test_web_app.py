@@ -149,6 +149,22 @@ async def test_metadata_is_taken_by_get_and_post(site: Site) -> None:
     assert reply.headers["www-authenticate"] == 'Basic realm="Icecast2 Server"'
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/admin/metadata", "/admin.cgi"])
+async def test_metadata_that_another_site_asks_for_is_refused(
+    site: Site, path: str, method: str
+) -> None:
+    """A browser adds the operator's password to whatever a strange page asks of it."""
+    token = "Authorization: Basic " + base64.b64encode(b"admin:apw").decode()
+    target = f"{path}?mode=updinfo&mount=/live&song=evil"
+    for line in ("Sec-Fetch-Site: cross-site", "Origin: https://evil.example"):
+        reply = await site.ask(target, token, line, method=method)
+        assert reply.status == 403
+        assert "<return>0</return>" in reply.body
+    assert site.desk.titles == []
+    assert (await site.ask(target, token, "Origin: http://h:8000", method=method)).status == 200
+
+
 async def test_metadata_without_a_mount_means_the_only_stream_that_has_a_source(
     site: Site,
 ) -> None:

@@ -10,7 +10,7 @@ from fake_desk import HOSTILE, FakeDesk, stream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.web.titles import Answer, decode, parse_fields, title_of, update
+from relay.web.titles import Answer, decode, is_foreign, parse_fields, title_of, update
 
 
 def basic(user: str, password: str) -> str:
@@ -77,6 +77,35 @@ def test_others_may_not(header: str | None) -> None:
     desk = FakeDesk(stream())
     assert ask(desk, header, song="A - T").status == 401
     assert desk.titles == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "foreign"),
+    [
+        ({}, False),
+        ({"Host": "h:8000"}, False),
+        ({"Sec-Fetch-Site": "same-origin"}, False),
+        ({"Sec-Fetch-Site": "none"}, False),
+        ({"Sec-Fetch-Site": "Cross-Site"}, True),
+        ({"Sec-Fetch-Site": "same-site"}, True),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://h", "Host": "h"}, True),
+        ({"Host": "h:8000", "Origin": "http://h:8000"}, False),
+        ({"Host": "H", "Origin": "https://h:443"}, False),
+        ({"Host": "h:8000", "Origin": "http://h:8001"}, True),
+        ({"Host": "h", "Origin": "null"}, True),
+        ({"Host": "h", "Origin": "http://[", "Referer": "http://h/"}, True),
+        ({"Host": "h", "Referer": "http://h/admin"}, False),
+        ({"Host": "h", "Referer": "http://evil.example/h"}, True),
+        ({"Origin": "http://h"}, True),
+        ({"Origin": "null"}, True),
+        ({"Host": "[::1]:8000", "Origin": "http://[::1]:8000"}, False),
+    ],
+)
+def test_a_browser_that_another_site_sent_is_foreign(
+    headers: dict[str, str], foreign: bool
+) -> None:
+    """What browsers add tells it; encoders and scripts add nothing."""
+    assert is_foreign(headers) == foreign
 
 
 def test_shoutcast_form_carries_its_password_and_no_mount() -> None:

@@ -106,6 +106,8 @@ cdef inline void backbone_touched(backbone_t* bone) noexcept nogil:
         after = link.touched_next
         link.touched = False
         backbone_link(bone, link)
+        if now_us() >= bone.beacon_us:      # long turns must not look like silence
+            backbone_beacon(bone)
         link = after
     if bone.touched != NULL:
         bone.again = True
@@ -177,7 +179,17 @@ cdef inline void backbone_redial(backbone_t* bone) noexcept nogil:
         bone.api.disconnect(bone.sub, bone.upstream)
         bone.api.connect(bone.sub, bone.upstream)
 
+cdef inline void backbone_beacon(backbone_t* bone) noexcept nogil:
+    cdef uint64_t now = now_us()
+    if now >= bone.beacon_us:
+        bone.beacon_us = now + BEACON_US
+    bone.beacon_now = False
+    if bone.xpub != NULL and not bone.goodbye_said:
+        bone.goodbye_said = load_u32(&bone.goodbye)
+        parent_beacon(bone, BEACON_DRAINING | BEACON_GOODBYE if bone.goodbye_said else 0)
+
 cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
+    cdef uint64_t now
     bone.again = bone.moved = False
     bone.counters.turns_total += 1
     if bone.sub != NULL:
@@ -196,15 +208,12 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
         tombs_purge(bone)
     if bone.sub != NULL:
         ask_page(bone)
-    if bone.now_us >= bone.beacon_us or bone.beacon_now:
-        if bone.now_us >= bone.beacon_us:
-            bone.beacon_us = bone.now_us + BEACON_US
-            if bone.sub != NULL:
-                backbone_outage(bone)
-        bone.beacon_now = False
-        if bone.xpub != NULL and not bone.goodbye_said:
-            bone.goodbye_said = load_u32(&bone.goodbye)
-            parent_beacon(bone, BEACON_DRAINING | BEACON_GOODBYE if bone.goodbye_said else 0)
+    now = now_us()
+    if now >= bone.beacon_us or bone.beacon_now:
+        if now >= bone.outage_us and bone.sub != NULL:
+            bone.outage_us = now + BEACON_US
+            backbone_outage(bone)
+        backbone_beacon(bone)
     bone.last_turn_us = bone.now_us
 
 cdef inline uint64_t backbone_pause_us(backbone_t* bone, uint64_t cost_us, uint64_t messages,

@@ -8,7 +8,9 @@
 #   4. Only who once held a frame, or is the origin, says `gone`; all others ask upstream and say
 #      `later`.
 #   5. Per turn: RECEIVES_MAX messages of each kind, PACKS_MAX runs a stream, ANSWER_PACKS_MAX an
-#      answer.
+#      answer, ANSWER_TURN_BYTES and ANSWER_TURN_US of answers.
+#   6. An answer is begun only when the last one to this child about this key has left, and its
+#      share of memory (pool.pxd) has room; until then it is told `later`.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
@@ -18,8 +20,11 @@ from relay._core.backbone_state cimport (
     backbone_t, keys_add, keys_has, keys_remove, link_find, link_note, link_t, link_touch, out_t,
     refuse,
 )
+from relay._core.engine cimport now_us
 from relay._core.hop cimport hop_still_coming
-from relay._core.pool cimport pool_give, pool_take, slab_t
+from relay._core.pool cimport (
+    pool_give, pool_make, pool_take, share_charge, share_find, share_has_room, slab_t,
+)
 from relay._core.ring cimport (
     FRAME_TITLE, RING_HEADERS, RING_TITLES, frame_t, header_t, ring_at, ring_burst_sequence,
     ring_read_entry, ring_t, ring_tail_sequence, ring_title, ring_was_overtaken, title_t,
@@ -33,6 +38,9 @@ from relay._core.zmq_api cimport *
 cdef enum:
     RECEIVES_MAX = 1024
     POOLED_BYTES = 32768
+    CHARGED_BYTES = 1024      # smaller answers are bounded by the socket's queue
+    ANSWER_TURN_BYTES = 4194304
+    ANSWER_TURN_US = 10000
     PACKS_MAX = 64
     ANSWER_PACKS_MAX = 4
     JOIN_PACKS_MAX = 16
@@ -115,12 +123,22 @@ cdef inline bint pack_copy(ring_t* ring, const pack_t* pack, uint8_t* records) n
     return True
 
 cdef inline bint message_open(backbone_t* bone, relay_msg_t* msg, size_t size) noexcept nogil:
-    # A message to write into: out of the pool when it is large, else libzmq's own.
+    # A message to write into: out of the pool when it is large, else libzmq's own. An answer that
+    # could pile up is charged to who asked. False: no memory, or that has no room for it.
     cdef slab_t* slab = NULL
+    cdef bint charged = bone.asker != NULL and size >= CHARGED_BYTES
+    if charged and not share_has_room(bone.pool, bone.asker):
+        return False
     if size >= POOLED_BYTES:
         slab = pool_take(bone.pool)
+    if slab == NULL and charged:
+        slab = pool_make(bone.pool, size)
+        if slab == NULL:
+            return False
     if slab == NULL:
         return bone.api.msg_init_size(msg, size) == 0
+    if charged:
+        share_charge(slab, bone.asker, bone.asker_run, <uint32_t>size)
     if bone.api.msg_init_data(msg, slab.bytes, size, pool_give, slab) != 0:
         pool_give(slab.bytes, slab)
         return False
@@ -354,6 +372,7 @@ cdef inline bint answer(backbone_t* bone, relay_msg_t* to, relay_msg_t* msg) noe
         bone.counters.unsent_total += 1
         return False
     bone.counters.sent_bytes_total += size
+    bone.answered_bytes += size
     return True
 
 cdef inline bint answer_bytes(
@@ -361,7 +380,7 @@ cdef inline bint answer_bytes(
 ) noexcept nogil:
     cdef relay_msg_t msg
     cdef size_t size = <size_t>(writer.at - bytes)
-    if writer.full or bone.api.msg_init_size(&msg, size) != 0:
+    if writer.full or not message_open(bone, &msg, size):
         return False
     memcpy(bone.api.msg_data(&msg), bytes, size)
     return answer(bone, to, &msg)
@@ -428,7 +447,7 @@ cdef inline bint answer_headers(
             if piece.size_bytes > WIRE_CHUNK_BYTES_MAX:
                 piece.size_bytes = WIRE_CHUNK_BYTES_MAX
             piece.bytes = blob.bytes + piece.offset
-            if bone.api.msg_init_size(&msg, WIRE_ASK_BYTES + 28 + piece.size_bytes) != 0:
+            if not message_open(bone, &msg, WIRE_ASK_BYTES + 28 + piece.size_bytes):
                 return False
             writer = writer_of(<uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg))
             put_head(&writer, KIND_HEADER, head.key, head.request)
@@ -682,6 +701,26 @@ cdef inline void parent_directory(
     answer_bytes(bone, to, <uint8_t*>bone.api.msg_data(&msg), &writer)
     bone.api.msg_close(&msg)
 
+cdef inline uint64_t asker_id(backbone_t* bone, relay_msg_t* to, uint64_t key) noexcept nogil:
+    # FNV-1a over the routing id, which a child may choose itself, and the key; never 0.
+    cdef const uint8_t* bytes = <const uint8_t*>bone.api.msg_data(to)
+    cdef uint64_t id = <uint64_t>0xCBF29CE484222325 ^ key
+    cdef size_t i
+    for i in range(bone.api.msg_size(to)):
+        id = (id ^ bytes[i]) * <uint64_t>0x100000001B3
+    id ^= id >> 32
+    return id | <uint64_t>1 << 63
+
+cdef inline bint asker_ready(
+    backbone_t* bone, relay_msg_t* to, const wire_head_t* head,
+) noexcept nogil:
+    # Has what this child asked about this key before left, and may it have more?
+    bone.asker = share_find(bone.pool, asker_id(bone, to, 0), NULL)
+    bone.asker_run = share_find(bone.pool, asker_id(bone, to, head.key | 1), bone.asker)
+    return bone.asker != NULL and bone.asker_run != NULL and (
+        load_u32(&bone.asker_run.bytes) == 0 and share_has_room(bone.pool, bone.asker)
+    )
+
 cdef inline void parent_request(
     backbone_t* bone, relay_msg_t* to, const uint8_t* bytes, size_t size
 ) noexcept nogil:
@@ -692,22 +731,28 @@ cdef inline void parent_request(
         refuse(bone, status)
         return
     bone.counters.requests_total += 1
-    if head.kind == KIND_JOIN:
+    if head.kind != KIND_JOIN and head.kind != KIND_REPAIR and head.kind != KIND_DIRECTORY:
+        refuse(bone, WIRE_KIND)
+    elif not asker_ready(bone, to, &head):
+        bone.counters.deferred_total += 1
+        answer_range(bone, to, &head, KIND_LATER, 0, 0, 0, 0)
+    elif head.kind == KIND_JOIN:
         parent_join(bone, to, &head, &reader)
     elif head.kind == KIND_REPAIR:
         parent_repair(bone, to, &head, &reader)
-    elif head.kind == KIND_DIRECTORY:
-        parent_directory(bone, to, &head, &reader)
     else:
-        refuse(bone, WIRE_KIND)
+        parent_directory(bone, to, &head, &reader)
+    bone.asker = bone.asker_run = NULL
 
 cdef inline void parent_requests(backbone_t* bone) noexcept nogil:
     # Two parts each: who asks, what. Anything else is refused.
     cdef relay_msg_t who
     cdef relay_msg_t msg
+    cdef uint64_t now
     cdef int i
     bone.api.msg_init(&who)
     bone.api.msg_init(&msg)
+    bone.answered_bytes = 0
     for i in range(RECEIVES_MAX):
         if bone.api.msg_recv(&who, bone.router, RELAY_ZMQ_DONTWAIT) < 0:
             break
@@ -724,6 +769,12 @@ cdef inline void parent_requests(backbone_t* bone) noexcept nogil:
             parent_request(
                 bone, &who, <const uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg)
             )
+        now = now_us()      # others wait for this turn, the children for a beacon
+        if bone.answered_bytes >= ANSWER_TURN_BYTES or now >= bone.beacon_us or (
+            now - bone.now_us >= ANSWER_TURN_US
+        ):
+            bone.again = True
+            break
     else:
         bone.again = True
     bone.api.msg_close(&who)

@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
 from relay._core.hop cimport HOP_NOTHING, hop_t, peer_t
-from relay._core.pool cimport pool_drop, pool_open, pool_t
+from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
@@ -53,6 +53,7 @@ cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t told_gone_total
     uint64_t told_unknown_total
     uint64_t unsent_total             # answers that found a child's queue full
+    uint64_t deferred_total           # requests of a child that has not read its answers yet
     uint64_t overtaken_total          # runs that the ring overwrote while they were packed
     uint64_t unwanted_messages_total  # well formed, but for no stream that we take
     uint64_t early_frames_total       # further ahead than the ring reaches: fetched in order later
@@ -145,6 +146,10 @@ cdef struct backbone_t:
     keys_t demand
     link_t* touched
     pool_t* pool                  # buffers of full messages
+    # whom the answer at hand is charged to, and what it is about; NULL: none is being given
+    share_t* asker
+    share_t* asker_run
+    uint64_t answered_bytes       # in this turn
     # the upstream
     peer_t peer
     uint64_t peer_id[2]
@@ -170,6 +175,7 @@ cdef struct backbone_t:
     uint64_t now_us
     uint64_t last_turn_us
     uint64_t beacon_us            # when the next is due
+    uint64_t outage_us            # when the upstream's absence is next judged
     uint64_t sweep_us
     bint beacon_now
     bint goodbye_said

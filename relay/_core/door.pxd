@@ -1,11 +1,14 @@
-# door.pxd: those who come: accepting, request heads, joining a mount, refusals, hand-over to Python.
+# door.pxd: those who come: accepting, request heads, joining a mount, refusals, hand-over to
+# Python.
 #
 # Rules of this room
-#   1. The shard's thread answers every GET and HEAD of a mount itself, refusals included: no Python.
-#   2. Unfinished heads have their own bounds (heads_max, heads_per_address_max; the oldest goes first) and
-#      end after head_timeout: a slow drip never takes a listener's place.
+#   1. The shard's thread answers every GET and HEAD of a mount itself, refusals included: no
+#      Python.
+#   2. Unfinished heads have their own bounds (heads_max, heads_per_address_max; the oldest goes
+#      first) and end after head_timeout: a slow drip never takes a listener's place.
 #   3. Small bites: ACCEPTS_PER_TURN, so that those who listen stay on time during a storm.
-#   4. A reply is never reset away by closing early; nor does a refused connection stay beyond a second.
+#   4. A reply is never reset away by closing early; nor does a refused connection stay beyond a
+#      second.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -14,7 +17,8 @@ from libc.string cimport memcmp, memcpy, strlen
 
 from relay._core.atomics cimport add_u32, add_u64, load_pointer, load_u32, sub_u32
 from relay._core.connection cimport (
-    ADDRESS_BUCKETS, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, PARTING_MAX,
+    ADDRESS_BUCKETS, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
+    PARTING_MAX,
     PARTING_US, REFUSED_BUSY, REFUSED_DESCRIPTORS, REFUSED_FULL, REFUSED_MALFORMED, REFUSED_METHOD,
     REFUSED_NOT_FOUND, REFUSED_TOO_LARGE, REFUSED_UPSTREAM, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK,
     accept4, door_address, door_reserve, epoll_ctl, epoll_event, http_date, recv, shard_bucket,
@@ -38,7 +42,8 @@ from relay._core.stream cimport hub_tell, info_t, stream_drop, stream_t
 cdef extern from "replies.h" nogil:
     const char* REPLY_200       # formats: the date; the length and text of the stream's own lines
     const char* REPLY_503       # whole, for those who are refused unseen
-    const char* REPLY_REFUSED   # formats: status line (length, text), one more field, body (length, text)
+    # formats: status line (length, text), one more field, body (length, text)
+    const char* REPLY_REFUSED
     const char* NO_TEXT
 
 cdef enum:
@@ -46,7 +51,7 @@ cdef enum:
     PARKED_LOOK_US = 20000
     DOOR_SHUT_US = 50000      # after another thread took even the reserved descriptor
 
-# --- accepting and reading heads --------------------------------------------------------------------
+# --- accepting and reading heads ------------------------------------------------------------------
 
 
 cdef inline void shard_accept(shard_t* shard, uint64_t now) noexcept nogil:
@@ -123,8 +128,9 @@ cdef inline bint shard_watch(shard_t* shard, uint32_t index) noexcept nogil:
     return epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, shard.records[index].fd, &event) == 0
 
 cdef inline void shard_head_add(shard_t* shard, uint32_t index) noexcept nogil:
-    # The youngest of the unfinished heads. Over a bound the oldest goes: of this address, or of all.
-    # Addresses whose buckets collide may leave the first bound without a victim: the second holds.
+    # The youngest of the unfinished heads. Over a bound the oldest goes: of this address, or of
+    # all. Addresses whose buckets collide may leave the first bound without a victim: the second
+    # holds.
     cdef listener_t* listener = &shard.records[index]
     cdef uint16_t* bucket = shard_bucket(shard, listener)
     if bucket[0] >= shard.engine.heads_per_address_max:
@@ -372,8 +378,8 @@ cdef inline void shard_admit(shard_t* shard, uint32_t index, uint64_t now) noexc
     shard_flow(shard, index, &flow, now)
 
 cdef inline bint info_takes_titles(const info_t* info) noexcept nogil:
-    # MPEG and AAC resynchronise by nature and every player of them knows blocks. Other formats carry
-    # their titles themselves; a block in between would break a page of theirs.
+    # MPEG and AAC resynchronise by nature and every player of them knows blocks. Other formats
+    # carry their titles themselves; a block in between would break a page of theirs.
     cdef uint32_t i = 0
     while i + 4 <= info.size_bytes and info.bytes[i] != 13:
         if strncasecmp(<const char*>&info.bytes[i], b"mpeg", 4) == 0 or (
@@ -418,10 +424,10 @@ cdef inline const char* refusal_text(int status, int* reason) noexcept nogil:
         return b"404 Not Found|no such mount here; GET / lists those that are\n"
     if status == 503:
         reason[0] = REFUSED_UPSTREAM
-        return b"503 Service Unavailable|the upstream node is not reachable; try again in a few seconds\n"
+        return b"503 Service Unavailable|the upstream node is not reachable; try again soon\n"
     if status == 5030:
         reason[0] = REFUSED_BUSY
-        return b"503 Service Unavailable|too many requests are waiting; try again in a few seconds\n"
+        return b"503 Service Unavailable|too many requests are waiting; try again soon\n"
     if status == 5031:
         reason[0] = REFUSED_FULL
         return b"503 Service Unavailable|this node is full (listeners_max); try again later\n"
@@ -467,8 +473,9 @@ cdef inline void shard_refuse(shard_t* shard, uint32_t index, int status) noexce
 cdef inline void shard_answer(
     shard_t* shard, uint32_t index, const char* bytes, uint32_t size
 ) noexcept nogil:
-    # Sends a whole small reply and parts. Closing while bytes wait to be read, or are still to come,
-    # would reset the reply away: then the close of the other side is awaited, a second at most.
+    # Sends a whole small reply and parts. Closing while bytes wait to be read, or are still to
+    # come, would reset the reply away: then the close of the other side is awaited, a second at
+    # most.
     cdef listener_t* listener = &shard.records[index]
     send(listener.fd, bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL)
     shard_swallow(shard, listener)

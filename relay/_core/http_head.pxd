@@ -1,12 +1,13 @@
 # http_head.pxd: the request head of whoever comes to the door.
 #
 # Rules of this room
-#   1. Length-limited (HEAD_BYTES_MAX, FIELDS_MAX), no copy except of the decoded path; every byte is
-#      looked at once when the head is whole. Input is hostile.
-#   2. Answers with a status: > 0 bytes of the head, 0 more needed, < 0 minus the HTTP status of a refusal.
+#   1. Length-limited (HEAD_BYTES_MAX, FIELDS_MAX), no copy except of the decoded path; every byte
+#      is looked at once when the head is whole. Input is hostile.
+#   2. Answers with a status: > 0 bytes of the head, 0 more needed, < 0 minus the HTTP status of a
+#      refusal.
 #   3. Knows only the few fields that a listener's request needs; sources are parsed in Python.
-#   4. RFC 9112 §2–§5 where nothing else is said; a bare LF ends a line too (§2.2 allows it, old players
-#      need it).
+#   4. RFC 9112 §2–§5 where nothing else is said; a bare LF ends a line too (§2.2 allows it, old
+#      players need it).
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
@@ -36,7 +37,9 @@ cdef struct head_t:           # what the request says
     bint icy                  # Icy-MetaData: non-zero
     uint32_t fields
 
-cdef inline uint64_t head_end(const uint8_t* bytes, uint64_t size, uint64_t from_byte) noexcept nogil:
+cdef inline uint64_t head_end(
+    const uint8_t* bytes, uint64_t size, uint64_t from_byte,
+) noexcept nogil:
     # The length of the head with its blank line, 0 while it is not whole. Looks on from from_byte.
     cdef uint64_t i = from_byte - 3 if from_byte > 3 else 0
     while i < size:
@@ -72,7 +75,8 @@ cdef inline int hex_value(uint8_t c) noexcept nogil:
     return -1
 
 cdef inline int head_path(head_t* head, const uint8_t* bytes, uint64_t size) noexcept nogil:
-    # Origin form, absolute form (RFC 9112 §3.2) or `*`; decoded; no control byte may come out of it.
+    # Origin form, absolute form (RFC 9112 §3.2) or `*`; decoded; no control byte may come out of
+    # it.
     cdef uint64_t i = 0
     cdef int high
     cdef int low

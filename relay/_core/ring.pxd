@@ -127,7 +127,8 @@ cdef inline uint64_t whole_pages(uint64_t size_bytes) noexcept nogil:
     return (size_bytes + page - 1) // page * page
 
 cdef inline ring_t* ring_open(
-    uint64_t size_bytes, uint64_t frames_count, uint64_t epoch, uint64_t sequence, uint64_t position,
+    uint64_t size_bytes, uint64_t frames_count, uint64_t epoch, uint64_t sequence,
+    uint64_t position,
     uint64_t media_us, retire_t* retire,
 ) noexcept nogil:
     # An empty ring whose first frame will be (sequence, position); NULL: no memory, or out of

@@ -151,6 +151,9 @@ class Pages:
 
     async def metadata(self, request: web.Request) -> web.Response:
         """GET or POST /admin/metadata, /admin.cgi."""
+        if titles.is_foreign(request.headers):
+            refused = titles.Answer(403, "a page of another site may not do this")
+            return web.Response(text=refused.xml, status=403, content_type="text/xml")
         raw: list[str | bytes] = [request.raw_path.partition("?")[2]]
         if request.method == "POST":
             raw.append(await request.read())

@@ -3,15 +3,17 @@
 Rules of this room
   1. Source or admin credentials; in `pass=` too, for SHOUTcast's form.
   2. Raw bytes are decoded by `charset=`, else as UTF-8, else as Latin-1: nothing is refused for it.
-  3. Titles are hostile input: control characters go here, each page escapes for itself.
+  3. A browser that another site sent is refused: it may hold the operator's password (CSRF).
+  4. Titles are hostile input: control characters go here, each page escapes for itself.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 from xml.sax.saxutils import escape
 
 from relay.auth import as_text, credentials, same_secret
@@ -87,6 +89,28 @@ def title_of(fields: dict[str, bytes]) -> str | None:
 
 def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
+def is_foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a page of another site made a browser send this; encoders and scripts never do.
+
+    Args:
+        headers: of the request, names in any case (`CIMultiDict`).
+    """
+    # https://www.w3.org/TR/fetch-metadata/: "none" is the address bar.
+    if headers.get("Sec-Fetch-Site", "").strip().lower() in {"cross-site", "same-site"}:
+        return True
+    page = headers.get("Origin", headers.get("Referer", "")).strip()
+    here = _host_of(f"//{headers.get('Host', '').strip()}")
+    return bool(page) and (here is None or _host_of(page) != here)
+
+
+def _host_of(url: str) -> str | None:
+    """Host and port of a URL, without a default port (a proxy may have ended TLS); None: none."""
+    try:
+        return re.sub(r":(80|443)?$", "", urlsplit(url).netloc.lower()) or None
+    except ValueError:
+        return None
 
 
 def may_set_title(config: Config, mount: str, header: str | None, password: str | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import zmq
+from tools.children import mount_key
 
 from relay import _core
 from relay.backbone import Backbone, open_backbone
@@ -636,8 +637,14 @@ def test_a_mount_that_is_no_text_is_refused(
     who, asked = answers.recv_multipart()
     entry = struct.pack("<QBBQQBH", 5, 1, 0, 1, 7, len(mount), 0) + mount
     answers.send_multipart(
-        [who, struct.pack("<BQB", 112, 0, 1) + asked[10:14] + b"i" * 16
-         + struct.pack("<QBH", 5, 3, 1) + entry]
+        [
+            who,
+            struct.pack("<BQB", 112, 0, 1)
+            + asked[10:14]
+            + b"i" * 16
+            + struct.pack("<QBH", 5, 3, 1)
+            + entry,
+        ]
     )
     until(lambda: edge.engine.streams() if taken else edge.counted("refused")["text"])
     assert [stream.mount.encode() for stream in edge.engine.streams()] == [mount] * taken
@@ -656,6 +663,54 @@ def test_a_child_that_asks_for_what_does_not_exist_is_told_so(nodes: Callable[..
     assert peer.recv() == b"u" + bytes([7] * 8) + b"\x01" + bytes([5, 0, 0, 0])
     peer.close(0)
     context.term()
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_children_that_ask_and_do_not_read_cost_a_bounded_memory(
+    nodes: Callable[..., Node],
+) -> None:
+    """Twenty of them ask for all there is, again and again: 842 MB before, and a lost upstream."""
+    first = nodes()
+    programme = Programme(first)
+    programme.push(6000)
+    third = nodes(first.address, bind=None, prefetch=["/live"])
+    stream = third.stream()
+    until(lambda: stream.snapshot()["head_sequence"] == programme.sent)
+    before = resident_bytes()
+    join = struct.pack("<cQBIQQ", b"J", mount_key("/live"), 1, 7, 0, 60_000_000)
+    context = zmq.Context()
+    peers = [context.socket(zmq.DEALER) for _ in range(20)]
+    for peer in peers:
+        peer.setsockopt(zmq.RCVHWM, 1)
+        peer.setsockopt(zmq.RCVBUF, 4096)
+        peer.connect(first.backbone.repair_address)
+    most = held = age_ms = 0
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        for peer in peers:
+            for _ in range(20):
+                with contextlib.suppress(zmq.Again):
+                    peer.send(join, zmq.DONTWAIT)
+        programme.push(1)
+        most = max(most, resident_bytes() - before)
+        held = max(held, first.seen()["answers_held_bytes"])
+        age_ms = max(age_ms, third.seen()["upstream"]["sign_age_ms"])
+    print(f"\nheld {held >> 10} KiB, grew {most >> 10} KiB, oldest sign {age_ms} ms")
+    assert first.counted("deferred_total") > 100
+    assert 20 * 65_536 < held <= 32 * 1024 * 1024 + 131_072
+    assert most < 64 * 1024 * 1024
+    assert third.counted("upstreams_lost_total") == 0
+    assert age_ms < 400
+    until(lambda: stream.snapshot()["head_sequence"] == programme.sent)
+    late = nodes(first.address, bind=None, prefetch=["/live"])
+    until(lambda: late.stream().snapshot()["head_sequence"] == programme.sent, 3.0)
+    context.destroy(0)
+    until(lambda: first.seen()["answers_held_bytes"] == 0)
 
 
 # --- opening and closing -------------------------------------------------------------------------
