@@ -414,6 +414,7 @@ cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
     cdef hop_view_t view
     cdef hop_act_t act
     cdef uint32_t asked
+    cdef uint64_t timeouts = link.hop.timeouts
     cdef int i
     for i in range(8):
         view_of(bone, link, &view)
@@ -427,6 +428,7 @@ cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
         child_act(bone, link, &act, &view)
         if act.what == HOP_JOIN or act.what == HOP_REPAIR or act.what == HOP_BACKFILL:
             break
+    bone.counters.timeouts_total += link.hop.timeouts - timeouts
     if link.hop.state == HOP_ENDED and link.hop.back_over and link_writes(link):
         stream_unclaim(link.stream)     # whole: a local source may have the mount now
     link.due_us = hop_due_us(&link.hop, &view, bone.now_us)
