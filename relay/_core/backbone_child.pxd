@@ -37,6 +37,7 @@ from relay._core.zmq_api cimport *
 
 cdef enum:
     WINDOW_MAX = 32
+    PAGES_STUCK_MAX = 4       # in one run of pages; then each is refused and asked for seldom
 
 # --- the view ------------------------------------------------------------------------------------
 
@@ -259,6 +260,7 @@ cdef inline void peer_adopt(backbone_t* bone, const wire_beacon_t* beacon) noexc
             bone.counters.switches_total += 1
         memcpy(bone.peer_id, beacon.node_id, 16)
         bone.page_since = bone.page_wanted = bone.page_round = 0
+        bone.page_best = bone.page_stuck = 0
         bone.page_retry_us = 0
     bone.page_request = 0
     memcpy(bone.peer_address, address, 512)
@@ -725,6 +727,8 @@ cdef inline void child_page(backbone_t* bone, reader_t* reader) noexcept nogil:
     cdef wire_page_t page
     cdef wire_entry_t entry
     cdef uint32_t i
+    cdef bint begun = bone.page_best != 0
+    cdef uint64_t since = bone.page_since
     cdef int status = wire_check_page(reader, &page)
     if status == WIRE_OK and memcmp(page.node_id, bone.peer_id, 16) != 0:
         status = WIRE_FIELD
@@ -741,11 +745,26 @@ cdef inline void child_page(backbone_t* bone, reader_t* reader) noexcept nogil:
         if entry.version > bone.page_since or i == 0:
             bone.page_since = entry.version
     if page.flags & PAGE_LAST:
+        bone.page_best = bone.page_stuck = 0
+        if page.version == since and page.version < bone.page_wanted:
+            bone.page_retry_us = bone.now_us + HOP_RETRY_US     # its beacon tells of a newer one
         bone.page_since = page.version
         if bone.page_wanted < page.version:
             bone.page_wanted = page.version
         if bone.page_round != 0:
             child_snapshot_over(bone)
+    elif bone.page_since > bone.page_best and not (begun and page.flags & PAGE_FIRST):
+        bone.page_best = bone.page_since
+    else:
+        child_page_stuck(bone)
+
+cdef inline void child_page_stuck(backbone_t* bone) noexcept nogil:
+    # More is to come, but this page brought nothing newer: asked again, but not without pause.
+    bone.page_stuck += 1
+    bone.page_retry_us = bone.now_us + HOP_RETRY_US
+    if bone.page_stuck > PAGES_STUCK_MAX:
+        refuse(bone, WIRE_FIELD)
+        bone.page_retry_us = bone.now_us + HOP_RETRY_US_MAX
 
 cdef inline void child_page_answer(
     backbone_t* bone, const wire_head_t* head, reader_t* reader

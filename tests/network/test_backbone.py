@@ -660,9 +660,9 @@ class Above:
         self.port = self.xpub.bind_to_random_port("tcp://127.0.0.1")
         self.router_port = self.router.bind_to_random_port("tcp://127.0.0.1")
 
-    def beacon(self) -> None:
-        """Life, and a directory of version 5."""
-        head = struct.pack("<BQBB16sQ", 66, 0, 1, 0, b"i" * 16, 5)
+    def beacon(self, version: int = 5) -> None:
+        """Life, and a directory of this version."""
+        head = struct.pack("<BQBB16sQ", 66, 0, 1, 0, b"i" * 16, version)
         self.xpub.send(head + struct.pack("<QHHBBH", 1, 0, self.router_port, 0, 0, 0))
 
     def asked(self, timeout_ms: int = 50) -> tuple[bytes, bytes] | None:
@@ -704,6 +704,27 @@ def test_requests_about_a_stream_that_get_no_answer_are_counted(
     until(timed_out)
     assert edge.counted("joins_asked_total") >= 1
     assert edge.link()["state"] == "joining"
+
+
+@pytest.mark.parametrize("flags", [0, 2, 1])
+def test_a_directory_without_an_end_is_asked_for_seldom(
+    nodes: Callable[..., Node], above: Above, flags: int
+) -> None:
+    """A page that brings nothing newer, though there must be more: no request without a pause."""
+    edge = nodes(f"tcp://127.0.0.1:{above.port}", bind=None)
+    above.xpub.recv()
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        above.beacon(9)
+        asked = above.asked()
+        if asked:
+            above.page(*asked, flags=flags)
+    assert 5 < edge.counted("pages_asked_total") < (55 if flags == 1 else 15)
+    assert (edge.counted("refused")["field"] >= 1) == (flags != 1)
+    above.beacon(9)
+    asked = until(lambda: above.asked())
+    above.page(*asked, flags=3)
+    until(lambda: edge.seen()["upstream"]["directory_known"])
 
 
 def test_a_child_that_asks_for_what_does_not_exist_is_told_so(nodes: Callable[..., Node]) -> None:
