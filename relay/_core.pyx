@@ -310,6 +310,11 @@ cdef class Engine:
         self.check()
         engine_remove(&self.engine, stream.stream)
 
+    def sweep(self):
+        """Frees what was retired and no thread can still see; to be called now and then."""
+        self.check()
+        retire_sweep(&self.engine.retire)
+
     def snapshot(self):
         """Counters of the doors and shards, each shard's as of its last turn, added up."""
         self.check()
