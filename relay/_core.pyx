@@ -461,7 +461,7 @@ cdef class Stream:
         return self
 
     def __dealloc__(self):
-        if self.stream != NULL:
+        if self.stream != NULL and _pid != -1:      # in a forked child a lock may be held for ever
             stream_drop(self.stream)
 
     def __repr__(self):
@@ -894,7 +894,7 @@ cdef class RingView:
         return self
 
     def __dealloc__(self):
-        if self.ring != NULL:
+        if self.ring != NULL and _pid != -1:
             ring_unpin(self.ring)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
