@@ -308,6 +308,11 @@ cdef class Engine:
         self.check()
         engine_remove(&self.engine, stream.stream)
 
+    def sweep(self):
+        """Frees what was retired and no thread can still see; to be called now and then."""
+        self.check()
+        retire_sweep(&self.engine.retire)
+
     def snapshot(self):
         """Counters of the doors and shards, each shard's as of its last turn, added up."""
         self.check()
@@ -454,7 +459,7 @@ cdef class Stream:
         return self
 
     def __dealloc__(self):
-        if self.stream != NULL:
+        if self.stream != NULL and _pid != -1:      # in a forked child a lock may be held for ever
             stream_drop(self.stream)
 
     def __repr__(self):
@@ -887,7 +892,7 @@ cdef class RingView:
         return self
 
     def __dealloc__(self):
-        if self.ring != NULL:
+        if self.ring != NULL and _pid != -1:
             ring_unpin(self.ring)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):

@@ -437,6 +437,8 @@ class Node:
             return
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(TICK_S, self._tick)  # first: what fails now is tried again
+        if self._engine is not None:
+            self._engine.sweep()  # what was retired while nothing else was: an idle node frees it
         self._sources.tick(time.monotonic())
         self._tell_upstream()
         if self._page_door is not None:

@@ -65,7 +65,7 @@ class Request:
     @property
     def has_empty_body(self) -> bool:
         """Whether a body was announced, and is empty: a probe, no source."""
-        return self.headers.get("content-length", "").strip() == "0"
+        return bool(re.fullmatch(r"0+", self.headers.get("content-length", "").strip()))
 
     @property
     def expects_continue(self) -> bool:

@@ -151,6 +151,7 @@ class FakeEngine:
         self.source_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.page_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.calls: list[str] = []
+        self.sweeps = 0
         self.node_id = "ab" * 16
         self.listeners_max = 1000
         self.counters: dict[str, Any] = {"listeners": 0, "joins_total": 5, "shards": []}
@@ -217,6 +218,10 @@ class FakeEngine:
     def take_page(self) -> tuple[int, bytes, tuple[str, int]] | None:
         """The next page."""
         return self.page_queue.pop(0) if self.page_queue else None
+
+    def sweep(self) -> None:
+        """Count the call."""
+        self.sweeps += 1
 
     def snapshot(self) -> dict[str, Any]:
         """Counters."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -142,6 +143,24 @@ def test_forked_process_may_not_use_the_engine():
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert engine.find("/live") is None
+
+
+def test_forked_process_may_drop_what_it_inherited():
+    """Handles and views go without touching what another thread may have locked at the fork."""
+    engine = Engine()
+    stream = engine.add_stream("/live")
+    stream.claim()
+    stream.begin()
+    stream.push(b"frame", 20_000)
+    view = stream.view()
+    engine.remove_stream(stream)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(5)  # a lock that is never given back would hold it for ever
+        del view, stream, engine
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert view.is_whole()
 
 
 KEYS = st.sampled_from([0, 1, 2, 3, 14, 15, 16, 17, 31, 32, 2**63, 2**64 - 1, 2**64 - 2])

@@ -226,6 +226,16 @@ async def test_housekeeping_goes_on_after_an_error(
         before.cancel()
 
 
+async def test_housekeeping_frees_what_was_retired(engines: list[Any]) -> None:
+    """On a node where nothing else is retired and nobody looks at a page, too."""
+    async with Node(http="127.0.0.1:0") as node:
+        assert node._timer is not None
+        node._timer.cancel()
+        before = engines[-1].sweeps
+        node._tick()
+        assert engines[-1].sweeps == before + 1
+
+
 async def test_facts_are_gathered_seldom(
     engines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

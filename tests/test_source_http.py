@@ -62,6 +62,15 @@ def test_unfinished_head_waits_for_more(size: int) -> None:
     assert parse_head(FFMPEG[:size]) is None
 
 
+@pytest.mark.parametrize(
+    ("length", "is_empty"), [("0", True), ("00", True), ("01", False), ("", False), ("-0", False)]
+)
+def test_nought_is_no_body_however_it_is_written(length: str, is_empty: bool) -> None:
+    """RFC 9110 §8.6: 1*DIGIT. Taken for a source, `00` held the mount for the source timeout."""
+    request = with_fields(f"Content-Length: {length}", start="PUT /x HTTP/1.1")
+    assert request.has_empty_body == is_empty
+
+
 def test_probe_of_libshout_is_recognised() -> None:
     """libshout first asks with an empty body and wants the connection kept."""
     probe = with_fields("Content-Length: 0", "Connection: Keep-Alive", start="SOURCE /x HTTP/1.0")

@@ -40,6 +40,7 @@ from relay._core.zmq_api cimport *
 
 cdef enum:
     WINDOW_MAX = 32
+    PAGES_STUCK_MAX = 4       # in one run of pages; then each is refused and asked for seldom
 
 # --- the view ------------------------------------------------------------------------------------
 
@@ -267,6 +268,7 @@ cdef inline void peer_adopt(backbone_t* bone, const wire_beacon_t* beacon) noexc
             bone.counters.switches_total += 1
         memcpy(bone.peer_id, beacon.node_id, 16)
         bone.page_since = bone.page_wanted = bone.page_round = 0
+        bone.page_best = bone.page_stuck = 0
         bone.page_retry_us = 0
     bone.page_request = 0
     memcpy(bone.peer_address, address, 512)
@@ -422,6 +424,7 @@ cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
     cdef hop_view_t view
     cdef hop_act_t act
     cdef uint32_t asked
+    cdef uint64_t timeouts = link.hop.timeouts
     cdef int i
     for i in range(8):
         view_of(bone, link, &view)
@@ -435,6 +438,7 @@ cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
         child_act(bone, link, &act, &view)
         if act.what == HOP_JOIN or act.what == HOP_REPAIR or act.what == HOP_BACKFILL:
             break
+    bone.counters.timeouts_total += link.hop.timeouts - timeouts
     if link.hop.state == HOP_ENDED and link.hop.back_over and link_writes(link):
         stream_unclaim(link.stream)     # whole: a local source may have the mount now
     link.due_us = hop_due_us(&link.hop, &view, bone.now_us)
@@ -731,6 +735,8 @@ cdef inline void child_page(backbone_t* bone, reader_t* reader) noexcept nogil:
     cdef wire_page_t page
     cdef wire_entry_t entry
     cdef uint32_t i
+    cdef bint begun = bone.page_best != 0
+    cdef uint64_t since = bone.page_since
     cdef int status = wire_check_page(reader, &page)
     if status == WIRE_OK and memcmp(page.node_id, bone.peer_id, 16) != 0:
         status = WIRE_FIELD
@@ -747,11 +753,26 @@ cdef inline void child_page(backbone_t* bone, reader_t* reader) noexcept nogil:
         if entry.version > bone.page_since or i == 0:
             bone.page_since = entry.version
     if page.flags & PAGE_LAST:
+        bone.page_best = bone.page_stuck = 0
+        if page.version == since and page.version < bone.page_wanted:
+            bone.page_retry_us = bone.now_us + HOP_RETRY_US     # its beacon tells of a newer one
         bone.page_since = page.version
         if bone.page_wanted < page.version:
             bone.page_wanted = page.version
         if bone.page_round != 0:
             child_snapshot_over(bone)
+    elif bone.page_since > bone.page_best and not (begun and page.flags & PAGE_FIRST):
+        bone.page_best = bone.page_since
+    else:
+        child_page_stuck(bone)
+
+cdef inline void child_page_stuck(backbone_t* bone) noexcept nogil:
+    # More is to come, but this page brought nothing newer: asked again, but not without pause.
+    bone.page_stuck += 1
+    bone.page_retry_us = bone.now_us + HOP_RETRY_US
+    if bone.page_stuck > PAGES_STUCK_MAX:
+        refuse(bone, WIRE_FIELD)
+        bone.page_retry_us = bone.now_us + HOP_RETRY_US_MAX
 
 cdef inline void child_page_answer(
     backbone_t* bone, const wire_head_t* head, reader_t* reader

@@ -166,6 +166,8 @@ cdef struct backbone_t:
     uint64_t page_wanted          # its version, as the last beacon said
     uint64_t page_round           # of the snapshot being taken; 0: only changes
     uint64_t rounds
+    uint64_t page_best            # how far the pages of this run have come
+    uint32_t page_stuck           # pages of this run that brought no newer version
     uint32_t page_request         # 0: none open
     uint64_t page_answer_by_us
     uint64_t page_retry_us

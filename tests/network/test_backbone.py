@@ -651,6 +651,82 @@ def test_a_mount_that_is_no_text_is_refused(
     context.destroy(0)
 
 
+class Above:
+    """An upstream that says what a test wants it to: lists /live, answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.context = zmq.Context()
+        self.xpub, self.router = self.context.socket(zmq.XPUB), self.context.socket(zmq.ROUTER)
+        self.port = self.xpub.bind_to_random_port("tcp://127.0.0.1")
+        self.router_port = self.router.bind_to_random_port("tcp://127.0.0.1")
+
+    def beacon(self, version: int = 5) -> None:
+        """Life, and a directory of this version."""
+        head = struct.pack("<BQBB16sQ", 66, 0, 1, 0, b"i" * 16, version)
+        self.xpub.send(head + struct.pack("<QHHBBH", 1, 0, self.router_port, 0, 0, 0))
+
+    def asked(self, timeout_ms: int = 50) -> tuple[bytes, bytes] | None:
+        """Who asks what; None: nobody."""
+        if not self.router.poll(timeout_ms):
+            return None
+        who, what = self.router.recv_multipart()
+        return who, what
+
+    def page(self, who: bytes, what: bytes, flags: int) -> None:
+        """Lists /live as live, in version 5."""
+        entry = struct.pack("<QBBQQBH", 5, 1, 0, 1, 7, 5, 0) + b"/live"
+        head = struct.pack("<BQB", 112, 0, 1) + what[10:14] + b"i" * 16
+        self.router.send_multipart([who, head + struct.pack("<QBH", 5, flags, 1) + entry])
+
+
+@pytest.fixture
+def above() -> Iterator[Above]:
+    """An upstream that says what it is told to."""
+    made = Above()
+    yield made
+    made.context.destroy(0)
+
+
+def test_requests_about_a_stream_that_get_no_answer_are_counted(
+    nodes: Callable[..., Node], above: Above
+) -> None:
+    """As those about the directory are."""
+    edge = nodes(f"tcp://127.0.0.1:{above.port}", bind=None, prefetch=["/live"])
+    above.xpub.recv()
+
+    def timed_out() -> bool:
+        above.beacon()
+        asked = above.asked()
+        if asked and asked[1][:1] == b"D":
+            above.page(*asked, flags=3)
+        return bool(edge.counted("timeouts_total"))
+
+    until(timed_out)
+    assert edge.counted("joins_asked_total") >= 1
+    assert edge.link()["state"] == "joining"
+
+
+@pytest.mark.parametrize("flags", [0, 2, 1])
+def test_a_directory_without_an_end_is_asked_for_seldom(
+    nodes: Callable[..., Node], above: Above, flags: int
+) -> None:
+    """A page that brings nothing newer, though there must be more: no request without a pause."""
+    edge = nodes(f"tcp://127.0.0.1:{above.port}", bind=None)
+    above.xpub.recv()
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        above.beacon(9)
+        asked = above.asked()
+        if asked:
+            above.page(*asked, flags=flags)
+    assert 5 < edge.counted("pages_asked_total") < (55 if flags == 1 else 15)
+    assert (edge.counted("refused")["field"] >= 1) == (flags != 1)
+    above.beacon(9)
+    asked = until(lambda: above.asked())
+    above.page(*asked, flags=3)
+    until(lambda: edge.seen()["upstream"]["directory_known"])
+
+
 def test_a_child_that_asks_for_what_does_not_exist_is_told_so(nodes: Callable[..., Node]) -> None:
     """Unknown mounts are answered, not ignored."""
     first = nodes()
