@@ -93,11 +93,11 @@ LONG_FUNCTIONS: dict[str, int] = {}  # "relay/x.py::f": its lines today
 # "relay/x.py": its lines today. The face is long because an extension class cannot span files and
 # Cython has no partial ones; the halves of the backbone wait for a cut along repair and directory.
 LONG_FILES: dict[str, int] = {
-    "relay/_core.pyx": 1195,
-    "relay/_core/backbone_child.pxd": 765,
+    "relay/_core.pyx": 1200,
+    "relay/_core/backbone_child.pxd": 786,
     "relay/_core/backbone_parent.pxd": 781,
     "relay/_core/wire.pxd": 659,
-    "tests/network/test_backbone.py": 780,
+    "tests/network/test_backbone.py": 856,
     "tests/test_push.py": 615,
     "tests/test_ring.py": 829,
 }

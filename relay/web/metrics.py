@@ -86,6 +86,7 @@ _BACKBONE = {
     "answers_gone_total": "Answers of the upstream that it has it no more.",
     "timeouts_total": "Requests that the upstream did not answer.",
     "redials_total": "Connections made anew because nothing was heard on them.",
+    "deferred_total": "Requests of children put off: they have not read their answers yet.",
     "requests_total": "Requests of children.",
     "told_here_total": "Answers to children with frames.",
     "told_later_total": "Answers to children that it is not here yet.",
