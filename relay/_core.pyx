@@ -1066,6 +1066,7 @@ cdef class Backbone:
         cdef peer_t peer
         cdef link_view_t* views = NULL
         cdef uint32_t count = 0
+        cdef uint32_t held_bytes = 0
         cdef uint64_t now
         if not self.is_open:
             raise RelayError("the backbone is closed")
@@ -1076,6 +1077,8 @@ cdef class Backbone:
             views = <link_view_t*>malloc((bone.links + 1) * sizeof(link_view_t))
             if views != NULL:
                 count = backbone_views(bone, views)
+            if bone.pool != NULL:       # gone once stop() has freed what the thread held
+                held_bytes = load_u32(&bone.pool.held_bytes)
             now = now_us()
             pthread_mutex_unlock(&bone.turn_lock)
         try:
@@ -1091,7 +1094,7 @@ cdef class Backbone:
                     "directory_known": bone.engine.directory_known == 1,
                 },
                 "load": bone.load, "subscriptions": bone.demand.count,
-                "answers_held_bytes": load_u32(&bone.pool.held_bytes),
+                "answers_held_bytes": held_bytes,
                 "directory_version": bone.directory_version,
                 "links": [view_dict(&views[i], now) for i in range(count)],
                 "counters": counters_dict(counters),

@@ -424,5 +424,6 @@ cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
     free(bone.demand.slots)
     if bone.pool != NULL:
         pool_drop(bone.pool)
+        bone.pool = NULL
     bone.table = NULL
     bone.table_size = bone.links = 0    # a snapshot that comes too late finds nothing
