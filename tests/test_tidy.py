@@ -97,7 +97,7 @@ LONG_FILES: dict[str, int] = {
     "relay/_core/backbone_child.pxd": 786,
     "relay/_core/backbone_parent.pxd": 781,
     "relay/_core/wire.pxd": 659,
-    "tests/network/test_backbone.py": 860,
+    "tests/network/test_backbone.py": 861,
     "tests/test_push.py": 615,
     "tests/test_ring.py": 829,
 }

@@ -783,7 +783,8 @@ def test_children_that_ask_and_do_not_read_cost_a_bounded_memory(
     print(f"\nheld {held >> 10} KiB, grew {most >> 10} KiB, oldest sign {age_ms} ms")
     assert first.counted("deferred_total") > 100
     assert 20 * 65_536 < held <= 32 * 1024 * 1024 + 131_072
-    assert most < 64 * 1024 * 1024
+    if _core.BUILD != "asan":  # its quarantine keeps what was freed
+        assert most < 64 * 1024 * 1024
     assert third.counted("upstreams_lost_total") == 0
     assert age_ms < 400
     until(lambda: stream.snapshot()["head_sequence"] == programme.sent)
