@@ -13,6 +13,10 @@ from relay._core.handover cimport (
     close as close_fd, entry_t, handover_close, handover_open, handover_put, handover_t,
     handover_take,
 )
+from relay._core.histogram cimport (
+    histogram_above_us as room_histogram_above_us, histogram_add,
+    histogram_bucket as room_histogram_bucket, histogram_merge, histogram_quantile_us, histogram_t,
+)
 from relay._core.http_head cimport (
     head_end as room_head_end, head_parse as room_head_parse, head_t,
 )
@@ -100,6 +104,41 @@ def utf8_cut(bytes text, uint32_t size_max):
     """How many bytes of text remain when it is cut between characters."""
     cdef Copy run = Copy(text)
     return room_utf8_cut(run.bytes, <uint32_t>run.size, size_max)
+
+
+# --- histograms ---
+
+
+def histogram_bucket(uint64_t duration_us):
+    """The bucket of a duration."""
+    return room_histogram_bucket(duration_us)
+
+
+def histogram_above_us(int bucket):
+    """The least duration that is too long for this bucket."""
+    return room_histogram_above_us(bucket)
+
+
+cdef class Histogram:
+    """Durations in buckets."""
+
+    cdef histogram_t histogram
+
+    def add(self, uint64_t duration_us):
+        """Books one."""
+        histogram_add(&self.histogram, duration_us)
+
+    def merge(self, Histogram other):
+        """Adds all that the other has seen."""
+        histogram_merge(&self.histogram, &other.histogram)
+
+    def quantile_us(self, double share):
+        """What this share of all did not exceed."""
+        return histogram_quantile_us(&self.histogram, share)
+
+    def told(self):
+        """Everything it holds."""
+        return self.histogram
 
 
 # --- the wheel ---

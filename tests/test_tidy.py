@@ -60,6 +60,7 @@ CORE_RANK: dict[str, int] = {
     "atomics": 0,
     "thread": 0,
     "zmq_api": 0,
+    "histogram": 0,
     "pace": 0,
     "http_head": 0,
     "frames_state": 0,
