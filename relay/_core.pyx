@@ -20,6 +20,9 @@ from relay._core.backbone cimport backbone_main, backbone_subscribe
 from relay._core.backbone_state cimport (
     PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
 )
+from relay._core.backbone_view cimport (
+    backbone_view_t, link_view_t, view_free, view_take,
+)
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config,
     engine_find,
@@ -37,7 +40,7 @@ from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     retire_sweep, turn_begin, turn_end,
 )
-from relay._core.hop cimport PEER_VERSION, peer_t
+from relay._core.hop cimport PEER_VERSION
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
     header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
@@ -53,6 +56,7 @@ from relay._core.stream cimport (
     stream_config_t, stream_drop, stream_end_epoch, stream_open, stream_place, stream_push,
     stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
+from relay._core.upstream cimport UPSTREAMS_MAX, upstream_t
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
 from relay._core.zmq_api cimport zmq_api_load
@@ -946,22 +950,6 @@ REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "f
 UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
 LINK_STATES = ("idle", "joining", "live", "ended")
 
-cdef struct link_view_t:
-    char mount[256]
-    uint32_t mount_bytes
-    uint32_t state
-    uint32_t hops
-    bint subscribed
-    bint from_upstream
-    uint32_t downstream
-    uint64_t epoch
-    uint64_t told_epoch
-    uint64_t sent_sequence
-    uint64_t target_sequence
-    uint64_t hole_us
-    bint told_up
-    bint tail_whole
-
 
 @cython.no_gc_clear     # its engine must outlive its thread
 cdef class Backbone:
@@ -972,8 +960,8 @@ cdef class Backbone:
     cdef bint is_open
 
     def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
-                  size_t sub, int router_port, str advertise, str upstream_host, str upstream,
-                  int silence_ms, int repair_wait_ms, prefetch, int subscriptions_max):
+                  int router_port, str advertise, list upstreams, int silence_ms,
+                  int repair_wait_ms, prefetch, int subscriptions_max):
         engine.check()
         cdef backbone_t* bone = &self.bone
         cdef const char* missing = zmq_api_load(&bone.api, module.encode())
@@ -989,13 +977,12 @@ cdef class Backbone:
         bone.context = <void*>context
         bone.xpub = <void*>xpub
         bone.router = <void*>router
-        bone.sub = <void*>sub
         bone.router_port = router_port
         bone.silence_us = silence_ms * <uint64_t>1000
         bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
         copy_text(bone.advertise, advertise)
-        copy_text(bone.upstream_host, upstream_host)
-        copy_text(bone.upstream, upstream)
+        for sub, host, address in upstreams[:UPSTREAMS_MAX]:
+            upstream_open(bone, sub, host, address)
         for mount in prefetch[:PREFETCH_MAX]:
             name = mount.encode()
             bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
@@ -1009,7 +996,7 @@ cdef class Backbone:
         cdef backbone_t* bone = &self.bone
         if engine_hub_open(bone.engine) != 0:
             raise RelayError("no file descriptor left for the backbone: raise the file limit")
-        if bone.sub != NULL:
+        if bone.upstreams_count:
             bone.engine.has_upstream = 1
             bone.engine.directory_known = bone.engine.upstream_up = 0
             backbone_subscribe(bone)
@@ -1059,48 +1046,58 @@ cdef class Backbone:
         return node_hex(self.engine.engine.node_id)
 
     def snapshot(self):
-        """What the thread saw at the end of a turn: upstream, streams, counters."""
+        """What the thread saw at the end of a turn: upstreams, streams, counters."""
+        cdef backbone_view_t view
+        cdef bint taken
         check_process()
-        cdef backbone_t* bone = &self.bone
-        cdef backbone_counters_t counters
-        cdef peer_t peer
-        cdef link_view_t* views = NULL
-        cdef uint32_t count = 0
-        cdef uint32_t held_bytes = 0
-        cdef uint64_t now
         if not self.is_open:
             raise RelayError("the backbone is closed")
+        memset(&view, 0, sizeof(view))
         with nogil:
-            pthread_mutex_lock(&bone.turn_lock)
-            counters = bone.counters
-            peer = bone.peer
-            views = <link_view_t*>malloc((bone.links + 1) * sizeof(link_view_t))
-            if views != NULL:
-                count = backbone_views(bone, views)
-            if bone.pool != NULL:       # gone once stop() has freed what the thread held
-                held_bytes = load_u32(&bone.pool.held_bytes)
-            now = now_us()
-            pthread_mutex_unlock(&bone.turn_lock)
+            taken = view_take(&self.bone, &view)
         try:
-            return {
-                "node_id": self.node_id,
-                "upstream": None if bone.sub == NULL else {
-                    "state": UPSTREAM_STATES[peer.state],
-                    "node_id": node_hex(bone.peer_id) if bone.peer_id[0] else None,
-                    "version": bone.peer_version if peer.state == PEER_VERSION else WIRE_PROTOCOL,
-                    "sign_age_ms": (now - peer.sign_us) // 1000 if peer.sign_us else None,
-                    "load": bone.peer_load, "hops": bone.peer_path_count + 1,
-                    "repair_address": bone.peer_address.decode() or None,
-                    "directory_known": bone.engine.directory_known == 1,
-                },
-                "load": bone.load, "subscriptions": bone.demand.count,
-                "answers_held_bytes": held_bytes,
-                "directory_version": bone.directory_version,
-                "links": [view_dict(&views[i], now) for i in range(count)],
-                "counters": counters_dict(counters),
-            }
+            if not taken:
+                raise MemoryError("no memory for a snapshot of the backbone")
+            return {"node_id": self.node_id, **backbone_dict(&view)}
         finally:
-            free(views)
+            view_free(&view)
+
+
+cdef dict backbone_dict(backbone_view_t* view):
+    told = [upstream_dict(&view.upstreams[i], view.now_us) for i in range(view.upstreams_count)]
+    return {
+        "upstream": {**told[0], "directory_known": bool(view.directory_known)} if told else None,
+        "upstreams": told,
+        "load": view.load, "subscriptions": view.subscriptions,
+        "answers_held_bytes": view.held_bytes,
+        "directory_version": view.directory_version,
+        "links": [link_dict(&view.links[i], view.now_us) for i in range(view.links_count)],
+        "counters": counters_dict(view.counters),
+    }
+
+
+cdef int upstream_open(backbone_t* bone, size_t sub, str host, str address) except -1:
+    cdef upstream_t* up = &bone.upstreams[bone.upstreams_count]
+    up.api = &bone.api
+    up.context = bone.context
+    up.sub = <void*>sub
+    copy_text(up.host, host)
+    copy_text(up.address, address)
+    bone.upstreams_count += 1
+    return 0
+
+
+cdef dict upstream_dict(upstream_t* up, uint64_t now):
+    return {
+        "address": up.address.decode(),
+        "state": UPSTREAM_STATES[up.peer.state],
+        "node_id": node_hex(up.node_id) if up.node_id[0] else None,
+        "version": up.version if up.peer.state == PEER_VERSION else WIRE_PROTOCOL,
+        "sign_age_ms": (now - up.peer.sign_us) // 1000 if up.peer.sign_us else None,
+        "load": up.load, "hops": up.path_count + 1,
+        "repair_address": up.repair_address.decode() or None,
+        "directory_known": bool(up.pages.whole),
+    }
 
 
 cdef str node_hex(uint64_t* node_id):
@@ -1115,35 +1112,7 @@ cdef int copy_text(char* to, str text) except -1:
     return 0
 
 
-cdef uint32_t backbone_views(backbone_t* bone, link_view_t* views) noexcept nogil:
-    cdef uint32_t count = 0
-    cdef uint64_t slot
-    cdef link_t* link
-    cdef link_view_t* view
-    for slot in range(bone.table_size):
-        link = bone.table[slot]
-        if link == NULL or link.stream == NULL:
-            continue
-        view = &views[count]
-        memcpy(view.mount, link.mount, 256)
-        view.mount_bytes = link.mount_bytes
-        view.state = link.hop.state
-        view.hops = link.told_hops + 1 if link.from_upstream else 0
-        view.subscribed = link.hop.subscribed
-        view.from_upstream = link.from_upstream
-        view.downstream = load_u32(&link.stream.downstream)
-        view.epoch = link.hop.epoch
-        view.told_epoch = link.hop.told_epoch
-        view.sent_sequence = link.out.sequence
-        view.target_sequence = link.hop.target_sequence
-        view.told_up = link.told_up
-        view.hole_us = link.hop.hole_us
-        view.tail_whole = link.hop.back_over or not link.hop.subscribed
-        count += 1
-    return count
-
-
-cdef dict view_dict(link_view_t* view, uint64_t now):
+cdef dict link_dict(link_view_t* view, uint64_t now):
     return {
         "mount": view.mount[:view.mount_bytes].decode("utf-8", "replace"),
         "state": LINK_STATES[view.state], "hops": view.hops, "subscribed": bool(view.subscribed),

@@ -209,18 +209,16 @@ def open_backbone(
     backbone = Backbone(zmq.Context())
     try:
         xpub, router, port, told = backbone._bind(bind, advertise) if bind else (0, 0, 0, "")
-        sub, host, address = backbone._connect(upstreams[0]) if upstreams else (0, "", "")
+        above = [backbone._connect(upstream) for upstream in upstreams]
         backbone._core = _core.Backbone(
             engine,
             module=str(zmq_module.__file__),
             context=backbone._context.underlying,
             xpub=xpub,
             router=router,
-            sub=sub,
             router_port=port,
             advertise=told,
-            upstream_host=host,
-            upstream=address,
+            upstreams=above,
             silence_ms=silence_ms,
             repair_wait_ms=repair_wait_ms,
             prefetch=list(prefetch),

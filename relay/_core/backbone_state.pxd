@@ -1,10 +1,10 @@
-# backbone_state.pxd: what the backbone thread keeps: a link for each stream, the order of the
-# directory, the keys its children want.
+# backbone_state.pxd: what the backbone thread keeps: its upstreams, a link for each stream, the
+# order of the directory, the keys its children want.
 #
 # Rules of this room
 #   1. All of it is owned by the backbone thread; others look only under turn_lock (a snapshot).
-#   2. Bounds: links ≤ streams_max + TOMBS_MAX; demand ≤ subscriptions_max keys; nothing grows
-#      otherwise.
+#   2. Bounds: upstreams ≤ UPSTREAMS_MAX; links ≤ streams_max + TOMBS_MAX; demand ≤
+#      subscriptions_max keys; nothing grows otherwise.
 #   3. A link holds one reference on its stream; its cursor (out) one on a ring.
 #   4. Every listed change gets the next directory version; links are ordered by it, oldest first.
 #   5. Knows no sockets' use: only where they are kept.
@@ -15,21 +15,23 @@ from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
-from relay._core.hop cimport HOP_NOTHING, hop_t, peer_t
+from relay._core.hop cimport HOP_NOTHING, hop_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
     MOUNT_BYTES_MAX, WRITER_LOCAL, stream_drop, stream_ring_drop, stream_t,
 )
-from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PATH_MAX, WIRE_REASONS
 from relay._core.thread cimport pthread_t
+from relay._core.upstream cimport UPSTREAMS_MAX, upstream_closed, upstream_t
+from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_REASONS
 from relay._core.zmq_api cimport zmq_api_t
 
 cdef enum:
     TOMBS_MAX = 1024              # removed streams that the directory still remembers
     PREFETCH_MAX = 4096
     BACKBONE_READER = 64          # our place in retire.pxd
+    RECEIVES_MAX = 1024           # messages of one socket in a turn
 
 cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t received_messages_total
@@ -116,8 +118,8 @@ cdef struct backbone_t:
     void* context
     void* xpub                    # NULL: nobody may attach to us
     void* router
-    void* sub                     # NULL: no upstream
-    void* dealer                  # NULL until the first beacon; made and closed by the thread
+    upstream_t upstreams[UPSTREAMS_MAX]
+    uint32_t upstreams_count
     pthread_t thread
     pthread_mutex_t turn_lock     # held during a turn; a snapshot waits for its end
     uint32_t stop                 # set by close()
@@ -128,8 +130,6 @@ cdef struct backbone_t:
     uint64_t repair_wait_us
     uint32_t router_port
     char advertise[WIRE_ADDRESS_BYTES_MAX + 1]
-    char upstream_host[WIRE_ADDRESS_BYTES_MAX + 1]   # tcp://host, without the port
-    char upstream[WIRE_ADDRESS_BYTES_MAX + 1]        # tcp://host:port, as the SUB was connected
     uint64_t prefetch[PREFETCH_MAX]
     uint32_t prefetch_count
     uint32_t fault_drop_every     # tests: drops each n-th run that comes; 0: none
@@ -150,29 +150,8 @@ cdef struct backbone_t:
     share_t* asker
     share_t* asker_run
     uint64_t answered_bytes       # in this turn
-    # the upstream
-    peer_t peer
-    uint64_t peer_id[2]
-    uint32_t peer_version
-    uint64_t peer_path[WIRE_PATH_MAX]
-    uint32_t peer_path_count
-    uint32_t peer_port
-    uint32_t peer_load
-    char peer_address[512]
-    uint64_t redial_us            # when a silent SUB is connected anew; 0: not silent
-    # since when the DEALER has asked and heard nothing; 0: it has heard
-    uint64_t unheard_us
-    uint64_t page_since           # the version up to which we have its directory
-    uint64_t page_wanted          # its version, as the last beacon said
-    uint64_t page_round           # of the snapshot being taken; 0: only changes
-    uint64_t rounds
-    uint64_t page_best            # how far the pages of this run have come
-    uint32_t page_stuck           # pages of this run that brought no newer version
-    uint32_t page_request         # 0: none open
-    uint64_t page_answer_by_us
-    uint64_t page_retry_us
-    uint32_t request              # the last id
-    uint32_t window               # requests open now
+    uint64_t rounds               # snapshots of directories that were begun
+    uint32_t request              # the id of the last request, whatever the upstream
     # time
     uint64_t now_us
     uint64_t last_turn_us
@@ -239,6 +218,10 @@ cdef inline void keys_remove(keys_t* keys, uint64_t key) noexcept nogil:
             slot = probe
         probe = (probe + 1) & mask
 
+cdef inline bint directory_is_whole(backbone_t* bone) noexcept nogil:
+    # May children be told what there is? A relay that restarted presents no half directory.
+    return bone.upstreams_count == 0 or load_u32(&bone.engine.directory_known)
+
 # --- links ---------------------------------------------------------------------------------------
 
 cdef inline uint64_t link_slot(backbone_t* bone, uint64_t key) noexcept nogil:
@@ -249,6 +232,10 @@ cdef inline uint64_t link_slot(backbone_t* bone, uint64_t key) noexcept nogil:
 
 cdef inline link_t* link_find(backbone_t* bone, uint64_t key) noexcept nogil:
     return bone.table[link_slot(bone, key)]
+
+cdef inline upstream_t* link_upstream(backbone_t* bone, link_t* link) noexcept nogil:
+    # The one that its stream comes from.
+    return &bone.upstreams[0]
 
 cdef inline void link_touch(backbone_t* bone, link_t* link) noexcept nogil:
     # It is stepped in this turn.
@@ -297,8 +284,8 @@ cdef inline void link_close_out(link_t* link) noexcept nogil:
 
 cdef inline void link_let_go(backbone_t* bone, link_t* link) noexcept nogil:
     # Its stream has left the table.
-    if link.hop.asked != HOP_NOTHING and bone.window > 0:
-        bone.window -= 1
+    if link.hop.asked != HOP_NOTHING:
+        upstream_closed(link_upstream(bone, link))
     link_close_out(link)
     store_u32(&link.stream.downstream, 0)
     link.stream.link = NULL
@@ -375,6 +362,10 @@ cdef inline void link_bury(backbone_t* bone, link_t* link) noexcept nogil:
         return
     link_list(bone, link)
     bone.tombs += 1
+
+cdef inline bint is_ours(link_t* link) noexcept nogil:
+    # Nobody above us may have more of it than we.
+    return not link.from_upstream or load_u32(&link.stream.writer) == WRITER_LOCAL
 
 cdef inline void link_note(backbone_t* bone, link_t* link) noexcept nogil:
     # Has anything changed that the directory says of this stream?
