@@ -20,9 +20,7 @@ from relay._core.backbone cimport backbone_main, backbone_subscribe
 from relay._core.backbone_state cimport (
     PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
 )
-from relay._core.backbone_view cimport (
-    backbone_view_t, link_view_t, view_free, view_take,
-)
+from relay._core.backbone_view cimport backbone_view_t, link_view_t, view_free, view_take
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config,
     engine_find,
@@ -40,7 +38,7 @@ from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     retire_sweep, turn_begin, turn_end,
 )
-from relay._core.hop cimport PEER_VERSION
+from relay._core.parents cimport PARENT_NONE, PEER_VERSION
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
     header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
@@ -56,7 +54,7 @@ from relay._core.stream cimport (
     stream_config_t, stream_drop, stream_end_epoch, stream_open, stream_place, stream_push,
     stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
-from relay._core.upstream cimport UPSTREAMS_MAX, upstream_t
+from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
 from relay._core.zmq_api cimport zmq_api_load
@@ -961,7 +959,7 @@ cdef class Backbone:
 
     def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
                   int router_port, str advertise, list upstreams, int silence_ms,
-                  int repair_wait_ms, prefetch, int subscriptions_max):
+                  int repair_wait_ms, prefetch, int subscriptions_max, bint merge=False):
         engine.check()
         cdef backbone_t* bone = &self.bone
         cdef const char* missing = zmq_api_load(&bone.api, module.encode())
@@ -981,8 +979,10 @@ cdef class Backbone:
         bone.silence_us = silence_ms * <uint64_t>1000
         bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
         copy_text(bone.advertise, advertise)
+        bone.merge = merge
+        names = sorted(address for _, _, address in upstreams)
         for sub, host, address in upstreams[:UPSTREAMS_MAX]:
-            upstream_open(bone, sub, host, address)
+            upstream_open(bone, sub, host, address, names.index(address))
         for mount in prefetch[:PREFETCH_MAX]:
             name = mount.encode()
             bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
@@ -1066,7 +1066,8 @@ cdef class Backbone:
 cdef dict backbone_dict(backbone_view_t* view):
     told = [upstream_dict(&view.upstreams[i], view.now_us) for i in range(view.upstreams_count)]
     return {
-        "upstream": {**told[0], "directory_known": bool(view.directory_known)} if told else None,
+        "upstream": None if not told
+        else {**told[view.first], "directory_known": bool(view.directory_known)},
         "upstreams": told,
         "load": view.load, "subscriptions": view.subscriptions,
         "answers_held_bytes": view.held_bytes,
@@ -1076,11 +1077,17 @@ cdef dict backbone_dict(backbone_view_t* view):
     }
 
 
-cdef int upstream_open(backbone_t* bone, size_t sub, str host, str address) except -1:
+cdef int upstream_open(
+    backbone_t* bone, size_t sub, str host, str address, int rank,
+) except -1:
     cdef upstream_t* up = &bone.upstreams[bone.upstreams_count]
     up.api = &bone.api
     up.context = bone.context
     up.sub = <void*>sub
+    up.index = bone.upstreams_count
+    up.peer = &bone.peers[up.index]
+    up.peer.window_max = WINDOW_MAX
+    up.peer.rank = rank
     copy_text(up.host, host)
     copy_text(up.address, address)
     bone.upstreams_count += 1
@@ -1094,9 +1101,9 @@ cdef dict upstream_dict(upstream_t* up, uint64_t now):
         "node_id": node_hex(up.node_id) if up.node_id[0] else None,
         "version": up.version if up.peer.state == PEER_VERSION else WIRE_PROTOCOL,
         "sign_age_ms": (now - up.peer.sign_us) // 1000 if up.peer.sign_us else None,
-        "load": up.load, "hops": up.path_count + 1,
+        "load": up.peer.load, "hops": up.path_count + 1,
         "repair_address": up.repair_address.decode() or None,
-        "directory_known": bool(up.pages.whole),
+        "directory_known": bool(up.pages.whole), "feeds": up.feeds, "lost_total": up.lost_total,
     }
 
 
@@ -1119,6 +1126,8 @@ cdef dict link_dict(link_view_t* view, uint64_t now):
         "from_upstream": bool(view.from_upstream), "downstream": bool(view.downstream),
         "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
         "told_up": bool(view.told_up), "target_sequence": view.target_sequence,
+        "feeding": None if view.feeding == PARENT_NONE else view.feeding,
+        "switches": view.switches,
         "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
         "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
     }

@@ -58,6 +58,7 @@ PACE_AUTO_MS = 200
 """The pace of a mount whose `pace_ms` is "auto", until the node chooses it from its load."""
 PACE_AUTO_CEILING_MS = 1000
 REPAIR_WAIT_MS_MAX = 1500
+UPSTREAMS_MAX = 8
 RING_READABLE = 0.8
 """The part of a ring that listeners may lag into; the rest is the writer's guard."""
 
@@ -214,10 +215,17 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
     upstream: Annotated[
         tuple[str, ...],
         Meta(
-            description="The node to receive streams from; one so far.",
+            description="The nodes to receive streams from, up to 8; each stream from the nearest.",
             extra={"form": "list of tcp://HOST:PORT", "check": _check_upstream_item},
         ),
     ] = ()
+    redundancy: Annotated[
+        Literal["standby", "merge"],
+        Meta(
+            description="Of several upstreams one feeds a stream and the others stand by, or all "
+            "do and the first copy of each frame counts.",
+        ),
+    ] = "standby"
     advertise: Annotated[
         str | None,
         Meta(
@@ -234,7 +242,7 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
     ] = False
     silence_ms: Annotated[
         int,
-        Meta(ge=200, le=10_000, description="Silence after which the upstream counts as lost."),
+        Meta(ge=200, le=10_000, description="Silence after which an upstream counts as lost."),
     ] = 400
     repair_wait_ms: Annotated[
         Annotated[int, Meta(ge=0, le=10_000)] | None,
@@ -261,7 +269,7 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
 
     @property
     def upstream_addresses(self) -> tuple[Address, ...]:
-        """The upstream nodes, in order of preference."""
+        """The upstream nodes."""
         return tuple(parse_tcp(text) for text in self.upstream)
 
     @property
@@ -481,11 +489,18 @@ def _check_trust(backbone: BackboneConfig) -> Iterator[_Finding]:
 
 def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
     keys = {"backbone.upstream", "backbone.bind"}
-    if len(backbone.upstream) > 1:
+    if len(backbone.upstream) > UPSTREAMS_MAX:
         yield (
             keys,
-            f"backbone.upstream = {show(backbone.upstream)}: one upstream per node so far, "
-            f"this is {len(backbone.upstream)}",
+            f"backbone.upstream = {show(backbone.upstream)}: a node has at most {UPSTREAMS_MAX} "
+            f"upstreams, this is {len(backbone.upstream)}",
+        )
+    twice = {text for text in backbone.upstream if backbone.upstream.count(text) > 1}
+    if twice:
+        yield (
+            keys,
+            f"backbone.upstream = {show(backbone.upstream)}: names {sorted(twice)[0]} twice; "
+            "name each node once",
         )
     if backbone.bind in backbone.upstream:
         yield (

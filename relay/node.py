@@ -18,7 +18,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from relay import _core
@@ -146,7 +146,7 @@ class Node:
         http: `HOST:PORT` for sources, listeners and pages; port 0 takes any free one; None opens
             no HTTP.
         backbone: `tcp://HOST:PORT` for downstream nodes; None opens none.
-        upstream: `tcp://HOST:PORT` of the node to receive streams from, or several.
+        upstream: `tcp://HOST:PORT` of the node to receive streams from, or several, at most 8.
         config: all settings; then the arguments above must be left out, and HTTP and backbone
             are opened as it says.
         options: any other setting under its option's name (`burst_ms=500`, `source_password=…`).
@@ -188,7 +188,7 @@ class Node:
         self._is_closing = False
         self._facts: Facts | None = None
         self._facts_at = 0.0
-        self._upstream_told = ""
+        self._upstream_told: dict[str, str] = {}
         self._peaks: dict[str, int] = {}
         self._started_at = 0.0
         self._started = 0.0
@@ -209,7 +209,7 @@ class Node:
         if self._engine is not None:
             raise RelayError("this node is open already")
         self._is_closing = False
-        self._upstream_told = ""
+        self._upstream_told = {}
         self._started_at, self._started = time.time(), time.monotonic()
         try:
             await self._open_all()
@@ -356,12 +356,13 @@ class Node:
         engine = self._opened()
         link = {} if self._backbone is None else self._backbone.snapshot()
         links = {told["mount"]: told for told in link.get("links", [])}
+        upstreams = _upstreams(link)
         upstream_is_up = (link.get("upstream") or {}).get("state") == "up"
         streams = []
         for stream in engine.streams():
             state = stream.snapshot()
             if state["writer"] != "local":
-                state |= _link_facts(state, links.get(stream.mount), upstream_is_up)
+                state |= _link_facts(state, links.get(stream.mount), upstream_is_up, upstreams)
             peak = self._peaks.get(stream.mount, 0)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)
@@ -381,6 +382,7 @@ class Node:
             insecure=self.config.backbone.insecure,
             streams=streams,
             upstream=self._upstream_facts(link),
+            upstreams=upstreams,
             counters=counters,
         )
 
@@ -445,21 +447,21 @@ class Node:
             self._page_door.tick(loop.time())
 
     def _tell_upstream(self) -> None:
-        """One log line for each change of the upstream's state."""
-        upstream = None if self._backbone is None else self._backbone.snapshot()["upstream"]
-        state = upstream["state"] if upstream else ""
+        """One log line for each change of an upstream's state."""
+        upstreams = [] if self._backbone is None else self._backbone.snapshot()["upstreams"]
         is_young = time.monotonic() - self._started < CONNECTING_S
-        if state == self._upstream_told or (state == "connecting" and is_young):
-            return
-        self._upstream_told = state
-        address = ", ".join(self.config.backbone.upstream)
-        log.log(
-            logging.INFO if state == "up" else logging.WARNING,
-            "upstream %s %s",
-            address,
-            _UPSTREAM_WORDS[state],
-            extra={"event": f"upstream_{state}", "upstream": address},
-        )
+        for told in upstreams:
+            state, address = told["state"], told["address"]
+            if state == self._upstream_told.get(address, "connecting" if is_young else ""):
+                continue
+            self._upstream_told[address] = state
+            log.log(
+                logging.INFO if state == "up" else logging.WARNING,
+                "upstream %s %s",
+                address,
+                _UPSTREAM_WORDS[state],
+                extra={"event": f"upstream_{state}", "upstream": address},
+            )
 
 
 def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
@@ -473,13 +475,33 @@ def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
     return flat
 
 
+def _upstreams(link: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each upstream, with the mounts that come from it now."""
+    upstreams: list[dict[str, Any]] = [dict(told) for told in link.get("upstreams", [])]
+    for told in upstreams:
+        told["mounts"] = []
+    for told in link.get("links", []):
+        if told.get("feeding") is not None and told["subscribed"]:
+            upstreams[told["feeding"]]["mounts"].append(told["mount"])
+    for told in upstreams:
+        told["mounts"].sort()
+        told["feeds"] = len(told["mounts"])  # of this moment, not of the last beacon
+    return upstreams
+
+
 def _link_facts(
-    state: Mapping[str, Any], link: Mapping[str, Any] | None, upstream_is_up: bool
+    state: Mapping[str, Any],
+    link: Mapping[str, Any] | None,
+    upstream_is_up: bool,
+    upstreams: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """What the backbone knows of a stream, in the words of the engine's snapshot."""
     if link is None or not link["from_upstream"]:
         return {}
     told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
+    told["switches"] = link.get("switches", 0)
+    if link.get("feeding") is not None and link["subscribed"]:
+        told["upstream"] = upstreams[link["feeding"]]["address"]
     if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
         frames = max(0, link["target_sequence"] - state["head_sequence"])
         told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
@@ -537,6 +559,7 @@ def _open_backbone(engine: _core.Engine, config: Config) -> Backbone | None:
         engine,
         bind=None if told.address is None else told.bind,
         upstreams=told.upstream,
+        redundancy=told.redundancy,
         advertise=told.advertise,
         silence_ms=told.silence_ms,
         repair_wait_ms=config.repair_wait_ms(""),

@@ -23,6 +23,7 @@ from relay.errors import ConfigError, RelayError
 
 TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 16 << 20
+UPSTREAMS_MAX = 64  # lines of them
 PATH = "/api/v1/status"
 
 Row = dict[str, Any]
@@ -64,7 +65,7 @@ def status(url: str, *, admin_password: str | None = None) -> Row:
         admin_password: what an administrator must know, if the node asks for it.
 
     Returns:
-        the answer: `node`, `streams`, `upstream`, `counters`.
+        the answer: `node`, `streams`, `upstream`, `upstreams`, `counters`.
 
     Raises:
         ConfigError: the address is none.
@@ -102,12 +103,11 @@ def print_status(url: str, *, as_json: bool, admin_password: str | None = None) 
 
 
 def lines(answer: Row) -> list[str]:
-    """The status as lines for people: the node, its streams, its upstream."""
+    """The status as lines for people: the node, its upstreams, its streams."""
     streams = [stream for stream in _list(answer.get("streams")) if isinstance(stream, dict)]
     node = _node(_dict(answer.get("node"))) or "a node that tells nothing of itself"
-    upstream = _upstream(_dict(answer.get("upstream"))) or "none"
     table = _table(streams) if streams else ["no streams"]
-    return [f"node      {node}", f"upstream  {upstream}", "", *table]
+    return [f"node      {node}", *_upstreams(answer), "", *table]
 
 
 def _base_url(url: str) -> tuple[str, str | None]:
@@ -176,13 +176,22 @@ def _node(node: Row) -> str:
     )
 
 
+def _upstreams(answer: Row) -> list[str]:
+    """A line for each upstream; older nodes tell of one only."""
+    several = [told for told in _list(answer.get("upstreams")) if isinstance(told, dict)]
+    told = several or [_dict(answer.get("upstream"))]
+    return [f"upstream  {_upstream(one) or 'none'}" for one in told[:UPSTREAMS_MAX]]
+
+
 def _upstream(upstream: Row) -> str:
-    """The upstream in words: `tcp://o:9000, up, last sign 13 ms ago`."""
+    """The upstream in words: `tcp://o:9000, up, last sign 13 ms ago, feeds 2 streams`."""
     state = upstream.get("state")
     return _words(
         ("{}", upstream.get("address")),
         ("{}", STATES.get(state, state) if isinstance(state, str) else None),
         ("last sign {} ms ago", upstream.get("sign_age_ms")),
+        ("feeds {} streams", upstream.get("feeds")),
+        ("lost {} times", upstream.get("lost_total") or None),
     )
 
 

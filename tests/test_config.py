@@ -193,9 +193,19 @@ burst_ms = "a"
             'backbone.upstream = "tcp://a:1": must be a list of tcp://HOST:PORT',
         ),
         (
-            "[backbone]\nupstream = ['tcp://a:1', 'tcp://b:1']",
-            'backbone.upstream = ["tcp://a:1", "tcp://b:1"]: '
-            "one upstream per node so far, this is 2",
+            "[backbone]\nupstream = [" + ", ".join(f"'tcp://a:{n}'" for n in range(1, 10)) + "]",
+            "backbone.upstream = ["
+            + "".join(f'"tcp://a:{n}", ' for n in range(1, 9))
+            + "… (9 in all)]: a node has at most 8 upstreams, this is 9",
+        ),
+        (
+            "[backbone]\nupstream = ['tcp://a:1', 'tcp://a:1']",
+            'backbone.upstream = ["tcp://a:1", "tcp://a:1"]: names tcp://a:1 twice; '
+            "name each node once",
+        ),
+        (
+            "[backbone]\nredundancy = 'both'",
+            'backbone.redundancy = "both": must be "merge" or "standby"',
         ),
         (
             "[backbone]\nupstream = ['tcp://127.0.0.1:9000']",

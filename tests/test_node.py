@@ -293,7 +293,14 @@ class FakeBackbone:
     def snapshot(self) -> dict[str, Any]:
         """What the test said."""
         counters = {"runs_total": 9, "refused": {"short": 2}}
-        return {"upstream": self.upstream, "links": self.links, "counters": counters}
+        told = [{"address": "tcp://h:9000", **self.upstream}] if self.upstream else []
+        links = [{"feeding": None, "subscribed": False, **link} for link in self.links]
+        return {
+            "upstream": self.upstream,
+            "upstreams": told,
+            "links": links,
+            "counters": counters,
+        }
 
     def goodbye(self) -> None:
         """Remember."""

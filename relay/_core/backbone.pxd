@@ -17,7 +17,9 @@ from relay._core.backbone_ask cimport child_step
 from relay._core.backbone_child cimport (
     child_answers, child_published, links_restart, upstream_gone,
 )
-from relay._core.backbone_directory cimport ask_page, child_stream_closed, child_withdraw
+from relay._core.backbone_directory cimport (
+    ask_page, child_stream_closed, child_withdraw, directory_tell,
+)
 from relay._core.backbone_parent cimport (
     parent_beacon, parent_requests, parent_send, parent_subscriptions,
 )
@@ -26,7 +28,7 @@ from relay._core.backbone_state cimport (
     link_touch, tombs_purge,
 )
 from relay._core.engine cimport clock_gettime, now_us, timespec
-from relay._core.hop cimport HOP_PAUSE_US, PEER_LOST, PEER_UP, peer_is_silent
+from relay._core.parents cimport PAUSE_US, PEER_LOST, PEER_UP, peer_is_silent
 from relay._core.retire cimport (
     pthread_mutex_lock, pthread_mutex_unlock, turn_begin, turn_end,
 )
@@ -140,7 +142,7 @@ cdef inline void backbone_outage(backbone_t* bone, upstream_t* up) noexcept nogi
         return
     while slot < bone.table_size:
         link = bone.table[slot]
-        if link != NULL and link.from_upstream and link.stream != NULL and (
+        if link != NULL and link.hop.feed.parents[up.index].lists and link.stream != NULL and (
             bone.now_us - up.peer.sign_us > link.stream.config.linger_us
         ):
             child_withdraw(bone, up, link)
@@ -151,19 +153,21 @@ cdef inline void backbone_outage(backbone_t* bone, upstream_t* up) noexcept nogi
 
 cdef inline void backbone_upstreams(backbone_t* bone) noexcept nogil:
     # Are they there? Who stood still himself judges nobody by it.
-    cdef bint paused = bone.now_us - bone.last_turn_us > HOP_PAUSE_US
+    cdef bint paused = bone.now_us - bone.last_turn_us > PAUSE_US
     cdef upstream_t* up
     cdef uint32_t i
     if paused:
         links_restart(bone)
     for i in range(bone.upstreams_count):
         up = &bone.upstreams[i]
-        if peer_is_silent(&up.peer, bone.now_us, bone.last_turn_us, bone.silence_us):
+        if peer_is_silent(up.peer, bone.now_us, bone.last_turn_us, bone.silence_us):
             up.peer.state = PEER_UP         # upstream_gone counts the change
             upstream_gone(bone, up, PEER_LOST)
         bone.counters.redials_total += upstream_redial(
             up, bone.now_us, paused, bone.engine.node_id[0]
         )
+    if bone.upstreams_count and load_u32(&bone.engine.directory_known) == 0:
+        directory_tell(bone)
 
 cdef inline void backbone_beacon(backbone_t* bone) noexcept nogil:
     cdef uint64_t now = now_us()
@@ -270,7 +274,7 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
     cdef uint64_t pause_us
     cdef uint64_t messages
     cdef uint64_t bytes
-    bone.load_from_us = bone.last_turn_us = now_us()
+    bone.opened_us = bone.load_from_us = bone.last_turn_us = now_us()
     pthread_mutex_lock(&bone.turn_lock)
     backbone_streams(bone)
     pthread_mutex_unlock(&bone.turn_lock)

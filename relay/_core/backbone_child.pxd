@@ -16,6 +16,7 @@ from relay._core.backbone_state cimport (
     RECEIVES_MAX, backbone_t, link_find, link_t, link_touch, refuse,
 )
 from relay._core.hop cimport *
+from relay._core.parents cimport PEER_LOOP, PEER_LOST, PEER_UP, PEER_VERSION, feed_fed, peer_sign
 from relay._core.ring cimport FRAME_TITLE, PLACED, PLACE_FAR, ring_t
 from relay._core.stream cimport stream_place, stream_place_run
 from relay._core.upstream cimport (
@@ -30,8 +31,10 @@ from relay._core.zmq_api cimport *
 cdef inline uint64_t place_run(
     backbone_t* bone, link_t* link, const wire_run_t* run,
 ) noexcept nogil:
-    # Every frame where it belongs; returns how many were new. Runs at the head go in as a whole.
+    # Every frame where it belongs; returns how many were new. Runs at the head go in as a whole;
+    # of a run that another upstream has brought already only the number is looked at.
     cdef const uint8_t* payload = run.payload
+    cdef ring_t* ring = link.stream.ring
     cdef uint64_t position = run.first_position
     cdef uint64_t media_us = run.first_media_us
     cdef uint64_t placed = 0
@@ -39,6 +42,11 @@ cdef inline uint64_t place_run(
     cdef uint32_t i = 0
     cdef uint32_t frames
     cdef int status
+    if run.first_sequence >= ring.base_sequence and (
+        run.first_sequence + run.count <= ring.head_sequence
+    ):
+        link.stream.counters.duplicates_total += run.count
+        return 0
     get_records(run, records)
     while i < run.count:
         frames = stream_place_run(
@@ -94,7 +102,7 @@ cdef inline bint is_early(ring_t* ring, uint64_t sequence, uint64_t end_position
     )
 
 cdef inline void child_run(
-    backbone_t* bone, const wire_head_t* head, reader_t* reader,
+    backbone_t* bone, upstream_t* up, const wire_head_t* head, reader_t* reader,
 ) noexcept nogil:
     # A run, published or as a part of an answer.
     cdef wire_run_t run
@@ -105,15 +113,21 @@ cdef inline void child_run(
         refuse(bone, status)
         return
     link = link_find(bone, head.key)
-    if link == NULL or link.stream == NULL or not link.hop.subscribed:
+    if link == NULL or link.stream == NULL or not link.hop.feed.parents[up.index].subscribed:
         bone.counters.unwanted_messages_total += 1
         return
     if run.epoch != link.hop.epoch or not link_writes(link) or link.stream.ring == NULL:
-        heard_epoch(bone, link, run.epoch)
+        heard_epoch(bone, up, link, run.epoch)
+        return
+    if run.origin != link.stream.origin:    # two sources that began in the same millisecond
+        bone.counters.unwanted_messages_total += 1
         return
     bone.counters.received_frames_total += run.count
     placed = place_run(bone, link, &run)
     if head.kind == KIND_STREAM:
+        feed_fed(
+            &link.hop.feed, up.index, run.first_sequence + run.count, bone.now_us
+        )
         hop_reaches(
             &link.hop, run.epoch, run.first_sequence + run.count, run.flags & RUN_END != 0
         )
@@ -127,18 +141,45 @@ cdef inline void child_run(
 # --- beacons --------------------------------------------------------------------------------------
 
 cdef inline void links_restart(backbone_t* bone) noexcept nogil:
+    # We stood still ourselves: all waiting begins anew.
+    cdef link_t* link
     cdef uint64_t slot
     for slot in range(bone.table_size):
-        if bone.table[slot] != NULL and bone.table[slot].stream != NULL:
-            hop_restart_timers(&bone.table[slot].hop, bone.now_us)
-            link_touch(bone, bone.table[slot])
+        link = bone.table[slot]
+        if link != NULL and link.stream != NULL:
+            hop_restart_timers(&link.hop, bone.now_us)
+            link_touch(bone, link)
     for slot in range(bone.upstreams_count):
-        bone.upstreams[slot].window = 0
+        bone.peers[slot].window = 0
+
+cdef inline void links_heard(backbone_t* bone, upstream_t* up, bint process) noexcept nogil:
+    # This upstream is back, or another process is in its place: nothing asked is answered now.
+    cdef link_t* link
+    cdef uint64_t slot
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link != NULL and link.stream != NULL:
+            hop_parent_anew(&link.hop, up.index, process, bone.now_us)
+            link_touch(bone, link)
+    up.peer.window = 0
+
+cdef inline void links_lost(backbone_t* bone, upstream_t* up) noexcept nogil:
+    # This upstream is lost: who was fed by it looks for another in this turn.
+    cdef link_t* link
+    cdef uint64_t slot
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link != NULL and link.stream != NULL:
+            hop_parent_lost(&link.hop, up.index, bone.now_us)
+            link_touch(bone, link)
+    up.peer.window = 0
 
 cdef inline void upstream_gone(backbone_t* bone, upstream_t* up, uint32_t state) noexcept nogil:
     # It is lost (or refused): nothing is asked or given up until it is back.
     if up.peer.state == PEER_UP:
         bone.counters.upstreams_lost_total += 1
+        up.lost_total += 1
+        links_lost(bone, up)
     if state == PEER_LOOP and up.peer.state != PEER_LOOP:
         bone.counters.loops_total += 1
     upstream_leave(up, state)
@@ -164,7 +205,7 @@ cdef inline void child_adopt(
         bone.counters.switches_total += 1
     if not dealer_connect(up):
         refuse(bone, WIRE_TEXT)
-    links_restart(bone)
+    links_heard(bone, up, adopted == ADOPTED_NEW)
 
 cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader) noexcept nogil:
     cdef wire_beacon_t beacon
@@ -183,16 +224,16 @@ cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader
     if beacon.flags & BEACON_GOODBYE:
         upstream_gone(bone, up, PEER_LOST)
         return
-    if peer_sign(&up.peer, bone.now_us):
+    if peer_sign(up.peer, bone.now_us):
         upstreams_tell(bone)
         up.pages.retry_us = 0
-        links_restart(bone)
+        links_heard(bone, up, False)
     up.pages.wanted = beacon.directory_version
     for i in range(beacon.count):
         entry = get_beacon_entry(beacon.entries + WIRE_BEACON_ENTRY_BYTES * i)
         link = link_find(bone, entry.key)
-        if link != NULL and link.stream != NULL and link.hop.subscribed:
-            heard_epoch(bone, link, entry.epoch)
+        if link != NULL and link.stream != NULL and link.hop.feed.parents[up.index].subscribed:
+            heard_epoch(bone, up, link, entry.epoch)
             hop_reaches(&link.hop, entry.epoch, entry.sequence, entry.flags & RUN_END != 0)
             if entry.flags & RUN_END:
                 link_touch(bone, link)
@@ -229,7 +270,7 @@ cdef inline void child_published(backbone_t* bone, upstream_t* up) noexcept nogi
             if bone.fault_drop_every == 0 or (
                 bone.counters.received_messages_total % bone.fault_drop_every != 0
             ):
-                child_run(bone, &head, &reader)
+                child_run(bone, up, &head, &reader)
     else:
         bone.again = True
     bone.api.msg_close(&msg)
@@ -268,7 +309,7 @@ cdef inline void child_dispatch(
 ) noexcept nogil:
     cdef link_t* link
     if head.kind == KIND_RUN:
-        child_run(bone, head, reader)
+        child_run(bone, up, head, reader)
     elif head.request == up.pages.request and head.request != 0:
         child_page_answer(bone, up, head, reader)
     elif (
@@ -277,7 +318,7 @@ cdef inline void child_dispatch(
     ):
         link = link_find(bone, head.key)
         if link == NULL or link.stream == NULL or link.hop.asked == HOP_NOTHING or (
-            head.request != link.hop.request
+            head.request != link.hop.request or link.hop.asked_of != up.index
         ):
             bone.counters.unwanted_messages_total += 1
         else:

@@ -12,14 +12,18 @@ from libc.string cimport memcmp, memcpy, memset
 
 from relay._core.atomics cimport load_pointer, load_u32, store_u32
 from relay._core.backbone_answer cimport answer_bytes, answer_range
-from relay._core.backbone_ask cimport child_topic, heard_epoch
+from relay._core.backbone_ask cimport child_unsubscribe, heard_epoch
 from relay._core.backbone_state cimport (
     backbone_t, directory_is_whole, is_ours, link_bury, link_find, link_note, link_of, link_t,
-    link_touch, link_upstream, refuse,
+    link_touch, refuse,
 )
 from relay._core.engine cimport engine_add, engine_config, engine_find, engine_remove
 from relay._core.hop cimport (
-    HOP_ANSWER_US, HOP_NOTHING, HOP_RETRY_US, HOP_RETRY_US_MAX, hop_t,
+    HOP_ANSWER_US, HOP_NOTHING, HOP_RETRY_US, HOP_RETRY_US_MAX, hop_forget, hop_untold,
+)
+from relay._core.parents cimport (
+    DEPTH_MAX, PARENT_NONE, PEER_CONNECTING, PEER_UP, feed_announced, feed_listing, feed_t,
+    parent_t, parent_withdraws,
 )
 from relay._core.stream cimport (
     WRITER_LINK, WRITER_LOCAL, info_t, mount_key, stream_drop, stream_end_epoch, stream_open,
@@ -31,12 +35,14 @@ from relay._core.zmq_api cimport *
 
 cdef enum:
     PAGES_STUCK_MAX = 4       # in one run of pages; then each is refused and asked for seldom
+    CONNECTING_US = 1000000   # an upstream that is not heard by then is not waited for
 
 # --- for our children -----------------------------------------------------------------------------
 
 cdef inline void put_link(writer_t* writer, link_t* link) noexcept nogil:
     cdef wire_entry_t entry
     cdef info_t* info
+    cdef uint32_t told
     memset(&entry, 0, sizeof(entry))
     entry.version = link.version
     entry.mount = <const uint8_t*>link.mount
@@ -46,9 +52,13 @@ cdef inline void put_link(writer_t* writer, link_t* link) noexcept nogil:
     else:
         info = <info_t*>load_pointer(<void**>&link.stream.info)
         entry.flags = ENTRY_UP if link.listed_up else 0
-        entry.hops = 0 if is_ours(link) else <uint8_t>(link.told_hops + 1)
+        entry.hops = <uint8_t>(link.listed_hops if link.listed_hops < DEPTH_MAX else DEPTH_MAX)
         entry.epoch = link.listed_epoch
-        entry.origin = link.stream.origin if is_ours(link) else link.told_origin
+        entry.origin = link.stream.origin
+        if not is_ours(link):
+            told = feed_listing(&link.hop.feed, link.listed_epoch)
+            entry.origin = 0 if told == PARENT_NONE else link.hop.feed.parents[told].origin
+        feed_announced(&link.hop.feed, link.listed_epoch, entry.hops)
         if info != NULL:
             entry.info = info.bytes
             entry.info_bytes = info.size_bytes
@@ -125,20 +135,17 @@ cdef inline void ask_page(backbone_t* bone, upstream_t* up) noexcept nogil:
     else:
         up.pages.retry_us = bone.now_us + HOP_RETRY_US
 
-cdef inline void child_withdraw(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
-    # The upstream no longer has this stream.
+cdef inline void child_unlink(backbone_t* bone, link_t* link) noexcept nogil:
+    # No upstream has this stream any more: it leaves the node, unless a local source writes it.
     cdef stream_t* stream = link.stream
-    if not link.from_upstream:
-        return
     link.from_upstream = False
-    link.told_up = False
     if stream == NULL:
         return
     if link.hop.asked != HOP_NOTHING:
-        upstream_closed(up)
-    if link.hop.subscribed:
-        child_topic(bone, link, RELAY_ZMQ_UNSUBSCRIBE)
-    memset(&link.hop, 0, sizeof(hop_t))
+        upstream_closed(&bone.upstreams[link.hop.asked_of])
+    child_unsubscribe(bone, link)
+    hop_forget(&link.hop)
+    link.hop.told_epoch = 0
     if load_u32(&stream.closed):
         return
     if load_u32(&stream.writer) == WRITER_LOCAL:
@@ -150,12 +157,40 @@ cdef inline void child_withdraw(backbone_t* bone, upstream_t* up, link_t* link) 
     engine_remove(bone.engine, stream)
     link_bury(bone, link)
 
+cdef inline void child_withdraw(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
+    # This upstream no longer has the stream. Others that have no older epoch of it go on.
+    cdef feed_t* feed = &link.hop.feed
+    cdef uint32_t i
+    cdef bint others = False
+    if not feed.parents[up.index].lists:
+        return
+    parent_withdraws(feed, up.index)
+    for i in range(bone.upstreams_count):
+        others |= feed.parents[i].lists and feed.parents[i].epoch >= link.hop.epoch
+    if others:
+        if link.hop.asked != HOP_NOTHING and link.hop.asked_of == up.index:
+            link.hop.asked = HOP_NOTHING
+            upstream_closed(up)
+        hop_untold(&link.hop)
+        if link.stream != NULL:
+            link_touch(bone, link)
+            link_note(bone, link)
+        return
+    for i in range(bone.upstreams_count):       # what they have of it comes anew, as a new stream
+        if feed.parents[i].lists:
+            parent_withdraws(feed, i)
+            bone.upstreams[i].pages.since = 0
+    child_unlink(bone, link)
+
 cdef inline void child_stream_closed(backbone_t* bone, link_t* link) noexcept nogil:
-    # Somebody has taken the stream off this node. If the upstream still has it, it comes back with
+    # Somebody has taken the stream off this node. If an upstream still has it, it comes back with
     # the whole directory.
-    if link.from_upstream:
-        link_upstream(bone, link).pages.since = 0
-        child_withdraw(bone, link_upstream(bone, link), link)
+    cdef uint32_t i
+    for i in range(bone.upstreams_count):
+        if link.hop.feed.parents[i].lists:
+            parent_withdraws(&link.hop.feed, i)
+            bone.upstreams[i].pages.since = 0
+    child_unlink(bone, link)
     link_bury(bone, link)
 
 cdef inline link_t* child_link(backbone_t* bone, const wire_entry_t* entry) noexcept nogil:
@@ -179,11 +214,28 @@ cdef inline link_t* child_link(backbone_t* bone, const wire_entry_t* entry) noex
     stream_drop(stream)
     return link
 
+cdef inline void child_shadows(backbone_t* bone, link_t* link) noexcept nogil:
+    # Sources of two origins have the same mount: the highest epoch wins, each other one is counted
+    # once. (An upstream that is merely late with the news tells the same origin.)
+    cdef feed_t* feed = &link.hop.feed
+    cdef parent_t* parent
+    cdef uint32_t winner = feed_listing(feed, link.hop.told_epoch)
+    cdef uint32_t i
+    cdef bint lost
+    if winner == PARENT_NONE:
+        return
+    for i in range(bone.upstreams_count):
+        parent = &feed.parents[i]
+        lost = parent.lists and parent.up and parent.origin != feed.parents[winner].origin
+        bone.counters.shadowed_total += lost and not parent.shadowed
+        parent.shadowed = lost
+
 cdef inline void child_entry(
     backbone_t* bone, upstream_t* up, const wire_entry_t* entry,
 ) noexcept nogil:
     cdef link_t* link
     cdef info_t* info
+    cdef parent_t* parent
     if entry.flags & ENTRY_REMOVED:
         link = link_find(bone, mount_key(<const char*>entry.mount, entry.mount_bytes))
         if link != NULL:
@@ -194,10 +246,12 @@ cdef inline void child_entry(
         refuse(bone, WIRE_FULL)
         return
     link.from_upstream = True
-    link.told_up = entry.flags & ENTRY_UP != 0
-    link.told_hops = entry.hops
-    link.told_origin = entry.origin
-    link.round = up.pages.round
+    parent = &link.hop.feed.parents[up.index]
+    parent.lists = True
+    parent.up = entry.flags & ENTRY_UP != 0
+    parent.hops = entry.hops
+    parent.origin = entry.origin
+    parent.round = up.pages.round
     if load_u32(&link.stream.writer) == WRITER_LOCAL:
         if not link.conflict:
             bone.counters.mount_conflicts_total += 1
@@ -205,12 +259,13 @@ cdef inline void child_entry(
         return
     link.conflict = False
     info = <info_t*>load_pointer(<void**>&link.stream.info)
-    if entry.info_bytes and (
+    if entry.epoch >= link.hop.told_epoch and entry.info_bytes and (
         info == NULL or info.size_bytes != entry.info_bytes
         or memcmp(info.bytes, entry.info, entry.info_bytes) != 0
     ):
         stream_set_info(link.stream, entry.info, entry.info_bytes)
-    heard_epoch(bone, link, entry.epoch)
+    heard_epoch(bone, up, link, entry.epoch)
+    child_shadows(bone, link)
     link_touch(bone, link)
     link_note(bone, link)
 
@@ -220,7 +275,9 @@ cdef inline void child_snapshot_over(backbone_t* bone, upstream_t* up) noexcept 
     cdef uint64_t slot = 0
     while slot < bone.table_size:
         link = bone.table[slot]
-        if link != NULL and link.from_upstream and link.round != up.pages.round:
+        if link != NULL and link.hop.feed.parents[up.index].lists and (
+            link.hop.feed.parents[up.index].round != up.pages.round
+        ):
             child_withdraw(bone, up, link)
             if bone.table[slot] != link:
                 continue        # deleted: another may have moved here
@@ -228,7 +285,23 @@ cdef inline void child_snapshot_over(backbone_t* bone, upstream_t* up) noexcept 
     up.pages.round = 0
     up.pages.whole = True
     bone.beacon_now = True
-    store_u32(&bone.engine.directory_known, 1)
+    directory_tell(bone)
+
+cdef inline void directory_tell(backbone_t* bone) noexcept nogil:
+    # Known, once and for all, when every upstream has told its directory: those that are not there
+    # are not waited for, but for a moment after the start.
+    cdef bint any = False
+    cdef uint32_t i
+    for i in range(bone.upstreams_count):
+        if bone.upstreams[i].pages.whole:
+            any = True
+        elif bone.upstreams[i].peer.state == PEER_UP or (
+            bone.now_us - bone.opened_us < CONNECTING_US
+            and bone.upstreams[i].peer.state == PEER_CONNECTING
+        ):
+            return
+    if any:
+        store_u32(&bone.engine.directory_known, 1)
 
 cdef inline void child_page(backbone_t* bone, upstream_t* up, reader_t* reader) noexcept nogil:
     cdef wire_page_t page

@@ -22,6 +22,7 @@ from relay._core.backbone_state cimport (
     link_touch, out_t, refuse,
 )
 from relay._core.engine cimport now_us
+from relay._core.parents cimport PARENT_NONE, PEER_UP
 from relay._core.pool cimport share_find, share_has_room
 from relay._core.ring cimport ring_t, ring_tail_sequence
 from relay._core.stream cimport stream_ring_drop, stream_ring_take, stream_t
@@ -189,11 +190,41 @@ cdef inline uint32_t beacon_entries(backbone_t* bone, writer_t* writer) noexcept
         count += 1
     return count
 
-cdef inline void beacon_path(backbone_t* bone, wire_beacon_t* beacon) noexcept nogil:
-    # The nodes above us, nearest first.
-    cdef upstream_t* up = &bone.upstreams[0]
+cdef inline uint64_t upstream_weight(const upstream_t* up) noexcept nogil:
+    cdef uint64_t there = up.peer.state == PEER_UP
+    return there << 33 | <uint64_t>(up.node_id[0] != 0) << 32 | up.feeds
+
+cdef inline upstream_t* upstream_first(backbone_t* bone) noexcept nogil:
+    # Of those that are there the one that feeds most streams; else the first that was there.
+    cdef upstream_t* first = &bone.upstreams[0]
+    cdef upstream_t* up
     cdef uint32_t i
-    if bone.upstreams_count == 0 or up.node_id[0] == 0:
+    for i in range(1, bone.upstreams_count):
+        up = &bone.upstreams[i]
+        if upstream_weight(up) > upstream_weight(first):
+            first = up
+    return first
+
+cdef inline void count_feeds(backbone_t* bone) noexcept nogil:
+    # How many streams come from each upstream.
+    cdef link_t* link
+    cdef uint64_t slot
+    cdef uint32_t i
+    for i in range(bone.upstreams_count):
+        bone.upstreams[i].feeds = 0
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link != NULL and link.hop.feed.feeding != PARENT_NONE and link.hop.subscribed:
+            bone.upstreams[link.hop.feed.feeding].feeds += 1
+
+cdef inline void beacon_path(backbone_t* bone, wire_beacon_t* beacon) noexcept nogil:
+    # The nodes above us, nearest first: one line of them, so that its length is the depth.
+    cdef upstream_t* up
+    cdef uint32_t i
+    if bone.upstreams_count == 0:
+        return
+    up = upstream_first(bone)
+    if up.node_id[0] == 0:
         return
     beacon.path[0] = up.node_id[0]
     beacon.path_count = 1
@@ -215,6 +246,7 @@ cdef inline void parent_beacon(backbone_t* bone, uint8_t flags) noexcept nogil:
     beacon.turn = bone.counters.turns_total
     beacon.load = bone.load
     beacon.router_port = bone.router_port
+    count_feeds(bone)
     beacon_path(bone, &beacon)
     beacon.address = <const uint8_t*>bone.advertise
     beacon.address_bytes = <uint32_t>strlen(bone.advertise)

@@ -15,7 +15,8 @@ from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
-from relay._core.hop cimport HOP_NOTHING, hop_t
+from relay._core.hop cimport HOP_NOTHING, hop_forget, hop_open, hop_t
+from relay._core.parents cimport PARENT_NONE, feed_hops, feed_listing, peer_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from relay._core.ring cimport ring_t
@@ -62,7 +63,12 @@ cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t mount_conflicts_total    # the upstream has a mount that a local source writes
     uint64_t pages_asked_total
     uint64_t upstreams_lost_total
-    uint64_t switches_total           # the upstream is another node than before
+    uint64_t switches_total           # an upstream is another node than before
+    uint64_t moves_total              # a stream comes from another upstream than before
+    uint64_t shadowed_total           # epochs that have lost against a higher one of the mount
+    uint64_t lost_gone_frames_total   # given up: no upstream will ever have them
+    uint64_t lost_wait_frames_total   # given up: they did not come in time
+    uint64_t lost_outage_frames_total # given up: more than the ring bridges
     uint64_t loops_total
     uint64_t turns_total
     uint64_t refused_total[WIRE_REASONS]
@@ -86,12 +92,9 @@ cdef struct link_t:
     uint64_t listed_epoch
     uint32_t listed_up
     uint32_t listed_info
-    # the upstream's
-    bint from_upstream
-    bint told_up
-    uint32_t told_hops
-    uint64_t told_origin
-    uint64_t round                # of the snapshot that last had it
+    uint32_t listed_hops
+    # the upstreams'
+    bint from_upstream            # at least one lists it
     bint prefetch
     bint conflict
     hop_t hop
@@ -119,7 +122,9 @@ cdef struct backbone_t:
     void* xpub                    # NULL: nobody may attach to us
     void* router
     upstream_t upstreams[UPSTREAMS_MAX]
+    peer_t peers[UPSTREAMS_MAX]   # what decisions see of them
     uint32_t upstreams_count
+    bint merge                    # all upstreams feed, the first copy wins; else one feeds
     pthread_t thread
     pthread_mutex_t turn_lock     # held during a turn; a snapshot waits for its end
     uint32_t stop                 # set by close()
@@ -154,6 +159,7 @@ cdef struct backbone_t:
     uint32_t request              # the id of the last request, whatever the upstream
     # time
     uint64_t now_us
+    uint64_t opened_us
     uint64_t last_turn_us
     uint64_t beacon_us            # when the next is due
     uint64_t outage_us            # when the upstream's absence is next judged
@@ -233,10 +239,6 @@ cdef inline uint64_t link_slot(backbone_t* bone, uint64_t key) noexcept nogil:
 cdef inline link_t* link_find(backbone_t* bone, uint64_t key) noexcept nogil:
     return bone.table[link_slot(bone, key)]
 
-cdef inline upstream_t* link_upstream(backbone_t* bone, link_t* link) noexcept nogil:
-    # The one that its stream comes from.
-    return &bone.upstreams[0]
-
 cdef inline void link_touch(backbone_t* bone, link_t* link) noexcept nogil:
     # It is stepped in this turn.
     if not link.touched:
@@ -256,6 +258,7 @@ cdef inline link_t* link_of(backbone_t* bone, stream_t* stream) noexcept nogil:
         if link == NULL:
             return NULL
         link.key = stream.key
+        hop_open(&link.hop, bone.upstreams_count)
         link.mount_bytes = stream.mount_bytes
         memcpy(link.mount, stream.mount, stream.mount_bytes)
         for i in range(bone.prefetch_count):
@@ -285,13 +288,13 @@ cdef inline void link_close_out(link_t* link) noexcept nogil:
 cdef inline void link_let_go(backbone_t* bone, link_t* link) noexcept nogil:
     # Its stream has left the table.
     if link.hop.asked != HOP_NOTHING:
-        upstream_closed(link_upstream(bone, link))
+        upstream_closed(&bone.upstreams[link.hop.asked_of])
     link_close_out(link)
     store_u32(&link.stream.downstream, 0)
     link.stream.link = NULL
     stream_drop(link.stream)
     link.stream = NULL
-    memset(&link.hop, 0, sizeof(hop_t))
+    hop_forget(&link.hop)
 
 cdef inline void link_unlist(backbone_t* bone, link_t* link) noexcept nogil:
     # Out of the directory's order.
@@ -353,7 +356,7 @@ cdef inline void tombs_purge(backbone_t* bone) noexcept nogil:
 cdef inline void link_bury(backbone_t* bone, link_t* link) noexcept nogil:
     # The stream is gone from this node: children are told, then it is forgotten.
     link_let_go(bone, link)
-    link.from_upstream = link.told_up = False
+    link.from_upstream = False
     free(link.header)
     link.header = NULL
     if link.version == 0:
@@ -370,18 +373,25 @@ cdef inline bint is_ours(link_t* link) noexcept nogil:
 cdef inline void link_note(backbone_t* bone, link_t* link) noexcept nogil:
     # Has anything changed that the directory says of this stream?
     cdef stream_t* stream = link.stream
-    cdef bint local = not link.from_upstream or load_u32(&stream.writer) == WRITER_LOCAL
-    cdef uint64_t epoch = load_u64(&stream.epoch_highest) if local else link.hop.told_epoch
-    cdef uint32_t up = load_u32(&stream.source_up) if local else link.told_up
+    cdef uint64_t epoch = load_u64(&stream.epoch_highest)
+    cdef uint32_t up = load_u32(&stream.source_up)
     cdef uint32_t info = load_u32(&stream.info_changes)
+    cdef uint32_t hops = 0
+    cdef uint32_t told
+    if not is_ours(link):
+        epoch = link.hop.told_epoch
+        told = feed_listing(&link.hop.feed, epoch)
+        up = told != PARENT_NONE and link.hop.feed.parents[told].up
+        hops = feed_hops(&link.hop.feed, epoch, bone.merge)
     if epoch == 0 and info == 0:
         return
     if epoch != link.listed_epoch or up != link.listed_up or info != link.listed_info or (
-        link.version == 0
+        hops != link.listed_hops or link.version == 0
     ):
         link.listed_epoch = epoch
         link.listed_up = up
         link.listed_info = info
+        link.listed_hops = hops
         link_list(bone, link)
 
 # --- open and close ------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from relay._core.atomics cimport load_u32
+from relay._core.backbone_parent cimport upstream_first
 from relay._core.backbone_state cimport backbone_counters_t, backbone_t, link_t
 from relay._core.engine cimport now_us
+from relay._core.parents cimport PARENT_NONE, feed_listing, peer_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_unlock
 from relay._core.stream cimport MOUNT_BYTES_MAX
 from relay._core.upstream cimport UPSTREAMS_MAX, upstream_t
@@ -21,6 +23,8 @@ cdef struct link_view_t:
     uint32_t mount_bytes
     uint32_t state            # HOP_…
     uint32_t hops             # 0: not from upstream
+    uint32_t feeding          # which upstream; PARENT_NONE
+    uint64_t switches
     bint subscribed
     bint from_upstream
     bint downstream
@@ -35,8 +39,10 @@ cdef struct link_view_t:
 cdef struct backbone_view_t:
     uint64_t now_us
     backbone_counters_t counters
+    peer_t peers[UPSTREAMS_MAX]
     upstream_t* upstreams     # copies; owned
     uint32_t upstreams_count
+    uint32_t first            # the one that feeds most
     link_view_t* links        # owned
     uint32_t links_count
     uint32_t held_bytes       # of answers that libzmq still holds
@@ -50,10 +56,13 @@ cdef inline void view_free(backbone_view_t* view) noexcept nogil:
     free(view.links)
 
 cdef inline void view_link(link_t* link, link_view_t* view) noexcept nogil:
+    cdef uint32_t told = feed_listing(&link.hop.feed, link.hop.told_epoch)
     memcpy(view.mount, link.mount, sizeof(view.mount))
     view.mount_bytes = link.mount_bytes
     view.state = link.hop.state
-    view.hops = link.told_hops + 1 if link.from_upstream else 0
+    view.hops = link.listed_hops if link.from_upstream else 0
+    view.feeding = link.hop.feed.feeding
+    view.switches = link.hop.feed.switches
     view.subscribed = link.hop.subscribed
     view.from_upstream = link.from_upstream
     view.downstream = load_u32(&link.stream.downstream) != 0
@@ -61,12 +70,13 @@ cdef inline void view_link(link_t* link, link_view_t* view) noexcept nogil:
     view.told_epoch = link.hop.told_epoch
     view.sent_sequence = link.out.sequence
     view.target_sequence = link.hop.target_sequence
-    view.told_up = link.told_up
+    view.told_up = told != PARENT_NONE and link.hop.feed.parents[told].up
     view.hole_us = link.hop.hole_us
     view.tail_whole = link.hop.back_over or not link.hop.subscribed
 
 cdef inline void view_copy(backbone_t* bone, backbone_view_t* view) noexcept nogil:
     cdef uint64_t slot
+    cdef uint32_t i
     cdef link_t* link
     view.links = <link_view_t*>malloc((bone.links + 1) * sizeof(link_view_t))
     if view.upstreams == NULL or view.links == NULL:
@@ -75,6 +85,10 @@ cdef inline void view_copy(backbone_t* bone, backbone_view_t* view) noexcept nog
     view.counters = bone.counters
     view.upstreams_count = bone.upstreams_count
     memcpy(view.upstreams, bone.upstreams, sizeof(bone.upstreams))
+    memcpy(view.peers, bone.peers, sizeof(bone.peers))
+    for i in range(view.upstreams_count):
+        view.upstreams[i].peer = &view.peers[i]
+    view.first = upstream_first(bone).index
     if bone.pool != NULL:       # gone once stop() has freed what the thread held
         view.held_bytes = load_u32(&bone.pool.held_bytes)
     view.subscriptions = bone.demand.count

@@ -14,8 +14,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset, strcmp
 
-from relay._core.hop cimport (
-    HOP_ANSWER_US, PEER_CONNECTING, PEER_LOOP, PEER_LOST, PEER_UP, peer_t,
+from relay._core.hop cimport HOP_ANSWER_US
+from relay._core.parents cimport (
+    PARENTS_MAX, PEER_CONNECTING, PEER_LOOP, PEER_LOST, PEER_UP, peer_t,
 )
 from relay._core.wire cimport (
     WIRE_ADDRESS_BYTES_MAX, WIRE_PATH_MAX, wire_beacon_t, writer_t,
@@ -23,7 +24,7 @@ from relay._core.wire cimport (
 from relay._core.zmq_api cimport *
 
 cdef enum:
-    UPSTREAMS_MAX = 8
+    UPSTREAMS_MAX = PARENTS_MAX
     WINDOW_MAX = 32           # requests open at one upstream, whatever the number of streams
     REPAIR_ADDRESS_BYTES = 512
     # silence after which the SUB is connected anew; jitter adds up to as much
@@ -48,14 +49,15 @@ cdef struct upstream_t:
     char host[WIRE_ADDRESS_BYTES_MAX + 1]       # tcp://host, without the port
     char address[WIRE_ADDRESS_BYTES_MAX + 1]    # tcp://host:port, as the SUB was connected
     char repair_address[REPAIR_ADDRESS_BYTES]   # as the DEALER was
-    peer_t peer
+    uint32_t index            # its place among the upstreams
+    peer_t* peer              # what decisions see of it; borrowed
     uint64_t node_id[2]       # 0: not heard yet
     uint32_t version          # of its protocol, when it is not ours
     uint64_t path[WIRE_PATH_MAX]  # low halves of the ids above it, nearest first
     uint32_t path_count
-    uint32_t load             # ‰
     pages_t pages
-    uint32_t window           # requests open now
+    uint32_t feeds            # streams that it feeds, as of the last beacon
+    uint64_t lost_total       # times that it was lost
     uint64_t redial_us        # when a silent SUB is connected anew; 0: not silent
     uint64_t unheard_us       # since when the DEALER has asked and heard nothing; 0: it has heard
 
@@ -69,6 +71,7 @@ cdef inline void dealer_close(upstream_t* up) noexcept nogil:
         dealer_option(up, RELAY_ZMQ_LINGER, 0)
         up.api.close(up.dealer)
         up.dealer = NULL
+    up.peer.answers = False
 
 cdef inline bint dealer_connect(upstream_t* up) noexcept nogil:
     # False: what was announced is no address; a beacon with another may come.
@@ -94,6 +97,7 @@ cdef inline bint dealer_connect(upstream_t* up) noexcept nogil:
     if up.api.connect(up.dealer, up.repair_address) != 0:
         dealer_close(up)
         return False
+    up.peer.answers = True
     return True
 
 cdef inline bint upstream_ask(
@@ -108,8 +112,8 @@ cdef inline bint upstream_ask(
 
 cdef inline void upstream_closed(upstream_t* up) noexcept nogil:
     # A request is answered, or given up.
-    if up.window > 0:
-        up.window -= 1
+    if up.peer.window > 0:
+        up.peer.window -= 1
 
 cdef inline bint upstream_redial(
     upstream_t* up, uint64_t now, bint paused, uint64_t jitter,
@@ -167,7 +171,7 @@ cdef inline int upstream_adopt(upstream_t* up, const wire_beacon_t* beacon) noex
         snprintf(address, REPAIR_ADDRESS_BYTES, "%s:%u", up.host, beacon.router_port)
     up.path_count = beacon.path_count
     memcpy(up.path, beacon.path, sizeof(beacon.path))
-    up.load = beacon.load
+    up.peer.load = beacon.load
     if same and strcmp(address, up.repair_address) == 0 and up.dealer != NULL:
         return ADOPTED_SAME
     if not same:

@@ -37,6 +37,8 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     title: str | None = None
     head_sequence: int | None = None
     listeners_peak: int = 0
+    upstream: str | None = None  # the one that feeds it; null at the origin, and while idle
+    switches: int = 0  # times that another upstream took over
     counters: dict[str, int] = {}
     info: dict[str, str] = {}  # the header lines of the reply to listeners
 
@@ -53,7 +55,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     backbone: str | None
     insecure: bool
     streams: list[StreamFacts]
-    upstream: dict[str, Any] | None = None
+    upstream: dict[str, Any] | None = None  # the one that feeds most
+    upstreams: list[dict[str, Any]] = []  # all of them, in the order of the settings
     counters: dict[str, Any] = {}
 
 
@@ -100,6 +103,8 @@ def stream_facts(
         title=snapshot.get("title"),
         head_sequence=snapshot.get("head_sequence"),
         listeners_peak=max(listeners_peak, snapshot["listeners"]),
+        upstream=snapshot.get("upstream"),
+        switches=snapshot.get("switches", 0),
         counters={k: v for k, v in snapshot["counters"].items() if isinstance(v, int)},
         info=info,
     )
@@ -128,6 +133,7 @@ def status_document(facts: Facts) -> dict[str, Any]:
         "node": {name: getattr(facts, name) for name in names},
         "streams": [stream_document(stream) for stream in facts.streams],
         "upstream": facts.upstream,
+        "upstreams": facts.upstreams,
         "counters": facts.counters,
     }
 

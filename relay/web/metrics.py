@@ -3,7 +3,7 @@
 Rules of this room
   1. A collector over `Facts`, in a registry of its own: nothing global, nothing counted here.
   2. Counters end in _total there and here; all names begin with relay_.
-  3. Labels are bounded: `mount` by streams_max, `shard` by the threads.
+  3. Labels are bounded: `mount` by streams_max, `shard` by the threads, `upstream` by 8.
   4. What is in no table below is not exposed; docs/http-api.md tells the same (a test sees to it).
 """
 
@@ -25,7 +25,7 @@ _NODE = {
     "listeners": "Listeners attached now.",
     "listeners_max": "Listeners that fit at once.",
     "streams": "Streams that this node knows now.",
-    "upstream_up": "1 while the upstream node is heard; absent on a node without one.",
+    "upstream_up": "1 while an upstream node is heard; absent on a node without one.",
     "directory_known": "1 once the upstream has told which streams it has; absent without one.",
     "heads": "Connections now whose request head is not whole yet.",
     "pages_waiting": "Connections now in the queue to the pages.",
@@ -71,20 +71,20 @@ _NODE = {
     "source_displaced_total": "Connections at the source door ended because too many waited.",
 }
 _BACKBONE = {
-    "received_messages_total": "Messages from the upstream.",
-    "received_bytes_total": "Bytes from the upstream.",
-    "received_frames_total": "Frames from the upstream.",
+    "received_messages_total": "Messages from upstreams.",
+    "received_bytes_total": "Bytes from upstreams.",
+    "received_frames_total": "Frames from upstreams, those that were here already too.",
     "sent_messages_total": "Runs published, whatever the number of children.",
     "sent_bytes_total": "Bytes published, whatever the number of children.",
     "sent_frames_total": "Frames published, whatever the number of children.",
     "beacons_sent_total": "Signs of life sent to children.",
-    "beacons_received_total": "Signs of life heard from the upstream.",
+    "beacons_received_total": "Signs of life heard from upstreams.",
     "joins_asked_total": "Requests for a stream's tail.",
     "repairs_asked_total": "Requests for missing frames.",
     "backfills_asked_total": "Requests for frames from before a stream's base.",
-    "answers_later_total": "Answers of the upstream that it has not got it yet.",
-    "answers_gone_total": "Answers of the upstream that it has it no more.",
-    "timeouts_total": "Requests that the upstream did not answer.",
+    "answers_later_total": "Answers of an upstream that it has not got it yet.",
+    "answers_gone_total": "Answers of an upstream that it has it no more.",
+    "timeouts_total": "Requests that an upstream did not answer.",
     "redials_total": "Connections made anew because nothing was heard on them.",
     "deferred_total": "Requests of children put off: they have not read their answers yet.",
     "requests_total": "Requests of children.",
@@ -97,10 +97,15 @@ _BACKBONE = {
     "unwanted_messages_total": "Messages of streams that this node does not take.",
     "early_frames_total": "Frames further ahead than the ring reaches, fetched later.",
     "mount_conflicts_total": "Upstream streams whose mount has a source on this node.",
-    "pages_asked_total": "Requests for a part of the upstream's directory.",
-    "upstreams_lost_total": "Times that the upstream was lost.",
-    "switches_total": "Times that the upstream was another node than before.",
-    "loops_total": "Times that the upstream led back here.",
+    "pages_asked_total": "Requests for a part of an upstream's directory.",
+    "upstreams_lost_total": "Times that an upstream was lost.",
+    "switches_total": "Times that an upstream was another node than before.",
+    "moves_total": "Times that a stream went over to another upstream.",
+    "shadowed_total": "Sources elsewhere whose epoch lost against a higher one of the mount.",
+    "lost_gone_frames_total": "Missing frames given up because no upstream has them any more.",
+    "lost_wait_frames_total": "Missing frames given up because they did not come in time.",
+    "lost_outage_frames_total": "Missing frames given up because the ring did not reach so far.",
+    "loops_total": "Times that an upstream led back here.",
     "turns_total": "Turns of the backbone thread.",
     "refused_total": "Messages refused, whatever the reason.",
     "refused_short_total": "Messages refused because their fields end too early or too late.",
@@ -111,6 +116,13 @@ _BACKBONE = {
     "refused_text_total": "Messages refused for text that does not belong there.",
     "refused_topic_total": "Subscriptions refused because they are no topic of ours.",
     "refused_full_total": "Messages refused because a bound of this node was reached.",
+}
+_UPSTREAM = {
+    "alive": "1 while this upstream is heard.",
+    "sign_age_ms": "Time since its last sign of life.",
+    "feeds": "Streams that come from it now.",
+    "load": "Share of its backbone thread's time that was taken, per mille.",
+    "lost_total": "Times that it was lost.",
 }
 _SHARD = {
     "listeners": "Listeners attached to this shard now.",
@@ -184,6 +196,7 @@ class NodeCollector:
             if name in counters:
                 yield _single(name, help_, counters[name])
         yield from _labelled("shard_", "shard", _SHARD, _shards(facts))
+        yield from _labelled("upstream_", "upstream", _UPSTREAM, _upstreams(facts))
         of_streams = {stream.mount: stream.counters for stream in facts.streams}
         yield from _labelled("stream_", "mount", _STREAM, of_streams)
         for name, (help_, read) in _STREAM_GAUGES.items():
@@ -207,6 +220,14 @@ def _family(name: str, help_: str, label: str, values: dict[str, float]) -> Metr
 
 def _shards(facts: Facts) -> dict[str, dict[str, Any]]:
     return {str(number): told for number, told in enumerate(facts.counters.get("shards", []))}
+
+
+def _upstreams(facts: Facts) -> dict[str, dict[str, Any]]:
+    rows = {}
+    for told in facts.upstreams:
+        row = dict(numbers(told)) | {"alive": float(told["state"] == "up")}
+        rows[told["address"]] = row
+    return rows
 
 
 def _labelled(
