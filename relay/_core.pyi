@@ -72,7 +72,7 @@ class Stream:
         self,
         *,
         epoch: int | None = None,
-        origin: int = 0,
+        origin: int | None = None,
         sequence: int = 0,
         position: int = 0,
         media_us: int = 0,

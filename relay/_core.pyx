@@ -506,7 +506,7 @@ cdef class Stream:
         check_process()
         stream_unclaim(self.stream)
 
-    def begin(self, *, epoch=None, uint64_t origin=0, uint64_t sequence=0, uint64_t position=0,
+    def begin(self, *, epoch=None, origin=None, uint64_t sequence=0, uint64_t position=0,
               uint64_t media_us=0):
         """Begins an epoch and returns it (ms): the wall clock, or the highest seen + 1."""
         self.engine.check()
@@ -515,7 +515,8 @@ cdef class Stream:
         if epoch is None and wanted <= highest:
             wanted = highest + 1
         cdef int status = stream_begin_epoch(
-            self.stream, wanted, origin, sequence, position, media_us
+            self.stream, wanted, self.engine.engine.node_id[0] if origin is None else origin,
+            sequence, position, media_us,
         )
         if status == STREAM_FULL:
             raise SourceError(

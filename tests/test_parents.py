@@ -137,6 +137,26 @@ def test_a_lost_feeder_is_replaced_in_the_same_step() -> None:
     assert (hop.feeding, hop.state["switches"]) == (1, 1)
 
 
+def test_a_feeder_that_no_longer_lists_the_stream_is_replaced() -> None:
+    """It is up, but it has lost the stream."""
+    hop = live()
+    hop.lists(0, lists=False)
+    assert acts(hop, T) == ["leave 0", "subscribe 1"]
+
+
+def test_a_restarted_parent_is_asked_again_for_what_was_gone() -> None:
+    """Another process may have what the last had not."""
+    hop = live()
+    hop.look(head=200, hole_end=210)
+    acts(hop, T)
+    hop.gone(210, T)
+    acts(hop, T)
+    hop.later(T)
+    assert acts(hop, T + MS) == []
+    hop.back(0, T + MS, process=True)
+    assert acts(hop, T + MS) == ["leave 1", "repair 0"]
+
+
 def test_nothing_is_left_or_given_up_while_all_are_lost() -> None:
     """Whoever comes back first goes on."""
     hop = live()

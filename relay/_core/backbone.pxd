@@ -189,11 +189,12 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
     backbone_upstreams(bone)
     if bone.xpub != NULL:
         parent_subscriptions(bone)
-        parent_requests(bone)
     backbone_dirty(bone)
     if bone.now_us >= bone.sweep_us:
         backbone_sweep(bone)
     backbone_touched(bone)
+    if bone.xpub != NULL:               # after the live frames: repairs wait for them
+        parent_requests(bone)
     if bone.tombs > TOMBS_MAX // 2:     # here nobody walks the table
         tombs_purge(bone)
     for i in range(bone.upstreams_count):

@@ -8,7 +8,7 @@
 #   4. An answer has at most ANSWER_PACKS_MAX runs, one to a join JOIN_PACKS_MAX.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport load_pointer, load_u32, load_u64
@@ -44,6 +44,7 @@ cdef inline bint answer(backbone_t* bone, relay_msg_t* to, relay_msg_t* msg) noe
         return False
     bone.counters.sent_bytes_total += size
     bone.answered_bytes += size
+    bone.allowed_bytes -= <int64_t>size
     return True
 
 cdef inline bint answer_bytes(

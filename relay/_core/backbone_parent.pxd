@@ -5,12 +5,12 @@
 #   1. Runs in the backbone thread, inside a turn. Reads rings; writes none.
 #   2. Never waits for a child: XPUB drops for one that stalls, and it repairs.
 #   3. A node sends on only what its head has passed.
-#   4. Per turn: RECEIVES_MAX messages of each kind, PACKS_MAX runs a stream, ANSWER_TURN_BYTES and
-#      ANSWER_TURN_US of answers.
-#   5. An answer is begun only when the last one to this child about this key has left, and its
-#      share of memory (pool.pxd) has room; until then it is told `later`.
+#   4. Per turn: RECEIVES_MAX messages of each kind, PACKS_MAX runs a stream; then, after the live
+#      frames, ANSWER_TURN_BYTES and ANSWER_TURN_US of answers; ANSWER_RATE_BYTES of them a second.
+#   5. An answer is begun only when the last one to this child about this key has left, its share
+#      of memory (pool.pxd) has room, and the rate allows it; until then it is told `later`.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset, strlen
 
 from relay._core.atomics cimport add_u32, load_u32, load_u64, store_u32
@@ -33,6 +33,8 @@ from relay._core.zmq_api cimport *
 cdef enum:
     ANSWER_TURN_BYTES = 4194304
     ANSWER_TURN_US = 10000
+    ANSWER_RATE_BYTES = 134217728   # a second, to all children together: 1 Gbit/s
+    ANSWER_BURST_BYTES = 33554432   # at once, after a quiet time
     PACKS_MAX = 64
     PREVIOUS_US = 5000000     # how long the epoch before is kept for repairs
     BEACON_ENTRIES_MAX = (WIRE_BEACON_BYTES_MAX - 512) // WIRE_BEACON_ENTRY_BYTES
@@ -278,9 +280,17 @@ cdef inline bint asker_ready(
     # Has what this child asked about this key before left, and may it have more?
     bone.asker = share_find(bone.pool, asker_id(bone, to, 0), NULL)
     bone.asker_run = share_find(bone.pool, asker_id(bone, to, head.key | 1), bone.asker)
-    return bone.asker != NULL and bone.asker_run != NULL and (
+    return bone.allowed_bytes > 0 and bone.asker != NULL and bone.asker_run != NULL and (
         load_u32(&bone.asker_run.bytes) == 0 and share_has_room(bone.pool, bone.asker)
     )
+
+cdef inline void answers_allow(backbone_t* bone, uint64_t now) noexcept nogil:
+    # What the time since the last turn adds to the answers that may be given.
+    cdef uint64_t more = (now - bone.allowed_us) * (ANSWER_RATE_BYTES // 1000000)
+    bone.allowed_us = now
+    bone.allowed_bytes += <int64_t>more if more < ANSWER_BURST_BYTES else ANSWER_BURST_BYTES
+    if bone.allowed_bytes > ANSWER_BURST_BYTES:
+        bone.allowed_bytes = ANSWER_BURST_BYTES
 
 cdef inline void parent_request(
     backbone_t* bone, relay_msg_t* to, const uint8_t* bytes, size_t size
@@ -309,11 +319,13 @@ cdef inline void parent_requests(backbone_t* bone) noexcept nogil:
     # Two parts each: who asks, what. Anything else is refused.
     cdef relay_msg_t who
     cdef relay_msg_t msg
+    cdef uint64_t begin = now_us()
     cdef uint64_t now
     cdef int i
     bone.api.msg_init(&who)
     bone.api.msg_init(&msg)
     bone.answered_bytes = 0
+    answers_allow(bone, begin)
     for i in range(RECEIVES_MAX):
         if bone.api.msg_recv(&who, bone.router, RELAY_ZMQ_DONTWAIT) < 0:
             break
@@ -332,7 +344,7 @@ cdef inline void parent_requests(backbone_t* bone) noexcept nogil:
             )
         now = now_us()      # others wait for this turn, the children for a beacon
         if bone.answered_bytes >= ANSWER_TURN_BYTES or now >= bone.beacon_us or (
-            now - bone.now_us >= ANSWER_TURN_US
+            now - begin >= ANSWER_TURN_US
         ):
             bone.again = True
             break

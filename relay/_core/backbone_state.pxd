@@ -9,7 +9,7 @@
 #   4. Every listed change gets the next directory version; links are ordered by it, oldest first.
 #   5. Knows no sockets' use: only where they are kept.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -155,6 +155,9 @@ cdef struct backbone_t:
     share_t* asker
     share_t* asker_run
     uint64_t answered_bytes       # in this turn
+    # of answers: grows with time, shrinks with each; below 0 the last one was more than was left
+    int64_t allowed_bytes
+    uint64_t allowed_us           # when it last grew
     uint64_t rounds               # snapshots of directories that were begun
     uint32_t request              # the id of the last request, whatever the upstream
     # time

@@ -127,9 +127,14 @@ class Diamond(Row):
         return relays
 
     def feeders(self) -> list[str]:
-        """Which upstream feeds each stream of the edge."""
-        streams = self.edge.json("/api/v1/status")["streams"]
-        return [stream["upstream"] for stream in streams if stream["mount"] in MOUNTS]
+        """Which upstream feeds each stream of the edge (as of up to half a second ago)."""
+
+        def known() -> list[str]:
+            streams = self.edge.json("/api/v1/status")["streams"]
+            fed = [stream["upstream"] for stream in streams if stream["mount"] in MOUNTS]
+            return fed if None not in fed else []
+
+        return wait_until(known, 3.0, what="a feeder of each stream")
 
     def gap_ms_max(self, since_s: float) -> float:
         """The longest that any listener has waited between two arrivals."""
@@ -266,6 +271,23 @@ def test_frozen_parent_is_left_and_repeats_nothing_when_it_wakes(
             break
     diamond.wait_phase(1.0)
     diamond.wait_news("after SIGCONT")
+    assert not diamond.faults(), "\n".join(diamond.faults())
+
+
+def test_frozen_edge_judges_nobody_by_its_own_sleep(diamond: Diamond) -> None:
+    """SIGSTOP for 1 s, SIGCONT: no upstream counts as lost, no stream moves, no frame is missed."""
+    diamond.branch("standby")
+    diamond.play()
+    wait_ready(diamond.edge)
+    fed = diamond.feeders()
+    for _ in range(3):
+        diamond.edge.stop()
+        diamond.wait_phase(1.0)
+        diamond.edge.cont()
+        diamond.wait_news("after SIGCONT")
+    told = diamond.edge.json("/api/v1/status")
+    assert [up["lost_total"] for up in told["upstreams"]] == [0, 0]
+    assert diamond.feeders() == fed
     assert not diamond.faults(), "\n".join(diamond.faults())
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tools.backbones import Ear, Node, Programme, until
+import zmq
+from tools.backbones import Ear, Node, Programme, free_port, until
+from tools.children import ask
 
 from relay import _core
 from relay.backbone import open_backbone
@@ -155,6 +158,132 @@ def test_the_shorter_path_is_taken(nodes: Callable[..., Node]) -> None:
         Ear(edge, programme).reach(10)
         assert addresses[edge.link()["feeding"]] == origin.address
         assert edge.link()["hops"] == 1
+
+
+def test_goodbye_moves_the_stream_at_once(nodes: Callable[..., Node]) -> None:
+    """A planned stop: nobody waits for a silence, and nothing is missed."""
+    diamond = Diamond(nodes, "standby", silence_ms=10_000)
+    diamond.settle()
+    first = diamond.feeder()
+    diamond.relays[first].backbone.goodbye()
+    until(lambda: diamond.feeder() == 1 - first, 2.0)
+    diamond.relays[first].backbone.close()
+    time.sleep(0.3)
+    diamond.programme.stop()
+    diamond.settle()
+    assert diamond.counters()["lost_frames_total"] == 0
+    assert diamond.edge.counted("moves_total") == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_of_two_origins_the_higher_epoch_wins(nodes: Callable[..., Node], mode: str) -> None:
+    """The other source is shadowed, and counted once; when the winner ends, it does not return."""
+    origins = [nodes(), nodes()]
+    edge = nodes(
+        [origin.address for origin in origins], bind=None, prefetch=["/live"], redundancy=mode
+    )
+    until(lambda: [up["state"] for up in edge.seen()["upstreams"]] == ["up", "up"])
+    older = Programme(origins[0])
+    older.push(50)
+    Ear(edge, older).reach(50)
+    older.run()
+    time.sleep(0.01)
+    newer = Programme(origins[1])
+    assert newer.epoch > older.epoch
+    newer.push(50)
+    newer.run()
+    stream = edge.stream()
+    until(lambda: stream.snapshot()["epoch"] == newer.epoch, 8.0)
+    ear = Ear(edge, newer)
+    ear.reach(100)
+    assert edge.counted("shadowed_total") == 1
+    newer.stop()
+    ear.reach(newer.sent)
+    time.sleep(0.3)
+    assert stream.snapshot()["epoch"] == newer.epoch
+    assert stream.snapshot()["head_sequence"] == newer.sent
+    older.stop()
+
+
+def test_relays_that_name_each_other_feed_no_loop(nodes: Callable[..., Node]) -> None:
+    """Cut off from the origin, neither takes the other's copy for news."""
+    origin = nodes()
+    ports = [free_port(), free_port()]
+    addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
+    relays = [
+        nodes([origin.address, addresses[1 - i]], bind=addresses[i], prefetch=["/live"])
+        for i in range(2)
+    ]
+    programme = Programme(origin)
+    programme.push(50)
+    ears = [Ear(relay, programme) for relay in relays]
+    for ear in ears:
+        ear.reach(50)
+    until(lambda: all(relay.link()["hops"] == 1 for relay in relays), 30.0)
+    origin.cut()
+    until(lambda: all(r.seen()["upstreams"][0]["state"] == "lost" for r in relays), 2.0)
+    time.sleep(0.5)
+    feeding = [relay.link()["feeding"] for relay in relays]
+    assert feeding != [1, 1], "each feeds the other"
+    again = nodes(bind=origin.address)
+    programme = Programme(again)
+    programme.push(20)
+    for relay in relays:
+        until(lambda r=relay: r.stream().snapshot()["epoch"] == programme.epoch, 30.0)
+        Ear(relay, programme).reach(20)
+
+
+def test_children_that_repair_at_once_do_not_starve_the_live_one(
+    nodes: Callable[..., Node],
+) -> None:
+    """Thirty cold edges fetch a whole ring while one listens: it misses nothing, asks nothing."""
+    big = {"ring_s": 60, "ring_bytes_max": 16 << 20}
+    origin = nodes(settings=big)
+    programme = Programme(origin)
+    programme.push(5000)
+    edge = nodes(origin.address, bind=None, prefetch=["/live"], settings=big)
+    ear = Ear(edge, programme)
+    ear.reach(5000)
+    until(lambda: edge.link()["tail_whole"], 20.0)
+    asked = edge.counted("repairs_asked_total")
+    programme.run()
+    cold = [nodes(origin.address, bind=None, prefetch=["/live"], settings=big) for _ in range(30)]
+    for other in cold:
+        until(lambda o=other: o.link().get("tail_whole") and o.engine.find("/live"), 30.0)
+    programme.stop()
+    ear.reach(programme.sent)
+    assert edge.counted("repairs_asked_total") == asked
+    assert edge.counted("upstreams_lost_total") == 0
+    assert ear.stream.snapshot()["counters"]["lost_frames_total"] == 0
+    for other in cold:
+        Ear(other, programme).reach(programme.sent)
+
+
+def test_answers_of_all_children_together_keep_a_rate(nodes: Callable[..., Node]) -> None:
+    """Children that join again and again, and read it all, get 128 MiB/s after the first 32 MiB."""
+    origin = nodes()
+    Programme(origin).push(9000)
+    context = zmq.Context()
+    children = [context.socket(zmq.DEALER) for _ in range(4)]
+    join = ask(b"J", "/live", struct.pack("<QQ", 0, 60_000_000))
+    poller = zmq.Poller()
+    for child in children:
+        child.connect(origin.backbone.repair_address)
+        poller.register(child, zmq.POLLIN)
+        child.send(join)
+    read_bytes, begin = 0, time.monotonic()
+    while time.monotonic() < begin + 1.0:
+        for child, _ in poller.poll(100):
+            answer = child.recv()
+            read_bytes += len(answer)
+            if answer[:1] in (b"d", b"l"):
+                child.send(join)
+    took_s = time.monotonic() - begin
+    context.destroy(0)
+    deferred = origin.counted("deferred_total")
+    print(f"\n{read_bytes >> 20} MiB in {took_s:.2f} s, {deferred} requests deferred")
+    assert read_bytes <= (128 * took_s + 32 + 8) * (1 << 20)
+    assert read_bytes > 8 << 20
 
 
 def test_redundancy_has_two_values() -> None:
