@@ -342,6 +342,21 @@ async def test_edge_tells_upstream_and_refuses_its_mounts(
     assert backbone.calls == ["goodbye", "close"]
 
 
+async def test_each_upstream_tells_what_it_feeds(
+    engines: list[Any], backbone: FakeBackbone
+) -> None:
+    """And each stream where it comes from."""
+    async with relay.Node(upstream="tcp://h:9000") as node:
+        backbone.link("/far", feeding=0, subscribed=True, switches=2)
+        backbone.link("/idle", feeding=0)
+        for mount in ("/far", "/idle"):
+            engines[0].add_stream(mount).writer = "link"
+        facts = node.facts()
+        assert [(s.upstream, s.switches) for s in facts.streams] == [("tcp://h:9000", 2), (None, 0)]
+        told = facts.upstreams[0]
+        assert (told["address"], told["mounts"], told["feeds"]) == ("tcp://h:9000", ["/far"], 1)
+
+
 async def test_lag_of_an_edge_is_what_upstream_has_sent_and_is_not_here(
     engines: list[Any], backbone: FakeBackbone
 ) -> None:

@@ -98,6 +98,18 @@ def test_the_node_and_its_upstream_are_told_in_words() -> None:
     assert lost == "upstream  tcp://o:9000, lost, and tried again"
 
 
+def test_each_of_several_upstreams_has_its_line() -> None:
+    """With what it feeds, and how often it was lost."""
+    told = [
+        {"address": "tcp://a:9000", "state": "up", "sign_age_ms": 13, "feeds": 2, "lost_total": 0},
+        {"address": "tcp://b:9000", "state": "lost", "feeds": 0, "lost_total": 3},
+    ]
+    assert lines({"upstream": told[0], "upstreams": told})[1:3] == [
+        "upstream  tcp://a:9000, up, last sign 13 ms ago, feeds 2 streams",
+        "upstream  tcp://b:9000, lost, and tried again, feeds 0 streams, lost 3 times",
+    ]
+
+
 def test_an_answer_cannot_steer_the_terminal() -> None:
     """A title from a stranger's encoder stays text."""
     shown = "\n".join(lines({"streams": [{"mount": "/a", "title": "\x1b[2J\r\nx"}]}))

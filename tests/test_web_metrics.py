@@ -39,6 +39,20 @@ def test_counters_and_gauges_have_the_names_of_the_glossary() -> None:
     assert found["relay_uptime_s"] == {(): 12.5}
 
 
+def test_each_upstream_has_its_label() -> None:
+    """Its address; a lost one is not alive."""
+    desk = FakeDesk()
+    row = {"feeds": 2, "load": 9, "lost_total": 1, "sign_age_ms": 13}
+    desk.more["upstreams"] = [
+        {"address": "tcp://a:9000", "state": "up", **row},
+        {"address": "tcp://b:9000", "state": "lost", **row, "sign_age_ms": None},
+    ]
+    found = scrape(desk)
+    assert found["relay_upstream_alive"] == {("tcp://a:9000",): 1.0, ("tcp://b:9000",): 0.0}
+    assert found["relay_upstream_sign_age_ms"] == {("tcp://a:9000",): 13.0}
+    assert found["relay_upstream_lost_total"] == {("tcp://a:9000",): 1.0, ("tcp://b:9000",): 1.0}
+
+
 def test_two_nodes_in_a_process_do_not_meet() -> None:
     """Each has a registry of its own."""
     assert scrape(FakeDesk(stream())) != scrape(FakeDesk())

@@ -160,6 +160,7 @@ cdef inline void hop_reaches(
 cdef inline bint hop_here(hop_t* hop, uint64_t epoch, uint64_t first, uint64_t head_sequence,
                           uint64_t now) noexcept nogil:
     # A join is answered. True: begin a ring at `first`; False: the ring that is there goes on.
+    cdef bint joining = hop.state == HOP_JOINING
     hop.answer_by_us = now + HOP_ANSWER_US
     hop.far = False
     if epoch < hop.epoch or (
@@ -170,8 +171,10 @@ cdef inline bint hop_here(hop_t* hop, uint64_t epoch, uint64_t first, uint64_t h
     hop.epoch = epoch
     hop_told(hop, hop.asked_of, epoch, epoch)
     feed_begins(&hop.feed)
-    if hop.feed.feeding != hop.asked_of:
-        feed_take(&hop.feed, hop.asked_of)      # it has shown that it can
+    if joining:
+        hop.feed.feeding = hop.asked_of     # it has shown that it can
+    elif hop.feed.feeding != hop.asked_of:
+        feed_take(&hop.feed, hop.asked_of)
     hop.feed.parents[hop.asked_of].wait_us = 0
     hop.final_known = hop.back_over = False
     hop.target_sequence = first

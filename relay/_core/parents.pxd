@@ -362,7 +362,7 @@ cdef inline void feed_choose(feed_t* feed, const feed_view_t* view, uint64_t now
         if view.joining and best != feed.feeding and parent_is_worth(
             feed, view, best, feed.feeding
         ):
-            feed_take(feed, best)
+            feed.feeding = best     # nothing has come from the other: no switch
 
 cdef inline bint feed_wants(const feed_t* feed, const feed_view_t* view, uint32_t i) noexcept nogil:
     # Is this one to be subscribed?
