@@ -98,6 +98,14 @@ def test_in_merge_the_announced_distance_is_that_of_the_furthest() -> None:
     assert live(merge=False, hops=(1, 3)).hops() == 2
 
 
+def test_a_distance_that_nobody_knows_is_not_nought() -> None:
+    """Told as 0 it would be announced as ours, and no parent would ever be nearer."""
+    hop = live()
+    for parent in (0, 1):
+        hop.lists(parent, lists=False)
+    assert hop.hops() == 255
+
+
 def test_a_parent_with_an_older_epoch_does_not_feed() -> None:
     """The highest epoch wins."""
     hop = Hop(parents=2)

@@ -22,8 +22,8 @@ from relay._core.hop cimport (
     HOP_ANSWER_US, HOP_NOTHING, HOP_RETRY_US, HOP_RETRY_US_MAX, hop_forget, hop_untold,
 )
 from relay._core.parents cimport (
-    DEPTH_MAX, PARENT_NONE, PEER_CONNECTING, PEER_UP, feed_announced, feed_listing, feed_t,
-    parent_t, parent_withdraws,
+    PARENT_NONE, PEER_CONNECTING, PEER_UP, feed_announced, feed_listing, feed_t, parent_t,
+    parent_withdraws,
 )
 from relay._core.stream cimport (
     WRITER_LINK, WRITER_LOCAL, info_t, mount_key, stream_drop, stream_end_epoch, stream_open,
@@ -52,7 +52,7 @@ cdef inline void put_link(writer_t* writer, link_t* link) noexcept nogil:
     else:
         info = <info_t*>load_pointer(<void**>&link.stream.info)
         entry.flags = ENTRY_UP if link.listed_up else 0
-        entry.hops = <uint8_t>(link.listed_hops if link.listed_hops < DEPTH_MAX else DEPTH_MAX)
+        entry.hops = <uint8_t>link.listed_hops
         entry.epoch = link.listed_epoch
         entry.origin = link.stream.origin
         if not is_ours(link):

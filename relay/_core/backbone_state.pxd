@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
 from relay._core.hop cimport HOP_NOTHING, hop_forget, hop_open, hop_t
-from relay._core.parents cimport PARENT_NONE, feed_hops, feed_listing, peer_t
+from relay._core.parents cimport DEPTH_MAX, PARENT_NONE, feed_hops, feed_listing, peer_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from relay._core.ring cimport ring_t
@@ -386,6 +386,8 @@ cdef inline void link_note(backbone_t* bone, link_t* link) noexcept nogil:
         told = feed_listing(&link.hop.feed, epoch)
         up = told != PARENT_NONE and link.hop.feed.parents[told].up
         hops = feed_hops(&link.hop.feed, epoch, bone.merge)
+        if hops > DEPTH_MAX:
+            hops = link.listed_hops if link.listed_hops else DEPTH_MAX
     if epoch == 0 and info == 0:
         return
     if epoch != link.listed_epoch or up != link.listed_up or info != link.listed_info or (

@@ -201,7 +201,7 @@ cdef inline bint feed_has_other(const feed_t* feed, const feed_view_t* view) noe
 
 cdef inline uint32_t feed_hops(const feed_t* feed, uint64_t epoch, bint merge) noexcept nogil:
     # How far from the origin this node is: one more than who feeds it (in merge: than the furthest
-    # of them), or than the nearest who could.
+    # of them), or than the nearest who could. HOPS_NONE: nobody lists the epoch just now.
     cdef uint32_t hops = HOPS_NONE
     cdef uint32_t i
     if feed.feeding != PARENT_NONE and feed.parents[feed.feeding].lists:
@@ -215,7 +215,7 @@ cdef inline uint32_t feed_hops(const feed_t* feed, uint64_t epoch, bint merge) n
             feed.parents[i].hops < hops
         ):
             hops = feed.parents[i].hops
-    return hops + 1 if hops != HOPS_NONE else 0
+    return hops + 1 if hops != HOPS_NONE else HOPS_NONE
 
 cdef inline void feed_announced(feed_t* feed, uint64_t epoch, uint32_t hops) noexcept nogil:
     # A child is being told our distance.
