@@ -37,7 +37,11 @@ from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     retire_sweep, turn_begin, turn_end,
 )
+from relay._core.histogram cimport histogram_below, histogram_quantile_us, histogram_t
 from relay._core.hop cimport PEER_VERSION, peer_t
+from relay._core.observe cimport (
+    BUSY_STEPS, busy_quantile_permille, busy_t, observe_add_up, observed_t,
+)
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
     header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
@@ -50,8 +54,9 @@ from relay._core.connection cimport (
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
     STREAM_FULL, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_begin_epoch, stream_claim,
-    stream_config_t, stream_drop, stream_end_epoch, stream_open, stream_place, stream_push,
-    stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
+    stream_config_t, stream_drop, stream_end_epoch, stream_mark, stream_open, stream_place,
+    stream_push, stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t,
+    stream_unclaim,
 )
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
@@ -318,11 +323,17 @@ cdef class Engine:
         self.check()
         retire_sweep(&self.engine.retire)
         cdef shard_counters_t counters
+        cdef observed_t observed
         cdef int i
+        memset(&observed, 0, sizeof(observed_t))
         shards = []
         for i in range(self.shards_count):
             shard_snapshot(self.shards[i], &counters)
             shards.append(shard_dict(&counters))
+            shards[i]["busy_percent"] = (
+                load_u64(&self.shards[i].observed.busy.last_permille) / 10.0
+            )
+            observe_add_up(&observed, &self.shards[i].observed)
         return {
             "listeners": load_u32(&self.engine.listeners),
             "listeners_max": self.engine.listeners_max,
@@ -331,7 +342,7 @@ cdef class Engine:
             "directory_known": load_u32(&self.engine.directory_known) == 1,
             "pages_waiting": self.engine.pages.count, "sources_waiting": self.engine.sources.count,
             "retired": self.engine.retire.retired_count,
-            "shards": shards, **add_up(shards),
+            "shards": shards, "measured": measured_dict(&observed), **add_up(shards),
         }
 
     def configure(self, mount=None, *, int burst_ms=3000, int pace_ms=200, int lag_ms_max=15000,
@@ -430,9 +441,45 @@ cdef dict add_up(list shards):
         for name, value in shard.items():
             if name.endswith("_max"):
                 total[name] = max(total.get(name, 0), value)
-            elif name != "listeners":
+            elif name not in ("listeners", "busy_percent"):
                 total[name] = total.get(name, 0) + value
     return total
+
+
+cdef tuple _DURATIONS = ("join", "lateness", "gap", "skip")     # by SEEN_…
+cdef tuple _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+
+
+cdef dict measured_dict(const observed_t* observed):
+    found = {name: durations_dict(&observed.durations[i]) for i, name in enumerate(_DURATIONS)}
+    found["busy"] = busy_dict(&observed.busy)
+    return found
+
+
+cdef dict durations_dict(const histogram_t* seen):
+    # `below_total`: how many were shorter than 1,024 µs, 2,048 µs, … (bounds of buckets: exact).
+    found = {"total": seen.total, "sum_us": seen.sum_us, "max_us": seen.max_us}
+    found.update({f"{name}_us": histogram_quantile_us(seen, share) for name, share in _QUANTILES})
+    found["below_total"] = [histogram_below(seen, <uint64_t>1024 << i) for i in range(16)]
+    return found
+
+
+cdef dict busy_dict(const busy_t* seen):
+    # `below_total`: how many windows had a share up to a tenth, two tenths, …
+    cdef uint64_t total = 0
+    cdef int i
+    below = []
+    for i in range(BUSY_STEPS):
+        total += seen.windows[i]
+        below.append(total)
+    found = {
+        "total": total, "sum_percent": seen.sum_permille / 10.0,
+        "max_percent": seen.max_permille / 10.0, "last_percent": seen.last_permille / 10.0,
+    }
+    for name, share in _QUANTILES:
+        found[f"{name}_percent"] = busy_quantile_permille(seen, share) / 10.0
+    found["below_total"] = below
+    return found
 
 
 cdef str mount_problem(int status, str mount, int streams_max):
@@ -534,6 +581,7 @@ cdef class Stream:
         """Puts one whole frame (1 to 65,536 bytes, duration in µs) at the head; never blocks."""
         cdef Buffer run = Buffer(data)
         self.check_source()
+        stream_mark(self.stream, now_us())
         cdef int status = stream_push(self.stream, run.bytes, size_u32(run), duration_us, flags)
         if status < 0:
             raise SourceError(place_problem(status, self.mount, run.size))
@@ -543,6 +591,7 @@ cdef class Stream:
         """Puts a frame where it belongs (1 placed, 0 already here, < 0 refused)."""
         cdef Buffer run = Buffer(data)
         self.check_source()
+        stream_mark(self.stream, now_us())
         return stream_place(self.stream, sequence, position, media_us, run.bytes,
                             size_u32(run), duration_us, flags)
 
@@ -557,7 +606,7 @@ cdef class Stream:
         return stream_resize(self.stream, size_bytes, frames_count) == 1
 
     def title(self, str text):
-        """Sets the title from here on (≤ 4,080 bytes of UTF-8, cut between characters)."""
+        """Sets the title from here on (≤ 4,000 bytes of UTF-8, cut between characters)."""
         cdef bytes data = text.encode()[:TITLE_TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()
         if data:
             self.push(data, 0, FRAME_TITLE)
@@ -723,8 +772,9 @@ cdef class Source:
         if self.stream.stream.ring == NULL:
             raise SourceError(f"{self.stream.mount}: begin() an epoch before the first feed()")
         with nogil:
-            step = self.take(run.bytes, run.size)
             now = now_us()
+            stream_mark(self.stream.stream, now)
+            step = self.take(run.bytes, run.size)
         if step < 0:
             raise SourceError(f"{self.stream.mount}: {scan_reason(step).decode()}")
         return self.ahead_us(now)

@@ -15,7 +15,8 @@ from relay._core.handover cimport (
 )
 from relay._core.histogram cimport (
     histogram_above_us as room_histogram_above_us, histogram_add,
-    histogram_bucket as room_histogram_bucket, histogram_merge, histogram_quantile_us, histogram_t,
+    histogram_below, histogram_bucket as room_histogram_bucket, histogram_merge,
+    histogram_quantile_us, histogram_read, histogram_t,
 )
 from relay._core.http_head cimport (
     head_end as room_head_end, head_parse as room_head_parse, head_t,
@@ -131,6 +132,16 @@ cdef class Histogram:
     def merge(self, Histogram other):
         """Adds all that the other has seen."""
         histogram_merge(&self.histogram, &other.histogram)
+
+    def below(self, uint64_t bound_us):
+        """How many were shorter."""
+        return histogram_below(&self.histogram, bound_us)
+
+    def read(self):
+        """Everything that another thread reads of it."""
+        cdef histogram_t copy
+        histogram_read(&self.histogram, &copy)
+        return copy
 
     def quantile_us(self, double share):
         """What this share of all did not exceed."""

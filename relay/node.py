@@ -367,6 +367,7 @@ class Node:
         streams.sort(key=lambda stream: stream.mount)
         self._peaks = {stream.mount: stream.listeners_peak for stream in streams}
         counters = self.snapshot()
+        measured = counters.pop("measured", {})
         counters |= _flat("backbone", link.get("counters", {}))
         if not link.get("upstream"):  # the engine takes none for one that has told everything
             counters = {k: v for k, v in counters.items() if k not in _OF_UPSTREAM}
@@ -382,6 +383,7 @@ class Node:
             streams=streams,
             upstream=self._upstream_facts(link),
             counters=counters,
+            measured=measured,
         )
 
     def _upstream_facts(self, link: Mapping[str, Any]) -> dict[str, Any] | None:

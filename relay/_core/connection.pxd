@@ -18,6 +18,9 @@ from relay._core.listener cimport (
     END_CLOSED, END_REASONS, END_RESET, END_SHUTDOWN, FLOW_BLOCKED, FLOW_MORE, FREE, HEAD,
     MSG_DONTWAIT, PARTING, flow_t, listener_flow, listener_leave_ring, listener_t,
 )
+from relay._core.observe cimport (
+    SEEN_GAP, SEEN_JOIN, SEEN_SKIP, observe, observe_lateness, observed_t,
+)
 from relay._core.pace cimport (
     NOBODY, pace_slots, wheel_close, wheel_join, wheel_open, wheel_put, wheel_remove, wheel_t,
 )
@@ -116,6 +119,7 @@ cdef struct shard_t:
     shard_counters_t counters
     uint64_t published_version  # odd while `published` changes
     shard_counters_t published
+    observed_t observed       # read where it is: observe.pxd
 
 # --- life -----------------------------------------------------------------------------------------
 
@@ -204,9 +208,12 @@ cdef inline void shard_flow(
     if flow.skipped:
         shard.counters.skips_total += 1
         add_u64(&listener.stream.counters.skips_total, 1)
+        observe(&shard.observed, SEEN_SKIP, 0, flow.skipped_us)
     if status < 0:
         shard_end(shard, index, -status)
         return
+    if flow.position < listener.position and listener.sent_bytes > sent_before:
+        shard_book_audio(shard, listener, flow)
     listener.blocked = status == FLOW_BLOCKED
     if listener.blocked:
         shard.counters.short_writes_total += 1
@@ -219,6 +226,20 @@ cdef inline void shard_flow(
     elif shard.wheel.links[index].slot == <uint32_t>NOBODY:
         wheel_put(&shard.wheel, index,
                   shard.wheel.slot - 1 + pace_slots(listener.stream.config.pace_us))
+
+cdef inline void shard_book_audio(
+    shard_t* shard, listener_t* listener, flow_t* flow
+) noexcept nogil:
+    # Audio went out: how soon? By a clock of its own, 20 ns: a full turn lasts tens of ms, and who
+    # is served last in it must not be told as if he were first.
+    cdef uint64_t now = now_us()
+    observe(&shard.observed, SEEN_GAP if listener.heard else SEEN_JOIN, listener.audio_us, now)
+    if flow.position >= listener.burst_position:
+        observe_lateness(
+            &shard.observed, listener.ring, flow.position, shard.counters.turns_total, now
+        )
+    listener.audio_us = now
+    listener.heard = True
 
 cdef inline void shard_end(shard_t* shard, uint32_t index, int reason) noexcept nogil:
     # The end of a listener, with its counted reason.

@@ -112,7 +112,7 @@ cdef inline void shard_welcome(
     listener = &shard.records[index]
     listener.fd = fd
     listener.state = HEAD
-    listener.began_us = listener.progress_us = now
+    listener.began_us = listener.progress_us = listener.audio_us = now
     door_address(from_, listener.address, &listener.port)
     shard_head_add(shard, index)
     if not shard_watch(shard, index):

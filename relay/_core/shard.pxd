@@ -24,6 +24,7 @@ from relay._core.listener cimport (
     END_CLOSED, END_GARBAGE, END_RESET, END_SHUTDOWN, FLOWING, FREE, HEAD, PARKED, PARTING,
     flow_open, flow_t, listener_skip_later, listener_t,
 )
+from relay._core.observe cimport observe_busy
 from relay._core.pace cimport (
     NOBODY, SLOT_US, WHEEL_SLOTS, wheel_catch_up, wheel_is_due, wheel_next_us, wheel_remove,
     wheel_t,
@@ -35,6 +36,7 @@ cdef inline void shard_run(shard_t* shard) noexcept nogil:
     cdef epoll_event events[EVENTS_MAX]
     cdef int count
     cdef uint64_t now
+    cdef uint64_t end
     cdef uint64_t wait_us
     while not load_u32(&shard.stop):
         wait_us = wheel_next_us(&shard.wheel, now_us(), 100000)
@@ -46,7 +48,9 @@ cdef inline void shard_run(shard_t* shard) noexcept nogil:
         shard_expire_heads(shard, now)
         shard_open_door(shard, now)
         shard.counters.turns_total += 1
-        shard.counters.busy_us_total += now_us() - now
+        end = now_us()
+        shard.counters.busy_us_total += end - now
+        observe_busy(&shard.observed, now, end)
         shard_publish(shard)
         turn_end(&shard.engine.retire, shard.number)
 
