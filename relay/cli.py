@@ -297,7 +297,7 @@ def push(url: str, password: str | None, **options: Any) -> int:
     help="The admin password; better RELAY_ADMIN_PASSWORD.",
 )
 def status(url: str, **options: Any) -> int:
-    """Show a node's streams, listeners, lag and upstream.
+    """Show a node's streams, listeners, lag and upstream, and what it measured of its service.
 
     \b
     Example:
