@@ -9,9 +9,11 @@ from typing import Any
 from tools.engines import Programme, body_of, dial, get, read_until, running, slow
 from tools.lateness import Heard, LatenessChecker, percentile
 from tools.listeners import Crowd, Listener
-from tools.nodes import wait_until
+from tools.nodes import NodeProcess, Nodes, wait_known, wait_until
+from tools.sources import LiveSource, Source
 
 import relay._core as core
+from relay.status import lines, status
 
 PACE_MS = 200
 
@@ -153,6 +155,28 @@ def test_shards_are_added_up_and_each_tells_its_busy_share() -> None:
     assert told["measured"]["join"]["total"] == 60
     assert all(0 <= shard["busy_percent"] <= 100 for shard in told["shards"])
     assert "busy_percent" not in told
+
+
+def lateness_seen(node: NodeProcess) -> bool:
+    """Whether a node has booked a dozen sends beyond the burst."""
+    return bool(node.json("/api/v1/status")["measured"]["lateness"]["total"] >= 12)
+
+
+def test_each_node_tells_its_own_lateness(nodes: Nodes, crowd: Crowd) -> None:
+    """Encoder, origin, relay: frames get their time in whichever ring they arrive."""
+    origin, edge = nodes.row(2)
+    with LiveSource(Source(origin.address)):
+        wait_known(edge, "/live")
+        for node in (origin, edge):
+            crowd.join(node.address)
+        wait_until(lambda: lateness_seen(origin) and lateness_seen(edge), 15.0, every_s=0.2)
+        for node in (origin, edge):
+            told = node.json("/api/v1/status")["measured"]
+            assert told["join"]["total"] == 1
+            assert 0 < told["lateness"]["p50_ms"] <= told["lateness"]["max_ms"] < 5000
+            assert told["gap"]["total"] > 0
+            assert b"relay_lateness_seconds_bucket" in node.get("/metrics").body
+            assert any(line.startswith("lateness  p50 ") for line in lines(status(node.url())))
 
 
 def test_an_engine_without_listeners_has_seen_nothing() -> None:
