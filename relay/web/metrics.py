@@ -117,6 +117,10 @@ _SHARD = {
     "turns_total": "Turns of this shard.",
     "busy_us_total": "Time that this shard worked, µs.",
     "late_us_max": "The furthest that this shard ever fell behind a listener's slot, µs.",
+    "behind_us_total": "Time by which all listeners were put off because there were too many, µs.",
+    "pace_ms": "How often this shard serves a listener now, where pace_ms is auto, ms.",
+    "pace_changes_total": "Times that this shard chose another pace.",
+    "pace_moves_total": "Listeners that took another pace.",
 }
 _STREAM = {
     "received_bytes_total": "Bytes of audio that came in.",
