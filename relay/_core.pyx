@@ -388,15 +388,20 @@ cdef class Engine:
             "shards": shards, "measured": measured_dict(&observed), **add_up(shards),
         }
 
-    def configure(self, mount=None, *, int burst_ms=3000, int pace_ms=200, int lag_ms_max=15000,
-                  int stall_ms=15000, int linger_s=60, int catchup_ms=10000, int ring_s=20,
-                  int ring_bytes_max=64 << 20, int ahead_ms=5000, int listeners_max=0):
-        """Sets the defaults of all streams, or with `mount` of one; before the threads start."""
+    def configure(self, mount=None, *, int burst_ms=3000, pace_ms=None, int pace_ms_min=100,
+                  int pace_ms_max=1000, int lag_ms_max=15000, int stall_ms=15000, int linger_s=60,
+                  int catchup_ms=10000, int ring_s=20, int ring_bytes_max=64 << 20,
+                  int ahead_ms=5000, int listeners_max=0):
+        """Sets the defaults of all streams, or with `mount` of one; before the threads start.
+        `pace_ms` None: chosen by the load, between pace_ms_min and pace_ms_max."""
         self.check()
+        if pace_ms is not None:
+            pace_ms_min = pace_ms_max = pace_ms
         cdef stream_config_t config
         cdef bytes name
         config.burst_us = burst_ms * <uint64_t>1000
-        config.pace_us = pace_ms * <uint64_t>1000
+        config.pace_us_min = pace_ms_min * <uint64_t>1000
+        config.pace_us_max = pace_ms_max * <uint64_t>1000
         config.lag_us_max = lag_ms_max * <uint64_t>1000
         config.stall_us = stall_ms * <uint64_t>1000
         config.linger_us = linger_s * <uint64_t>1000000
@@ -482,7 +487,7 @@ cdef dict add_up(list shards):
     total = {}
     for shard in shards:
         for name, value in shard.items():
-            if name.endswith("_max"):
+            if name.endswith("_max") or name == "pace_ms":
                 total[name] = max(total.get(name, 0), value)
             elif name not in ("listeners", "busy_percent"):
                 total[name] = total.get(name, 0) + value

@@ -93,7 +93,7 @@ def _bounds(option: Option) -> str:
     kind, _, bounds = option.form.replace('"', "").partition(" ")
     default = "may be repeated" if option.is_list else f"default: {option.default_text}"
     numeric = kind in ("integer", "number")
-    return f"{bounds}; {default}" if numeric else default.replace('"', "")
+    return (f"{bounds}; {default}" if numeric else default).replace('"', "")
 
 
 def _setting(option: Option) -> Callable[[Any], Any]:

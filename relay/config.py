@@ -54,9 +54,6 @@ __all__ = [
     "summary",
 ]
 
-PACE_AUTO_MS = 200
-"""The pace of a mount whose `pace_ms` is "auto", until the node chooses it from its load."""
-PACE_AUTO_CEILING_MS = 1000
 REPAIR_WAIT_MS_MAX = 1500
 RING_READABLE = 0.8
 """The part of a ring that listeners may lag into; the rest is the writer's guard."""
@@ -279,11 +276,14 @@ class DefaultsConfig(_Table, frozen=True, kw_only=True):
     ] = 3000
     pace_ms: Annotated[
         Annotated[int, Meta(ge=10, le=1000)] | Literal["auto"],
-        Meta(
-            description=f"How often a listener is served; auto is chosen by the node "
-            f"(for now {PACE_AUTO_MS}).",
-        ),
-    ] = 200
+        Meta(description="How often a listener is served; auto: chosen from the load."),
+    ] = "auto"
+    pace_ms_min: Annotated[
+        int, Meta(ge=10, le=1000, description="The fastest pace that auto chooses.")
+    ] = 100
+    pace_ms_max: Annotated[
+        int, Meta(ge=10, le=1000, description="The slowest pace that auto chooses.")
+    ] = 1000
     ring_s: Annotated[
         float, Meta(ge=1, le=600, description="Media time that a stream keeps in memory.")
     ] = 20.0
@@ -321,14 +321,14 @@ class DefaultsConfig(_Table, frozen=True, kw_only=True):
     ] = 0
 
     @property
-    def pace_fixed_ms(self) -> int:
-        """The pace as a number, also where it is "auto"."""
-        return PACE_AUTO_MS if self.pace_ms == "auto" else self.pace_ms
+    def pace_fixed_ms(self) -> int | None:
+        """The pace as a number; None where it is chosen from the load."""
+        return None if self.pace_ms == "auto" else self.pace_ms
 
     @property
     def pace_ceiling_ms(self) -> int:
         """The slowest pace that this setting may come to."""
-        return PACE_AUTO_CEILING_MS if self.pace_ms == "auto" else self.pace_ms
+        return self.pace_ms_max if self.pace_ms == "auto" else self.pace_ms
 
     @property
     def lag_ceiling_ms(self) -> int:
@@ -432,6 +432,7 @@ class Config(_Table, frozen=True, kw_only=True):
 
 
 _Finding = tuple[set[str], str]  # the keys that a cross check looked at, and its line
+_PACES = ("pace_ms", "pace_ms_min", "pace_ms_max")
 
 
 def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_Finding]:
@@ -452,10 +453,14 @@ def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_F
     yield from _check_overlap(http, config.backbone)
     yield from _check_trust(config.backbone)
     yield from _check_upstream(config.backbone)
+    yield from _check_pace("defaults", config.defaults)
     yield from _check_lag("defaults", config.defaults)
     for mount, stream in streams.items():
-        if own[mount].keys() & {"burst_ms", "pace_ms", "lag_ms_max", "ring_s"}:
-            yield from _check_lag(f"streams.{show_scalar(mount)}", stream)
+        table = f"streams.{show_scalar(mount)}"
+        if own[mount].keys() & _PACES:
+            yield from _check_pace(table, stream)
+        if own[mount].keys() & {*_PACES, "burst_ms", "lag_ms_max", "ring_s"}:
+            yield from _check_lag(table, stream)
 
 
 def _check_overlap(http: HttpConfig, backbone: BackboneConfig) -> Iterator[_Finding]:
@@ -495,22 +500,33 @@ def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
         )
 
 
+def _keys(table: str, *names: str) -> set[str]:
+    """Where these values of a stream may come from."""
+    return {f"{home}.{name}" for home in (table, "defaults") for name in names}
+
+
+def _check_pace(table: str, stream: DefaultsConfig) -> Iterator[_Finding]:
+    """Hold floor ≤ ceiling, also where a fixed pace leaves them unused."""
+    if stream.pace_ms_min > stream.pace_ms_max:
+        yield (
+            _keys(table, "pace_ms_min", "pace_ms_max"),
+            f"{table}.pace_ms_min = {stream.pace_ms_min}: must be at most pace_ms_max = "
+            f"{stream.pace_ms_max}",
+        )
+
+
 def _check_lag(table: str, stream: DefaultsConfig) -> Iterator[_Finding]:
     """Hold burst + pace ≤ lag_ms_max ≤ the readable part of the ring."""
-
-    def keys(*names: str) -> set[str]:
-        return {f"{home}.{name}" for home in (table, "defaults") for name in names}
-
     lag_ms, burst_ms, pace_ms = stream.lag_ms_max, stream.burst_ms, stream.pace_ceiling_ms
     if lag_ms < burst_ms + pace_ms:
         yield (
-            keys("lag_ms_max", "burst_ms", "pace_ms"),
+            _keys(table, "lag_ms_max", "burst_ms", "pace_ms", "pace_ms_max"),
             f"{table}.lag_ms_max = {lag_ms}: must be at least burst_ms + the slowest pace, "
             f"{burst_ms} + {pace_ms} = {burst_ms + pace_ms}",
         )
     if lag_ms > stream.lag_ceiling_ms:
         yield (
-            keys("lag_ms_max", "ring_s"),
+            _keys(table, "lag_ms_max", "ring_s"),
             f"{table}.lag_ms_max = {lag_ms}: must be at most {RING_READABLE} of the ring, "
             f"ring_s = {stream.ring_s:g} gives {stream.lag_ceiling_ms}; lower it, or raise ring_s "
             f"to {lag_ms / 1000 / RING_READABLE:g}",

@@ -506,6 +506,8 @@ def _open_engine(config: Config) -> _core.Engine:
             mount,
             burst_ms=stream.burst_ms,
             pace_ms=stream.pace_fixed_ms,
+            pace_ms_min=stream.pace_ms_min,
+            pace_ms_max=stream.pace_ms_max,
             lag_ms_max=stream.lag_ms_max,
             stall_ms=stream.stall_ms,
             linger_s=math.ceil(stream.linger_s),

@@ -19,12 +19,14 @@ from relay._core.listener cimport (
     MSG_DONTWAIT, PARTING, flow_t, listener_flow, listener_leave_ring, listener_t,
 )
 from relay._core.observe cimport (
-    SEEN_GAP, SEEN_JOIN, SEEN_SKIP, observe, observe_lateness, observed_t,
+    SEEN_GAP, SEEN_JOIN, SEEN_SKIP, observe, observe_busy, observe_lateness, observed_t,
 )
 from relay._core.pace cimport (
-    NOBODY, pace_slots, wheel_close, wheel_join, wheel_open, wheel_put, wheel_remove, wheel_t,
+    NOBODY, pace_slots, wheel_close, wheel_holds, wheel_join, wheel_open, wheel_put, wheel_remove,
+    wheel_return, wheel_t,
 )
 from relay._core.stream cimport hub_tell, stream_drop, stream_t
+from relay._core.tempo cimport tempo_pace_us, tempo_t, tempo_turn
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -91,6 +93,10 @@ cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t turns_total
     uint64_t busy_us_total
     uint64_t late_us_max      # the furthest that serving ever fell behind its slot
+    uint64_t behind_us_total  # by which all were put off: more were due than could be served
+    uint64_t pace_ms          # the auto pace now
+    uint64_t pace_changes_total
+    uint64_t pace_moves_total # listeners that took another pace
     uint64_t ended_total[END_REASONS]
     uint64_t refused_total[REFUSED_REASONS]
     uint64_t heads            # now
@@ -108,6 +114,7 @@ cdef struct shard_t:
     uint32_t* unused          # stack of free records; owned
     uint32_t unused_count
     wheel_t wheel
+    tempo_t tempo
     uint32_t oldest_head, newest_head
     uint32_t heads
     uint32_t parting
@@ -219,13 +226,40 @@ cdef inline void shard_flow(
         shard.counters.short_writes_total += 1
     if status == FLOW_MORE:
         listener.hurried = True
-        wheel_put(&shard.wheel, index, shard.wheel.slot)
+        wheel_put(&shard.wheel, index, shard.wheel.until)
     elif listener.hurried:
         listener.hurried = False    # those who caught up together spread out again
-        wheel_join(&shard.wheel, index, listener.stream.config.pace_us)
-    elif shard.wheel.links[index].slot == <uint32_t>NOBODY:
-        wheel_put(&shard.wheel, index,
-                  shard.wheel.slot - 1 + pace_slots(listener.stream.config.pace_us))
+        shard_join_wheel(shard, index)
+    elif not wheel_holds(&shard.wheel, index):
+        shard.counters.pace_moves_total += wheel_return(
+            &shard.wheel, index, &listener.pace, shard_pace(shard, listener)
+        )
+
+cdef inline uint64_t shard_pace(shard_t* shard, const listener_t* listener) noexcept nogil:
+    # The pace that a listener of this mount is to have now, in slots.
+    return pace_slots(tempo_pace_us(
+        &shard.tempo, listener.stream.config.pace_us_min, listener.stream.config.pace_us_max
+    ))
+
+cdef inline void shard_join_wheel(shard_t* shard, uint32_t index) noexcept nogil:
+    # A place for a new listener, or for one that was served out of its turn.
+    cdef listener_t* listener = &shard.records[index]
+    listener.pace = <uint8_t>shard_pace(shard, listener)
+    wheel_join(&shard.wheel, index, listener.pace)
+
+cdef inline void shard_keep_tempo(
+    shard_t* shard, uint64_t began_us, uint64_t served_us, uint64_t behind_us
+) noexcept nogil:
+    # At the end of a turn: what it has cost, and whether the pace is to follow.
+    cdef uint64_t now = now_us()
+    shard.counters.busy_us_total += now - began_us
+    observe_busy(&shard.observed, began_us, now)
+    shard.counters.behind_us_total += behind_us
+    shard.counters.pace_changes_total += tempo_turn(
+        &shard.tempo, shard.counters.listeners, now, served_us - began_us, now - served_us,
+        behind_us,
+    )
+    shard.counters.pace_ms = shard.tempo.pace_us // 1000
 
 cdef inline void shard_book_audio(
     shard_t* shard, listener_t* listener, flow_t* flow

@@ -22,8 +22,8 @@ from relay._core.connection cimport (
     PARTING_US, REFUSED_BUSY, REFUSED_DESCRIPTORS, REFUSED_FULL, REFUSED_MALFORMED, REFUSED_METHOD,
     REFUSED_NOT_FOUND, REFUSED_TOO_LARGE, REFUSED_UPSTREAM, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK,
     accept4, door_address, door_reserve, epoll_ctl, epoll_event, http_date, recv, shard_bucket,
-    shard_end, shard_flow, shard_free, shard_head_remove, shard_leave, shard_swallow, shard_t,
-    shard_watch_door, shutdown, sockaddr, sockaddr_storage, socklen_t,
+    shard_end, shard_flow, shard_free, shard_head_remove, shard_join_wheel, shard_leave,
+    shard_swallow, shard_t, shard_watch_door, shutdown, sockaddr, sockaddr_storage, socklen_t,
 )
 from relay._core.engine cimport engine_find, engine_t, wall_ms
 from relay._core.handover cimport close, handover_put
@@ -320,7 +320,7 @@ cdef inline void shard_park(
         shard_end(shard, index, END_MEMORY)
         return
     memcpy(listener.head, head, sizeof(head_t))
-    wheel_join(&shard.wheel, index, PARKED_LOOK_US)
+    wheel_join(&shard.wheel, index, PARKED_LOOK_US // SLOT_US)
 
 cdef inline void shard_look_again(shard_t* shard, uint32_t index, uint64_t now) noexcept nogil:
     cdef listener_t* listener = &shard.records[index]
@@ -372,7 +372,7 @@ cdef inline void shard_admit(shard_t* shard, uint32_t index, uint64_t now) noexc
     listener.icy_left_bytes = ICY_METAINT
     shard.counters.joins_total += 1
     add_u64(&listener.stream.counters.joins_total, 1)
-    wheel_join(&shard.wheel, index, listener.stream.config.pace_us)
+    shard_join_wheel(shard, index)
     flow_open(&flow)
     flow_add(&flow, PART_COPY, shard.reply, size, 0)
     shard_flow(shard, index, &flow, now)

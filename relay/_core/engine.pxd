@@ -88,6 +88,26 @@ cdef inline const stream_config_t* engine_config(engine_t* engine, uint64_t key)
             return &engine.overrides[i].config
     return &engine.defaults
 
+cdef inline void engine_pace_range(
+    engine_t* engine, uint64_t* floor_us, uint64_t* ceiling_us
+) noexcept nogil:
+    # Where a pace that is chosen by load may lie: the range of all mounts that leave a choice.
+    cdef const stream_config_t* config = &engine.defaults
+    cdef uint32_t i
+    floor_us[0] = config.pace_us_min
+    ceiling_us[0] = config.pace_us_max
+    for i in range(engine.overrides_count):
+        config = &engine.overrides[i].config
+        if config.pace_us_min >= config.pace_us_max:
+            continue
+        if floor_us[0] >= ceiling_us[0]:
+            floor_us[0] = config.pace_us_min
+            ceiling_us[0] = config.pace_us_max
+        if config.pace_us_min < floor_us[0]:
+            floor_us[0] = config.pace_us_min
+        if config.pace_us_max > ceiling_us[0]:
+            ceiling_us[0] = config.pace_us_max
+
 cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nogil:
     # -1: no memory, or more than STREAMS_MAX.
     if streams_max > STREAMS_MAX:

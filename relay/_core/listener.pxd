@@ -72,6 +72,7 @@ cdef enum:  # state of a record
 cdef struct listener_t:       # ≤ 256 B; owner: the shard
     int fd
     uint8_t state
+    uint8_t pace              # its own, in slots of the wheel
     bint icy
     bint blocked              # the last write was short: EPOLLOUT resumes it
     bint skipping             # at `limit` it goes on at a later start

@@ -13,44 +13,43 @@ from relay._core.atomics cimport load_u32
 from relay._core.connection cimport (
     DATA_LISTEN, DATA_WAKE, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_DEL,
     EVENTS_MAX, epoll_ctl, epoll_event, epoll_wait, shard_close, shard_counters_t, shard_end,
-    shard_flow, shard_free, shard_open, shard_publish, shard_snapshot, shard_swallow, shard_t,
+    shard_flow, shard_free, shard_keep_tempo, shard_open, shard_publish, shard_snapshot,
+    shard_swallow, shard_t,
 )
 from relay._core.door cimport (
     shard_accept, shard_expire_heads, shard_look_again, shard_open_door, shard_read_head,
 )
-from relay._core.engine cimport now_us
+from relay._core.engine cimport engine_pace_range, now_us
 from relay._core.handover cimport close, eventfd_read
 from relay._core.listener cimport (
     END_CLOSED, END_GARBAGE, END_RESET, END_SHUTDOWN, FLOWING, FREE, HEAD, PARKED, PARTING,
     flow_open, flow_t, listener_skip_later, listener_t,
 )
-from relay._core.observe cimport observe_busy
-from relay._core.pace cimport (
-    NOBODY, SLOT_US, WHEEL_SLOTS, wheel_catch_up, wheel_is_due, wheel_next_us, wheel_remove,
-    wheel_t,
-)
+from relay._core.pace cimport NOBODY, SLOT_US, wheel_next_us, wheel_t, wheel_take, wheel_turn
 from relay._core.retire cimport turn_begin, turn_end
+from relay._core.tempo cimport tempo_open
 
 cdef inline void shard_run(shard_t* shard) noexcept nogil:
     # The thread's loop, until `stop`.
     cdef epoll_event events[EVENTS_MAX]
     cdef int count
     cdef uint64_t now
-    cdef uint64_t end
     cdef uint64_t wait_us
+    cdef uint64_t behind_us
+    cdef uint64_t served_us
+    shard_open_tempo(shard)
     while not load_u32(&shard.stop):
         wait_us = wheel_next_us(&shard.wheel, now_us(), 100000)
         count = epoll_wait(shard.epoll_fd, events, EVENTS_MAX, <int>((wait_us + 999) // 1000))
         turn_begin(&shard.engine.retire, shard.number)
         now = now_us()
-        shard_serve_due(shard, now)
+        behind_us = shard_serve_due(shard, now)
+        served_us = now_us()
         shard_events(shard, events, count, now)
         shard_expire_heads(shard, now)
         shard_open_door(shard, now)
         shard.counters.turns_total += 1
-        end = now_us()
-        shard.counters.busy_us_total += end - now
-        observe_busy(&shard.observed, now, end)
+        shard_keep_tempo(shard, now, served_us, behind_us)
         shard_publish(shard)
         turn_end(&shard.engine.retire, shard.number)
 
@@ -60,22 +59,27 @@ cdef inline void shard_stop_accepting(shard_t* shard) noexcept nogil:
         close(shard.listen_fd)
         shard.listen_fd = -1
 
-cdef inline void shard_serve_due(shard_t* shard, uint64_t now) noexcept nogil:
+cdef inline void shard_open_tempo(shard_t* shard) noexcept nogil:
+    # All settings are there by now.
+    cdef uint64_t floor_us
+    cdef uint64_t ceiling_us
+    engine_pace_range(shard.engine, &floor_us, &ceiling_us)
+    tempo_open(&shard.tempo, floor_us, ceiling_us, now_us())
+
+cdef inline uint64_t shard_serve_due(shard_t* shard, uint64_t now) noexcept nogil:
+    # Everybody who is due, once. Answers by how much the schedule was put off, in µs.
     cdef wheel_t* wheel = &shard.wheel
-    cdef uint32_t place
-    cdef uint32_t member
-    wheel_catch_up(wheel, now)
-    while wheel_is_due(wheel, now):
-        place = <uint32_t>(wheel.slot % WHEEL_SLOTS)
-        if wheel.first[place] != <uint32_t>NOBODY and (
-            now - wheel.slot * SLOT_US > shard.counters.late_us_max
-        ):
-            shard.counters.late_us_max = now - wheel.slot * SLOT_US
-        wheel.slot += 1       # whoever is put back while being served lands in a later slot
-        while wheel.first[place] != <uint32_t>NOBODY:
-            member = wheel.first[place]
-            wheel_remove(wheel, member)
-            shard_serve(shard, member, now)
+    cdef uint64_t behind_us = wheel_turn(wheel, now)
+    cdef uint32_t member = wheel_take(wheel)
+    cdef uint64_t late_us
+    if member != <uint32_t>NOBODY:    # the first one is the latest
+        late_us = now - (wheel.slot - 1) * SLOT_US + behind_us
+        if late_us > shard.counters.late_us_max:
+            shard.counters.late_us_max = late_us
+    while member != <uint32_t>NOBODY:
+        shard_serve(shard, member, now)
+        member = wheel_take(wheel)
+    return behind_us
 
 cdef inline void shard_serve(shard_t* shard, uint32_t index, uint64_t now) noexcept nogil:
     # One record whose time has come (it is in no slot now), or whose socket takes bytes again.

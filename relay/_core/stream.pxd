@@ -49,7 +49,8 @@ cdef struct info_t:           # immutable once published: what listeners and chi
 
 cdef struct stream_config_t:  # per mount; units in the names; set before the first epoch
     uint64_t burst_us
-    uint64_t pace_us
+    uint64_t pace_us_min      # a fixed pace is both
+    uint64_t pace_us_max
     uint64_t lag_us_max
     uint64_t stall_us
     uint64_t linger_us

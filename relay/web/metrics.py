@@ -124,6 +124,10 @@ _SHARD = {
     "busy_us_total": "Time that this shard worked, µs.",
     "busy_percent": "Share of its last 100 ms in which this shard worked, %.",
     "late_us_max": "The furthest that this shard ever fell behind a listener's slot, µs.",
+    "behind_us_total": "Time by which all listeners were put off because there were too many, µs.",
+    "pace_ms": "How often this shard serves a listener now, where pace_ms is auto, ms.",
+    "pace_changes_total": "Times that this shard chose another pace.",
+    "pace_moves_total": "Listeners that took another pace.",
 }
 _MEASURED = {  # of Engine.snapshot()["measured"]: name and what it tells
     "join": ("join_seconds", "From accepting a listener to its first audio."),

@@ -204,6 +204,42 @@ def visit_in_every_way() -> None:
             sock.close()
 
 
+# --- the pace -------------------------------------------------------------------------------------
+
+PACES = {"fixed": {"pace_ms": 250}, "floor": {"pace_ms": None, "pace_ms_min": 250}}
+
+
+@pytest.mark.parametrize("kind", PACES)
+def test_listeners_are_served_once_a_pace(kind: str) -> None:
+    """Not more often, whether it is fixed or the floor of auto; and nothing is left out."""
+    with running(config=PACES[kind]) as (engine, address), Crowd() as crowd:
+        live = Programme(engine)
+        live.push_seconds(1)
+        listeners = [crowd.join(address) for _ in range(20)]
+        crowd.wait_audio(len(live.audio))
+        before, begin = engine.snapshot(), time.monotonic()
+        live.push_live(2.0)
+        crowd.wait_audio(len(live.audio))
+        told, paces = engine.snapshot(), (time.monotonic() - begin) / 0.25
+        assert told["sends_total"] - before["sends_total"] <= len(listeners) * (paces + 1)
+        assert all(bytes(who.body) == live.audio for who in listeners)
+        assert told["pace_ms"] == told["shards"][0]["pace_ms"] == 250
+        assert (told["pace_changes_total"], told["pace_moves_total"]) == (0, 0)
+
+
+def test_each_mount_has_a_pace_of_its_own() -> None:
+    """A fixed mount beside an auto one: the shard tells the range of those that leave a choice."""
+    engine = core.Engine(listeners_max=10)
+    engine.configure(pace_ms=700)
+    engine.configure("/quick", pace_ms_min=50, pace_ms_max=300)
+    engine.configure("/slow", pace_ms=1000)
+    engine.listen("127.0.0.1", 0)
+    engine.start()
+    wait_until(lambda: engine.snapshot()["turns_total"] > 0)
+    assert engine.snapshot()["pace_ms"] == 50
+    engine.close()
+
+
 # --- going down -----------------------------------------------------------------------------------
 
 
