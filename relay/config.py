@@ -29,6 +29,7 @@ from relay.address import (
     check_mount,
     is_fixed_path,
     is_secret,
+    parse_base_url,
     parse_host_port,
     parse_tcp,
     show,
@@ -58,6 +59,7 @@ PACE_AUTO_MS = 200
 """The pace of a mount whose `pace_ms` is "auto", until the node chooses it from its load."""
 PACE_AUTO_CEILING_MS = 1000
 REPAIR_WAIT_MS_MAX = 1500
+REDIRECTS_MAX = 16
 RING_READABLE = 0.8
 """The part of a ring that listeners may lag into; the rest is the writer's guard."""
 
@@ -91,6 +93,10 @@ def _check_backbone(text: str) -> None:
 
 def _check_upstream_item(text: str) -> None:
     parse_tcp(text)
+
+
+def _check_redirect_item(text: str) -> None:
+    parse_base_url(text)
 
 
 # --- the settings --------------------------------------------------------------------------------
@@ -173,10 +179,14 @@ class HttpConfig(_Table, frozen=True, kw_only=True):
     ] = None
     heads_max: Annotated[
         int,
-        Meta(ge=16, le=65536, description="Unfinished request heads held; the oldest goes first."),
+        Meta(
+            ge=16,
+            le=65536,
+            description="Heads held that drip in or are a second late; the oldest goes first.",
+        ),
     ] = 2048
     heads_per_address_max: Annotated[
-        int, Meta(ge=1, le=65536, description="Unfinished request heads held for one address.")
+        int, Meta(ge=1, le=65536, description="The same for one address, or one IPv6 /64.")
     ] = 64
     head_timeout_s: Annotated[
         float, Meta(ge=0.1, le=120, description="Time a peer has to finish its request head.")
@@ -187,6 +197,16 @@ class HttpConfig(_Table, frozen=True, kw_only=True):
             ge=0, le=30_000, description="How long a listener waits for a stream still on its way."
         ),
     ] = 2000
+    redirect: Annotated[
+        Annotated[tuple[str, ...], Meta(max_length=REDIRECTS_MAX)],
+        Meta(
+            description="Other nodes that listeners are sent to, in turn, while this one is full.",
+            extra={
+                "form": f"list of up to {REDIRECTS_MAX} base URLs, http://HOST:PORT",
+                "check": _check_redirect_item,
+            },
+        ),
+    ] = ()
     source_timeout_s: Annotated[
         float, Meta(ge=0.1, le=3600, description="Silence after which a source counts as lost.")
     ] = 10.0
@@ -195,6 +215,11 @@ class HttpConfig(_Table, frozen=True, kw_only=True):
     def address(self) -> Address:
         """Where to listen."""
         return parse_host_port(self.bind)
+
+    @property
+    def redirect_bases(self) -> tuple[str, ...]:
+        """The other nodes, without a slash at the end."""
+        return tuple(parse_base_url(text) for text in self.redirect)
 
 
 class BackboneConfig(_Table, frozen=True, kw_only=True):

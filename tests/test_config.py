@@ -187,6 +187,11 @@ burst_ms = "a"
             "[http]\nheads_per_address_max = 3000",
             "http.heads_per_address_max = 3000: must be at most http.heads_max = 2048",
         ),
+        (
+            "[http]\nredirect = ['ftp://two']",
+            'http.redirect = "ftp://two": must begin with http:// or https://, '
+            "as in http://relay2.example.org:8000",
+        ),
         ("[backbone]\nprefetch = ['a']", 'backbone.prefetch = "a": a mount begins with /'),
         (
             "[backbone]\nupstream = 'tcp://a:1'",
