@@ -69,6 +69,7 @@ extensions = [
         "_probe",
         "_probe_backbone",
         "_probe_data",
+        "_probe_door",
         "_probe_listener",
         "_probe_swarm",
     )

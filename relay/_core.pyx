@@ -7,7 +7,6 @@
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
 cimport cython
-cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -25,9 +24,9 @@ from relay._core.cutter cimport (
     cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
 )
 from relay._core.engine cimport (
-    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config,
-    engine_find,
-    engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
+    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_all,
+    engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open, engine_open,
+    engine_remove, engine_t, now_us, wall_ms,
 )
 from relay._core.frames cimport SCAN_ADTS, SCAN_MPEG, SCAN_OGG, scan_bit_rate_bps, scan_reason
 from relay._core.handover cimport (
@@ -54,8 +53,9 @@ from relay._core.ring cimport (
 )
 from relay._core.ring_writer cimport ring_give_up, ring_place, ring_push
 from relay._core.connection cimport (
-    PARTING_MAX, shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
+    shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
 )
+from relay._core.redirect cimport REDIRECTS_MAX
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
     STREAM_FULL, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_begin_epoch, stream_claim,
@@ -161,7 +161,8 @@ cdef class Engine:
 
     def __cinit__(self, *, uint32_t streams_max=4096, int threads=1, int listeners_max=0,
                   int heads_max=2048, int heads_per_address_max=64, int head_timeout_ms=10000,
-                  int join_wait_ms=2000):
+                  int head_grace_ms=1000, int join_wait_ms=2000, redirects=()):
+        cdef bytes name
         if not 1 <= threads <= SHARDS_MAX:
             raise ValueError(f"threads is {threads}; the bound is 1 to {SHARDS_MAX}")
         if engine_open(&self.engine, streams_max) != 0:
@@ -170,13 +171,20 @@ cdef class Engine:
             raise MemoryError(f"no memory or descriptors for {streams_max} sources")
         self.engine.listeners_max = listeners_max or places_within_limit(heads_max)
         self.engine.heads_max = heads_max
+        self.engine.places_max = self.engine.listeners_max + self.engine.heads_max
+        self.engine.shards = threads
         self.engine.heads_per_address_max = heads_per_address_max
         self.engine.head_timeout_us = head_timeout_ms * <uint64_t>1000
+        self.engine.head_grace_us = head_grace_ms * <uint64_t>1000
         self.engine.join_wait_us = join_wait_ms * <uint64_t>1000
         self.engine.directory_known = self.engine.upstream_up = 1
         self.engine.node_id[0] = int.from_bytes(os.urandom(8), "little") | 1
         self.engine.node_id[1] = int.from_bytes(os.urandom(8), "little")
         self.shards_wanted = threads
+        for base in redirects:
+            name = base.encode()
+            if engine_add_redirect(&self.engine, name, len(name)) != 0:
+                raise ValueError(f"redirect {base!r}: at most {REDIRECTS_MAX}, of visible ASCII")
         self.is_open = True
         self.configure()
 
@@ -213,7 +221,8 @@ cdef class Engine:
 
     cdef bint add_shard(self, int listen_fd) noexcept:
         # Takes over the descriptor, also when it answers False: no memory.
-        cdef uint32_t records = self.engine.listeners_max + self.engine.heads_max + PARTING_MAX
+        # One more for each shard: all may have seen the same last place.
+        cdef uint32_t records = self.engine.places_max + self.engine.shards
         cdef shard_t* shard = <shard_t*>calloc(1, sizeof(shard_t))
         if shard == NULL:
             close_fd(listen_fd)

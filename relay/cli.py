@@ -20,7 +20,8 @@ from urllib.parse import quote
 
 import click
 
-from relay.config import CATALOG, Config, summary
+from relay.config import CATALOG, Config
+from relay.config_told import summary
 from relay.errors import ConfigError, RelayError
 from relay.options import Option
 

@@ -499,6 +499,7 @@ def _open_engine(config: Config) -> _core.Engine:
         heads_per_address_max=http.heads_per_address_max,
         head_timeout_ms=math.ceil(http.head_timeout_s * 1000),
         join_wait_ms=http.join_wait_ms,
+        redirects=http.redirect_bases,
     )
     for mount in (None, *config.streams):
         stream = config.defaults if mount is None else config.for_stream(mount)

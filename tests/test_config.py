@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.config import CATALOG, Config, options_table, summary
+from relay.config import CATALOG, Config
+from relay.config_told import options_table, summary
 from relay.errors import ConfigError
 from relay.options import Option
 
@@ -186,6 +187,11 @@ burst_ms = "a"
         (
             "[http]\nheads_per_address_max = 3000",
             "http.heads_per_address_max = 3000: must be at most http.heads_max = 2048",
+        ),
+        (
+            "[http]\nredirect = ['ftp://two']",
+            'http.redirect = "ftp://two": must begin with http:// or https://, '
+            "as in http://relay2.example.org:8000",
         ),
         ("[backbone]\nprefetch = ['a']", 'backbone.prefetch = "a": a mount begins with /'),
         (
@@ -404,7 +410,7 @@ def test_the_docs_page_tells_what_the_code_tells() -> None:
     table = page.partition("<!-- settings: begin -->\n")[2].partition("\n<!-- settings: end -->")[0]
     assert table == options_table(), (
         "put this between the marks: "
-        'python -c "from relay.config import options_table; print(options_table())"'
+        'python -c "from relay.config_told import options_table; print(options_table())"'
     )
 
 

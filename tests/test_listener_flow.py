@@ -233,7 +233,7 @@ def test_a_second_at_320_kbit_is_one_write_at_any_place_of_the_counter(gone: int
     check(live)
 
 
-@pytest.mark.parametrize(("bit_rate_kbit", "sends_max"), [(64, 1), (320, 3), (1411, 11)])
+@pytest.mark.parametrize(("bit_rate_kbit", "sends_max"), [(64, 1), (320, 3), (1411, 13)])
 def test_a_burst_with_titles_takes_few_writes(bit_rate_kbit: int, sends_max: int) -> None:
     """3 s at once: each write moves at least 48,000 bytes, and the next one is a slot later."""
     live = Programme(burst_us=3_000_000)

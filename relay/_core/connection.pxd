@@ -2,8 +2,8 @@
 #
 # Rules of this room
 #   1. Only the shard's own thread calls here. A record is in at most one slot of the wheel.
-#   2. Bounds: records = listeners_max + heads_max + PARTING_MAX, preallocated; counters are the
-#      shard's own and published once a turn.
+#   2. Bounds: a record for each place of the node (listeners_max + heads_max), preallocated;
+#      counters are the shard's own and published once a turn.
 #   3. Does not know requests and replies (door.pxd) nor the order of a turn (shard.pxd).
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 from relay._core.atomics cimport add_u64, fence, load_u64, store_u64, sub_u32
 from relay._core.engine cimport engine_t, now_us
 from relay._core.handover cimport EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd
+from relay._core.heads cimport heads_close, heads_count, heads_drop, heads_open, heads_t
 from relay._core.http_head cimport HEAD_BYTES_MAX
 from relay._core.listener cimport (
     END_CLOSED, END_REASONS, END_RESET, END_SHUTDOWN, FLOW_BLOCKED, FLOW_MORE, FREE, HEAD,
@@ -57,28 +58,21 @@ cdef extern from "door.h" nogil:
     void door_address(const sockaddr_storage* from_, uint8_t* address, uint16_t* port)
     int door_reserve()
     uint32_t http_date(uint64_t unix_s, char* out)
+    int door_error(int fd)
 
 cdef enum:
     EVENTS_MAX = 512
-    PARTING_MAX = 1024        # refused connections whose close is awaited; more are closed at once
+    PARTING_MAX = 1024        # refused connections whose close is awaited; more are closed at once,
+                              # and so is what exceeds half of heads_max
     PARTING_US = 1000000
     GARBAGE_BYTES_MAX = 65536 # what a listener may send after its head
-    ADDRESS_BUCKETS = 4096
 
 cdef enum:  # epoll data that is no record
     DATA_LISTEN = 0xFFFFFFFF
     DATA_WAKE = 0xFFFFFFFE
 
-cdef enum:  # refusals: index into the shard's counters
-    REFUSED_NOT_FOUND = 0
-    REFUSED_FULL = 1          # listeners_max of the node or the mount
-    REFUSED_UPSTREAM = 2      # the upstream is down
-    REFUSED_MALFORMED = 3
-    REFUSED_TOO_LARGE = 4
-    REFUSED_METHOD = 5
-    REFUSED_BUSY = 6          # the queue to the slow door is full, or the node goes down
-    REFUSED_DESCRIPTORS = 7
-    REFUSED_REASONS = 8
+cdef enum:
+    REFUSED_REASONS = 8       # replies.h tells them
 
 cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t accepts_total
@@ -88,6 +82,7 @@ cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t short_writes_total
     uint64_t skips_total
     uint64_t handovers_total
+    uint64_t redirects_total  # sent on to another node instead of being refused
     uint64_t heads_expired_total
     uint64_t heads_evicted_total
     uint64_t turns_total
@@ -108,6 +103,7 @@ cdef struct shard_t:
     int epoll_fd, listen_fd, wake_fd, reserve_fd
     uint32_t stop             # 1: end the thread
     uint64_t shut_until_us    # > 0: the door is not watched until then
+    bint callers              # somebody waits, or may wait, at the listening socket
     uint32_t draining         # 1: no new ones; each listener ends at its next frame boundary
     listener_t* records       # records_max; owned
     uint32_t records_max
@@ -115,10 +111,11 @@ cdef struct shard_t:
     uint32_t unused_count
     wheel_t wheel
     tempo_t tempo
-    uint32_t oldest_head, newest_head
-    uint32_t heads
+    heads_t heads
     uint32_t parting
-    uint16_t heads_by_address[ADDRESS_BUCKETS]
+    uint32_t parting_max
+    uint64_t dice             # for jitter
+    uint32_t redirect_next    # whose turn it is of engine.redirects
     uint64_t date_s           # the second that date_text tells
     char date_text[32]
     uint8_t bytes[HEAD_BYTES_MAX]   # heads that come whole are read here
@@ -144,10 +141,17 @@ cdef inline int shard_open(
     shard.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
     shard.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     shard.reserve_fd = door_reserve()
-    shard.oldest_head = shard.newest_head = NOBODY
+    shard.parting_max = min(<uint32_t>PARTING_MAX, engine.heads_max // 2)
+    shard.dice = engine.node_id[1] ^ <uint64_t>(number + 1) * <uint64_t>0x9E3779B97F4A7C15 | 1
+    shard.redirect_next = number
+    shard.heads.counted_max = max(engine.heads_max // engine.shards, <uint32_t>1)
+    shard.heads.per_address_max = max(engine.heads_per_address_max // engine.shards, <uint32_t>1)
+    shard.heads.grace_us = engine.head_grace_us
+    shard.heads.timeout_us = engine.head_timeout_us
     if (
         shard.records == NULL or shard.unused == NULL or shard.epoll_fd < 0 or shard.wake_fd < 0
         or wheel_open(&shard.wheel, records_max, now_us()) != 0
+        or heads_open(&shard.heads, records_max, engine.node_id[0]) != 0
     ):
         return -1
     for i in range(records_max):
@@ -166,6 +170,18 @@ cdef inline bint shard_watch_door(shard_t* shard) noexcept nogil:
     event.data.u64 = DATA_LISTEN
     return epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, shard.listen_fd, &event) == 0
 
+cdef inline bint shard_watch(shard_t* shard, uint32_t index) noexcept nogil:
+    # Registered once; edges only: costs nothing while the listener is healthy. What has come
+    # before is told as well: epoll_ctl(2) looks at once.
+    cdef epoll_event event
+    cdef listener_t* listener = &shard.records[index]
+    if listener.watched:
+        return True
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLOUT | EPOLLET
+    event.data.u64 = index | (<uint64_t>listener.generation << 32)
+    listener.watched = epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) == 0
+    return listener.watched
+
 cdef inline void shard_close(shard_t* shard) noexcept nogil:
     # The thread has ended, or shard_open has failed.
     cdef uint32_t i
@@ -179,11 +195,12 @@ cdef inline void shard_close(shard_t* shard) noexcept nogil:
     if shard.reserve_fd >= 0:
         close(shard.reserve_fd)
     wheel_close(&shard.wheel)
+    heads_close(&shard.heads)
     free(shard.records)
     free(shard.unused)
 
 cdef inline void shard_publish(shard_t* shard) noexcept nogil:
-    shard.counters.heads = shard.heads
+    shard.counters.heads = heads_count(&shard.heads)
     store_u64(&shard.published_version, shard.published_version + 1)
     fence()
     memcpy(&shard.published, &shard.counters, sizeof(shard_counters_t))
@@ -288,7 +305,7 @@ cdef inline void shard_free(shard_t* shard, uint32_t index) noexcept nogil:
     cdef uint32_t generation = listener.generation
     wheel_remove(&shard.wheel, index)
     if listener.state == HEAD:
-        shard_head_remove(shard, index)
+        heads_drop(&shard.heads, index)
     if listener.state == PARTING:
         shard.parting -= 1
     shard_leave(shard, listener)
@@ -300,6 +317,7 @@ cdef inline void shard_free(shard_t* shard, uint32_t index) noexcept nogil:
     listener.generation = generation + 1
     shard.unused[shard.unused_count] = index
     shard.unused_count += 1
+    sub_u32(&shard.engine.places, 1)
 
 cdef inline void shard_leave(shard_t* shard, listener_t* listener) noexcept nogil:
     # Gives ring, stream and the places in the counts back.
@@ -312,27 +330,6 @@ cdef inline void shard_leave(shard_t* shard, listener_t* listener) noexcept nogi
     listener.stream = NULL
     sub_u32(&shard.engine.listeners, 1)
     shard.counters.listeners -= 1
-
-cdef inline uint16_t* shard_bucket(shard_t* shard, listener_t* listener) noexcept nogil:
-    # Addresses that share a bucket share its bound: cheap, and only ever too strict.
-    cdef uint32_t hash = <uint32_t>2166136261
-    cdef int i
-    for i in range(16):
-        hash = (hash ^ listener.address[i]) * <uint32_t>16777619
-    return &shard.heads_by_address[(hash ^ (hash >> 16)) % ADDRESS_BUCKETS]
-
-cdef inline void shard_head_remove(shard_t* shard, uint32_t index) noexcept nogil:
-    cdef listener_t* listener = &shard.records[index]
-    shard_bucket(shard, listener)[0] -= 1
-    if listener.older != <uint32_t>NOBODY:
-        shard.records[listener.older].newer = listener.newer
-    else:
-        shard.oldest_head = listener.newer
-    if listener.newer != <uint32_t>NOBODY:
-        shard.records[listener.newer].older = listener.older
-    else:
-        shard.newest_head = listener.older
-    shard.heads -= 1
 
 cdef inline bint shard_swallow(shard_t* shard, listener_t* listener) noexcept nogil:
     # A listener has nothing to say after its head; a little is read and forgotten.

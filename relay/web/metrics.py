@@ -45,6 +45,7 @@ _NODE = {
     "short_writes_total": "Sends of which a listener's socket took only a part.",
     "skips_total": "Times that a lagging listener skipped to newer audio.",
     "handovers_total": "Connections handed on to pages or the source door.",
+    "redirects_total": "Listeners sent to another node, since this one was full or going down.",
     "heads_expired_total": "Connections ended because their head took too long.",
     "heads_evicted_total": "Connections ended because too many heads were unfinished.",
     "ended_closed_total": "Listeners that closed their connection.",
