@@ -127,7 +127,7 @@ def test_a_full_house_settles_between_floor_and_ceiling() -> None:
     assert house.behind_us == behind_us, "nothing is late any more"
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 8000),
     st.floats(0.5, 5000),
