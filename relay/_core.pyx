@@ -54,7 +54,7 @@ from relay._core.stream cimport (
     stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
-from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport zmq_api_load
 
 import os
@@ -213,7 +213,7 @@ cdef class Engine:
             raise RelayError("the engine has been started already")
         self.is_running = True
         for i in range(self.shards_count):
-            if thread_start(&self.threads[i], shard_main, self.shards[i]) != 0:
+            if thread_start_as(&self.threads[i], shard_main, self.shards[i], b"relay-shard") != 0:
                 raise RelayError("the system refuses to start another thread")
             self.threads_count += 1
 
@@ -1013,7 +1013,7 @@ cdef class Backbone:
             bone.engine.has_upstream = 1
             bone.engine.directory_known = bone.engine.upstream_up = 0
             backbone_subscribe(bone)
-        if thread_start(&bone.thread, backbone_main, bone) != 0:
+        if thread_start_as(&bone.thread, backbone_main, bone, b"relay-backbone") != 0:
             engine_hub_close(bone.engine)
             raise RelayError("no thread left for the backbone: raise the process limit")
         self.is_open = True
