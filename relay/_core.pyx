@@ -232,7 +232,7 @@ cdef class Engine:
             if thread_start_as(&self.threads[i], shard_main, self.shards[i], b"relay-shard") != 0:
                 raise RelayError("the system refuses to start another thread")
             self.threads_count += 1
-        if thread_start(&self.intake_thread, intake_main, &self.intake) != 0:
+        if thread_start_as(&self.intake_thread, intake_main, &self.intake, b"relay-intake") != 0:
             store_u32(&self.intake.stop, 1)
             raise RelayError("the system refuses to start another thread")
 
