@@ -147,7 +147,7 @@ def sound(name: str) -> Run:
     run = Run(name, listeners=300)
     run.crowds = dict.fromkeys(("window", "quiet", "storm", "stalled", "flood"), 300)
     for window in ("window", "quiet", "storm", "stalled", "flood"):
-        run.costs[window] = Cost(10.0, 0.1, 0.0, 0.0, {"x": 0.1})
+        run.costs[window] = Cost(10.0, 0.1, 0.0, 0.0, {"relay-shard": 0.1})
         for group in ("incumbents", "storm", "flood"):
             run.heard.setdefault(group, {})[window] = Heard(first_audio_p99_ms=50.0, settled_s=0.01)
     form = forms.TINY

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from relay.swarm import Swarm
-from relay.swarm_report import Group, Report
+from relay.swarm_report import BUSY_WINDOW_S_MIN, Group, Report
 
 from .measure import Cost, Window, socket_bytes
 from .servers import PASSWORD, Server
@@ -114,7 +114,10 @@ def read_group(told: Group) -> Heard:
 def read_report(run: Run, report: Report) -> Run:
     """Convert the swarm's report into the run; what it says of itself decides `valid`."""
     run.valid, run.why = report.valid, "; ".join(report.reasons)
-    run.busy_share, run.delay_ms = report.busy_share, report.delay_ms
+    run.delay_ms = report.delay_ms
+    # As the swarm judges itself: the share of a moment says nothing.
+    long = [window for window in report.windows.values() if window.seconds >= BUSY_WINDOW_S_MIN]
+    run.busy_share = max((window.busy_share for window in long), default=0.0)
     run.faults = report.faults
     for name, window in report.windows.items():
         for group, told in window.groups.items():

@@ -32,6 +32,7 @@ FIRST_AUDIO_AT_ONCE_MS = 1000
 SOCKET_BYTES = 64 * 1024
 REFUSED_PER_S = 4000
 LISTENER_BYTES = 1024
+SHARD = "relay-shard"  # the name of such a thread
 URING_SAVING = 0.10
 
 
@@ -214,6 +215,11 @@ def memory(bench: Bench) -> Iterator[Line]:
     yield at_most(figure, "PSS per listener, B", held, LISTENER_BYTES)
 
 
+def shard_s(run: Run) -> float:
+    """CPU of the threads that serve listeners; the rest reads sources."""
+    return sum(s for name, s in run.costs["window"].threads_s.items() if name == SHARD)
+
+
 def mounts(bench: Bench) -> Iterator[Line]:
     """Many mounts with few listeners each, beside one with all of them."""
     form, figure = bench.form, "mounts"
@@ -228,6 +234,8 @@ def mounts(bench: Bench) -> Iterator[Line]:
     runs = bench.in_turns(figure, contestants)
     what = f"one mount ({form.mounts} × {form.listeners_per_mount})"
     yield from cpu_lines(figure, what, runs["many"], runs["one"], MOUNTS_RATIO)
+    shards = ratios(each(runs["many"], shard_s), each(runs["one"], shard_s))
+    yield shown(figure, "CPU of the shards alone ÷ one mount", list(shards))
     yield from whole(figure, runs["many"])
 
 
