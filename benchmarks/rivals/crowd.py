@@ -62,7 +62,7 @@ class Run:
     busy_share: float = 0.0  # of the swarm
     delay_ms: float = 0.0  # of the swarm's own turns, the longest
     listeners: int = 0  # asked for, together
-    crowds: dict[str, int] = field(default_factory=dict)  # those that a window is told for
+    crowds: dict[str, int] = field(default_factory=dict)  # those connected at a window's end
     costs: dict[str, Cost] = field(default_factory=dict)  # by window
     heard: dict[str, dict[str, Heard]] = field(default_factory=dict)  # by group and window
     faults: list[str] = field(default_factory=list)  # of the server, in the swarm's words
@@ -119,6 +119,9 @@ def read_report(run: Run, report: Report) -> Run:
     long = [window for window in report.windows.values() if window.seconds >= BUSY_WINDOW_S_MIN]
     run.busy_share = max((window.busy_share for window in long), default=0.0)
     run.faults = report.faults
+    for name in run.costs:
+        groups = report.windows[name].groups.values()
+        run.crowds[name] = sum(told.playing + told.stalled for told in groups)
     for name, window in report.windows.items():
         for group, told in window.groups.items():
             run.heard.setdefault(group, {})[name] = read_group(told)
@@ -179,13 +182,12 @@ class Crowd:
         """Let time pass."""
         self.swarm.run(seconds)
 
-    def window(self, name: str, seconds: float, listeners: int) -> None:
-        """Let time pass in a window of its own; its cost is told for so many listeners."""
+    def window(self, name: str, seconds: float) -> None:
+        """Let time pass in a window of its own, and tell what it cost the server."""
         self.swarm.mark(name)
         window = Window(self.server.pid, self.server.core)
         self.run(seconds)
         self.run_told.costs[name] = window.close()
-        self.run_told.crowds[name] = listeners
         self.swarm.mark(f"after {name}")
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ from .measure import pss_bytes
 
 def gather(crowd: Crowd, form: Form, listeners: int, *, icy_share: float = 0.0) -> None:
     """Let the incumbents come in no hurry, and a pace pass after the last."""
-    over_s = max(0.2, listeners / form.joins_per_s)
+    over_s = max(0.2, listeners / min(form.joins_per_s, crowd.server.joins_per_s_max))
     crowd.join(listeners, over_s, group="incumbents", icy_share=icy_share)
     crowd.run(over_s + crowd.server.pace_ms / 1000)
 
@@ -36,7 +36,7 @@ def hold(
         crowd.open(mounts, title_every_s)
         gather(crowd, form, listeners, icy_share=icy_share)
         crowd.run(form.settle_s if settle_s is None else settle_s)
-        crowd.window("window", window_s, listeners)
+        crowd.window("window", window_s)
 
     return play
 
@@ -49,7 +49,7 @@ def storm(form: Form, over_s: float) -> Plan:
         gather(crowd, form, form.storm_incumbents)
         crowd.run(form.incumbent_s)
         crowd.join(form.storm_joins, over_s, group="storm")
-        crowd.window("storm", over_s + form.after_s, form.storm_incumbents + form.storm_joins)
+        crowd.window("storm", over_s + form.after_s)
 
     return play
 
@@ -63,10 +63,10 @@ def stall(form: Form) -> Plan:
         crowd.join(form.stalled, form.stalled / form.joins_per_s, group="stalled")
         gather(crowd, form, others)
         crowd.run(max(form.settle_s, form.stalled / form.joins_per_s))
-        crowd.window("quiet", form.window_s, form.house_listeners)
+        crowd.window("quiet", form.window_s)
         crowd.stall(form.stalled, group="stalled")
         with crowd.watching_sockets(form.stalled_s / 8, form.stalled):
-            crowd.window("stalled", form.stalled_s, form.house_listeners)
+            crowd.window("stalled", form.stalled_s)
 
     return play
 
@@ -78,9 +78,9 @@ def flood(form: Form) -> Plan:
         crowd.open()
         gather(crowd, form, form.storm_incumbents)
         crowd.run(form.incumbent_s)
-        crowd.window("quiet", form.window_s, form.storm_incumbents)
+        crowd.window("quiet", form.window_s)
         crowd.flood(form.refused, 0.9 * form.refuse_s)  # a little faster than the goal
-        crowd.window("flood", form.refuse_s + form.after_s, form.storm_incumbents)
+        crowd.window("flood", form.refuse_s + form.after_s)
 
     return play
 

@@ -49,6 +49,7 @@ class Server:
     name = "server"
     content: Content = "frames"  # what listeners get: our source's frames, or any bytes
     pace_ms = PACE_MS_MAX  # no listener waits longer for its next bytes
+    joins_per_s_max = 100_000  # that it lets in, all things being quiet
     tail_bytes = 0  # that it keeps back until a block is full
 
     def __init__(self, core: int) -> None:
@@ -265,6 +266,7 @@ class Icecast(Server):
 
     name = "icecast"
     tail_bytes = 1400
+    joins_per_s_max = 500  # faster, and its backlog of 5 sends many into a second SYN
 
     def command(self) -> list[str]:
         """Write the configuration; it refuses to run as root, so it becomes `nobody` there."""
