@@ -26,6 +26,7 @@ SAMPLE = 200
 TOLERANCE_MS = 300  # beyond the pace, before a listener's bytes are not the head's advance
 LISTENERS_MAX = 19_500  # and sources, within 20,000 descriptors
 FIRST_MEDIA_S = 0.5
+LOOKS = 6  # at the memory of sockets, in one window
 
 
 @dataclass
@@ -191,13 +192,18 @@ class Crowd:
         self.swarm.mark(f"after {name}")
 
     @contextlib.contextmanager
-    def watching_sockets(self, every_s: float, stalled: int) -> Iterator[None]:
-        """Look at the memory of the server's sockets now and then; the most of it counts."""
+    def watching_sockets(self, seconds: float, stalled: int) -> Iterator[None]:
+        """Look at the memory of the server's sockets now and then; the most of it counts.
+
+        The last look is over before the seconds are: to wait for it would keep the swarm waiting.
+        """
         looks: list[list[int]] = []
         done = threading.Event()
 
         def look() -> None:
-            while not done.wait(every_s):
+            for _ in range(LOOKS):
+                if done.wait(seconds / (LOOKS + 1)):
+                    break
                 looks.append(sorted(socket_bytes(self.server.port)))
 
         watcher = threading.Thread(target=look)

@@ -51,7 +51,7 @@ SHORT = Form(
     window_s=4.0,
     after_s=2.0,
     paces_ms=(175, 1000),
-    pace_listeners=2000,
+    pace_listeners=4000,
     house_listeners=6000,
     house_s=6.0,
     icy_s=6.0,
@@ -65,6 +65,7 @@ SHORT = Form(
     refuse_s=1.0,
     mounts=50,
     listeners_per_mount=20,
+    uring=((1400, 175), (8000, 1000)),
 )
 
 TINY = Form(

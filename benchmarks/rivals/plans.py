@@ -65,7 +65,7 @@ def stall(form: Form) -> Plan:
         crowd.run(max(form.settle_s, form.stalled / form.joins_per_s))
         crowd.window("quiet", form.window_s)
         crowd.stall(form.stalled, group="stalled")
-        with crowd.watching_sockets(form.stalled_s / 8, form.stalled):
+        with crowd.watching_sockets(form.stalled_s, form.stalled):
             crowd.window("stalled", form.stalled_s)
 
     return play
