@@ -63,7 +63,14 @@ extensions = [
         extra_link_args=link_args,
         libraries=["dl"],
     )
-    for name in ("_core", "_swarm", "_probe", "_probe_backbone", "_probe_data")
+    for name in (
+        "_core",
+        "_swarm",
+        "_probe",
+        "_probe_backbone",
+        "_probe_data",
+        "_probe_swarm",
+    )
 ]
 
 setup(

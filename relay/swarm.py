@@ -442,3 +442,9 @@ class Swarm:
             )
             for mount, told in zip(self._mounts, self._loop.sources(), strict=True)
         ]
+
+
+if __name__ == "__main__":
+    from relay.swarm_command import main
+
+    main(prog_name="python -m relay.swarm")

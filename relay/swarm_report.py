@@ -195,7 +195,10 @@ def reasons_of(windows: Iterable[Window], no_room: int) -> list[str]:
     """Why the swarm is not to be believed; empty: it is."""
     reasons = []
     for window in windows:
-        for who, share in (("loop", window.busy_share), ("sources", window.source_share)):
+        for who, share in (
+            ("loop", window.busy_share),
+            ("sources' thread", window.source_share),
+        ):
             if share > BUSY_SHARE_MAX and window.seconds >= BUSY_WINDOW_S_MIN:
                 reasons.append(
                     f"{window.name}: its {who} was busy {share:.0%} of the time, "
@@ -288,7 +291,7 @@ def faults_of(
 # --- as text --------------------------------------------------------------------------------------
 
 ROWS: tuple[tuple[str, Callable[[Group], str]], ...] = (
-    ("joined", lambda g: f"{g.joined} of {g.asked}"),
+    ("joined", lambda g: f"{g.joined} of {g.asked}" if g.asked or g.joined else ""),
     ("refused", lambda g: " ".join(f"{n}×{s}" for s, n in g.refused.items())),
     ("failed", lambda g: " ".join(f"{n}×{s}" for s, n in g.failed.items())),
     ("ended, reset", lambda g: f"{g.ended}, {g.resets}" if g.ended or g.resets else ""),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tools.nodes import PASSWORD, NodeProcess, Nodes
@@ -10,6 +13,7 @@ from tools.nodes import PASSWORD, NodeProcess, Nodes
 from relay.swarm import Swarm
 from relay.swarm_report import Group
 
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "swarm.md"
 PACE_MS = 100
 LISTENERS = 60
 
@@ -70,3 +74,16 @@ def test_a_window_counts_anew_and_keeps_the_one_before(swarm: Swarm) -> None:
     assert report.windows["start"].groups["incumbents"].joined == 10
     assert report.windows["second"].groups["incumbents"].joined == 0
     assert report.windows["second"].groups["incumbents"].playing == 10
+
+
+def test_the_example_of_the_page_does_what_it_says(nodes: Nodes) -> None:
+    """Its numbers made small: everybody gets in, nothing is lost."""
+    found = re.search(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    assert found is not None
+    names: dict[str, Any] = {}
+    exec(found[1], names)
+    node = nodes.start("--pace-ms", "100", backbone="none")
+    _, faults, p99 = names["storm"](node.address[1], PASSWORD, 20, 30, seconds=1)
+    # how late a busy machine makes it is not judged here
+    assert [fault for fault in faults if "behind" not in fault] == []
+    assert p99 > 0
