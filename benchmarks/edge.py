@@ -84,19 +84,29 @@ def status(lines: Sequence[verdict.Line]) -> int:
 @click.option("--tiny", is_flag=True, help="To see that it runs; the numbers mean nothing.")
 @click.option("--only", multiple=True, type=click.Choice(list(ALL)), metavar="NAME",
               help=f"One figure; may be repeated: {', '.join(ALL)}.")  # fmt: skip
+@click.option(
+    "--shared",
+    is_flag=True,
+    help="Count runs, too, in which other work took more than "
+    "a tenth of the server's core: ratios of CPU stand, gaps and lateness do not.",
+)
 @click.option("--pairs", type=click.IntRange(1, 50), help="Interleaved pairs.  [long: 5, short: 1]")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), default=RESULTS,
               metavar="FILE", help="Where the results go.  [build/edge.json]")  # fmt: skip
-def main(short: bool, tiny: bool, only: tuple[str, ...], pairs: int | None, path: Path) -> None:
+def main(
+    short: bool, tiny: bool, shared: bool, only: tuple[str, ...], pairs: int | None, path: Path
+) -> None:
     """Measure the edge beside its rivals: goals, measurements, met or MISSED."""
     form = forms.TINY if tiny else forms.SHORT if short else forms.LONG
     if pairs:
         form = forms.with_pairs(form, pairs)
+    if shared:
+        form = forms.shared(form)
     try:
         server_core, swarm_core = measure.cores()
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    about = machine() | {"form": form.name, "pairs": form.pairs}
+    about = machine() | {"form": form.name, "pairs": form.pairs, "shared": shared}
     click.echo(", ".join(f"{name}: {value}" for name, value in about.items()))
     if about["core_build"] != "release":
         click.echo(f"WARNING: the core is a {about['core_build']} build; its times mean nothing")

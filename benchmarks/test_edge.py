@@ -28,7 +28,7 @@ pytestmark = [
 ]
 BESIDE = dataclasses.replace(forms.TINY, pace_listeners=1000, window_s=2.0)
 # What a machine that is busy with other things may miss; the rest is delivered or it is not.
-TIMES = ("CPU", "lateness", "first audio", "longest gap", "per second")
+TIMES = ("CPU", "lateness", "first audio", "longest gap", "per second", "head's advance")
 
 
 def run(figure: str, form: forms.Form = forms.TINY) -> tuple[Bench, list[Line]]:

@@ -15,7 +15,7 @@ import edge
 import pytest
 from rivals import figures, forms, measure, servers, storms, verdict
 from rivals.bench import Bench
-from rivals.crowd import Heard, Run
+from rivals.crowd import Heard, Run, judge_core
 from rivals.measure import Cost, Spread, Times
 
 SS = """\
@@ -88,6 +88,21 @@ def test_a_window_sees_the_work_of_another_thread() -> None:
     done.set()
     worker.join()
     assert 0.24 <= cost.cpu_s <= cost.window_s * 2
+
+
+def test_a_server_that_shared_its_core_is_not_judged() -> None:
+    """Idle and waiting for a disk is nobody's; what is left beside the server is foreign."""
+    text = "cpu  9 9 9 9 9\ncpu1 5 0 5 700 50 0 0 0 0 0\n"
+    assert measure.idle_s(1, text) == 750 / os.sysconf("SC_CLK_TCK")
+    with pytest.raises(ValueError, match="cpu2"):
+        measure.idle_s(2, text)
+    run = Run("relay")
+    run.costs["window"] = Cost(10.0, 5.0, 0.0, 0.0, {}, foreign_s=0.9)
+    assert judge_core(run, 0.1).valid
+    run.costs["window"] = Cost(10.0, 5.0, 0.0, 0.0, {}, foreign_s=1.1)
+    assert judge_core(run, 1.0).valid
+    assert not judge_core(run, 0.1).valid
+    assert "busy with other work 11% of the time" in run.why
 
 
 def test_memory_is_the_share_of_pages_not_the_resident_size() -> None:
@@ -192,6 +207,7 @@ def spoiled(field: str, value: float, group: str = "incumbents", window: str = "
         (figures.house, "frames_wrong", 1, "incumbents", "window"),
         (figures.house, "ended", 1, "incumbents", "window"),
         (figures.house, "behind", 1, "incumbents", "window"),
+        (figures.house, "unequal", 1, "incumbents", "window"),
         (figures.house, "joined", 299, "incumbents", "window"),
         (figures.icy, "titles_wrong", 1, "incumbents", "window"),
         (figures.mounts, "frames_wrong", 1, "incumbents", "window"),

@@ -16,7 +16,7 @@ from typing import Any
 
 from relay.errors import RelayError
 
-from .crowd import Crowd, Run
+from .crowd import Crowd, Run, judge_core
 from .forms import Form
 from .measure import on_core
 from .servers import Server, ServerError
@@ -70,7 +70,7 @@ class Bench:
         try:
             with server, on_core(self.swarm_core), Crowd(server) as crowd:
                 plan(crowd)
-                run = crowd.finish()
+                run = judge_core(crowd.finish(), self.form.foreign_share_max)
                 server.end()
         except (OSError, RelayError, ServerError) as error:
             why = f"{type(error).__name__}: {error}"

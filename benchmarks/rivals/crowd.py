@@ -2,8 +2,9 @@
 
 Rules of this room
   1. Time passes only in `run`; windows of the swarm and of the server's cost open together.
-  2. What the swarm calls NOT VALID leaves this room as `Run.valid` being false, with the reason.
-  3. This room converts the swarm's report; it judges nothing.
+  2. What the swarm calls NOT VALID leaves this room as `Run.valid` being false, with the reason; so
+     does a window in which the server had to share its core.
+  3. This room converts the swarm's report; it judges no goal.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Heard:
     frames_checked: int = 0
     frames_wrong: int = 0  # lost, repeated or damaged
     skips: int = 0
-    behind: int = 0  # listeners whose bytes were not the head's advance, at any check or the end
+    behind: int = 0  # listeners whose bytes were not the head's advance, at any check
+    unequal: int = 0  # … and at the end, when all had time to hear it
     titles_wrong: int = 0
 
 
@@ -107,7 +109,8 @@ def read_group(told: Group) -> Heard:
         frames_checked=told.frames_checked,
         frames_wrong=told.frames_lost + told.frames_repeated + told.frames_damaged,
         skips=told.skips,
-        behind=told.behind + told.unequal,
+        behind=told.behind,
+        unequal=told.unequal,
         titles_wrong=told.titles_wrong,
     )
 
@@ -126,6 +129,16 @@ def read_report(run: Run, report: Report) -> Run:
     for name, window in report.windows.items():
         for group, told in window.groups.items():
             run.heard.setdefault(group, {})[name] = read_group(told)
+    return run
+
+
+def judge_core(run: Run, foreign_share_max: float) -> Run:
+    """Refuse a run whose server had to share its core: its gaps are somebody else's."""
+    for name, cost in run.costs.items():
+        if cost.foreign_share > foreign_share_max:
+            run.valid = False
+            told = f"{name}: the server's core was busy with other work {cost.foreign_share:.0%}"
+            run.why = "; ".join(filter(None, [run.why, f"{told} of the time"]))
     return run
 
 

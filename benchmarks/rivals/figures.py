@@ -60,6 +60,7 @@ def whole(figure: str, runs: Runs, who: str = "all", group: str = "incumbents") 
         ("frames lost, repeated, damaged", "frames_wrong"),
         ("dropped", "ended"),
         ("bytes not the head's advance", "behind"),
+        ("bytes not the stream's at the end", "unequal"),
     ):
         yield never(figure, f"{who}: {what}", each(runs, partial(total, count, group)))
 

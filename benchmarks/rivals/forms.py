@@ -16,6 +16,7 @@ class Form:
 
     name: str
     pairs: int  # interleaved runs of each contestant
+    foreign_share_max: float = 0.1  # of a window, that other work may take of the server's core
     joins_per_s: int = 3000  # of incumbents, who come in no hurry
     settle_s: float = 3.0  # between the last join and a window
     incumbent_s: float = 5.0  # how long an incumbent has been there before the event
@@ -71,10 +72,11 @@ SHORT = Form(
 TINY = Form(
     "tiny",
     pairs=1,
+    foreign_share_max=1.0,  # what is delivered does not depend on it
     settle_s=0.5,
     incumbent_s=0.5,
     window_s=1.0,
-    after_s=0.5,
+    after_s=1.5,
     icecast=False,
     paces_ms=(200,),
     pace_listeners=300,
@@ -99,3 +101,8 @@ TINY = Form(
 def with_pairs(form: Form, pairs: int) -> Form:
     """Return the form with another number of interleaved pairs."""
     return replace(form, pairs=pairs)
+
+
+def shared(form: Form) -> Form:
+    """Return the form for a machine that has other work: ratios stand, gaps and lateness do not."""
+    return replace(form, foreign_share_max=1.0)

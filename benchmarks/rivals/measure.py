@@ -81,6 +81,12 @@ class Cost:
     wait_s: float  # they were ready, and the core was somebody else's
     softirq_s: float  # of the kernel's thread of the server's core, whoever caused it
     threads_s: dict[str, float]  # the same as cpu_s, by the names of threads
+    foreign_s: float = 0.0  # the server's core was busy, and not with the server
+
+    @property
+    def foreign_share(self) -> float:
+        """How much of the window its core belonged to somebody else."""
+        return self.foreign_s / self.window_s if self.window_s > 0 else 0.0
 
 
 def cost_between(before: Mapping[int, Times], after: Mapping[int, Times]) -> Cost:
@@ -94,11 +100,21 @@ def cost_between(before: Mapping[int, Times], after: Mapping[int, Times]) -> Cos
     return Cost(0.0, sum(threads.values()), wait_ns / 1e9, 0.0, threads)
 
 
+def idle_s(core: int, text: str | None = None) -> float:
+    """How long a core has been idle since the machine began: proc_stat(5)."""
+    for line in (text or Path("/proc/stat").read_text()).splitlines():
+        name, *fields = line.split()
+        if name == f"cpu{core}":
+            return (int(fields[3]) + int(fields[4])) / os.sysconf("SC_CLK_TCK")
+    raise ValueError(f"no line `cpu{core}` in /proc/stat")
+
+
 class Window:
     """A span of time in the life of a server: open it, let time pass, close it."""
 
     def __init__(self, pid: int, core: int) -> None:
-        self.pid, self.softirq = pid, softirq_thread(core)
+        self.pid, self.core, self.softirq = pid, core, softirq_thread(core)
+        self.idle_before = idle_s(core)
         self.softirq_before = self._softirq_s()
         self.before = thread_times(pid)
         self.begin = time.monotonic()
@@ -113,7 +129,9 @@ class Window:
         after, seconds = thread_times(self.pid), time.monotonic() - self.begin
         found = cost_between(self.before, after)
         softirq_s = self._softirq_s() - self.softirq_before
-        return Cost(seconds, found.cpu_s, found.wait_s, softirq_s, found.threads_s)
+        idle = idle_s(self.core) - self.idle_before
+        foreign_s = max(0.0, seconds - idle - found.cpu_s - softirq_s)
+        return Cost(seconds, found.cpu_s, found.wait_s, softirq_s, found.threads_s, foreign_s)
 
 
 def pss_bytes(pid: int, rollup: str | None = None) -> int:
