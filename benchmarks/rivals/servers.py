@@ -56,7 +56,7 @@ class Server:
         self.core = core
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
-        self.home = Path(tempfile.mkdtemp(prefix=f"relay-edge-{self.name}-"))
+        self.home = Path()  # its own directory, while it is entered
 
     @property
     def pid(self) -> int:
@@ -84,6 +84,16 @@ class Server:
 
     def __enter__(self) -> Self:
         self.port = free_port()
+        self.home = Path(tempfile.mkdtemp(prefix=f"relay-edge-{self.name}-"))
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Run it and wait until it serves; ServerError when it does not."""
         with on_core(self.core), (self.home / "output").open("wb") as output:
             self.process = subprocess.Popen(
                 self.command(),
@@ -96,11 +106,9 @@ class Server:
         until = time.monotonic() + READY_S
         while not self.is_ready():
             if time.monotonic() > until or self.process.poll() is not None:
-                said = self.said()
-                self.__exit__()
-                raise ServerError(f"{self.name} was not ready in {READY_S:g} s:\n{said[-2000:]}")
+                said = self.said()[-2000:]
+                raise ServerError(f"{self.name} was not ready in {READY_S:g} s:\n{said}")
             time.sleep(0.02)
-        return self
 
     def end(self) -> str:
         """Ask it to end; returns all that it printed. ServerError when it had ended before."""
@@ -121,7 +129,8 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        shutil.rmtree(self.home, ignore_errors=True)
+        if self.home != Path():
+            shutil.rmtree(self.home, ignore_errors=True)
 
 
 class Relay(Server):
