@@ -64,7 +64,7 @@ from relay._core.stream cimport (
     stream_unclaim,
 )
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
-from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport zmq_api_load
 
 import os
@@ -243,10 +243,10 @@ cdef class Engine:
             raise RelayError("the engine has been started already")
         self.is_running = True
         for i in range(self.shards_count):
-            if thread_start(&self.threads[i], shard_main, self.shards[i]) != 0:
+            if thread_start_as(&self.threads[i], shard_main, self.shards[i], b"relay-shard") != 0:
                 raise RelayError("the system refuses to start another thread")
             self.threads_count += 1
-        if thread_start(&self.intake_thread, intake_main, &self.intake) != 0:
+        if thread_start_as(&self.intake_thread, intake_main, &self.intake, b"relay-intake") != 0:
             store_u32(&self.intake.stop, 1)
             raise RelayError("the system refuses to start another thread")
 
@@ -1101,7 +1101,7 @@ cdef class Backbone:
             bone.engine.has_upstream = 1
             bone.engine.directory_known = bone.engine.upstream_up = 0
             backbone_subscribe(bone)
-        if thread_start(&bone.thread, backbone_main, bone) != 0:
+        if thread_start_as(&bone.thread, backbone_main, bone, b"relay-backbone") != 0:
             engine_hub_close(bone.engine)
             raise RelayError("no thread left for the backbone: raise the process limit")
         self.is_open = True

@@ -1,4 +1,4 @@
-# _probe.pyx: faces for the tests on rooms that need no engine, and the load of a benchmark.
+# _probe.pyx: faces for the tests on rooms that need no engine.
 #
 # Rules of this room
 #   1. Test faces only: the package never imports it, nothing at run time depends on it.
@@ -6,14 +6,14 @@
 #   3. Input is copied to a run of exactly its size: a sanitizer sees each byte read too far.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from relay._core.body cimport (
     BODY_CHUNKED, BODY_ENDED, BODY_RAW, BODY_SIZED, body_next, body_open, body_reason, body_t,
 )
 from relay._core.handover cimport (
-    close as close_fd, entry_t, handover_close, handover_open, handover_put, handover_t,
+    entry_t, handover_close, handover_open, handover_put, handover_t,
     handover_take,
 )
 from relay._core.histogram cimport (
@@ -33,25 +33,6 @@ from relay._core.pace cimport (
     wheel_take, wheel_turn,
 )
 from relay._core.tempo cimport tempo_open, tempo_pace_us, tempo_share, tempo_t, tempo_turn
-
-cdef extern from "<sys/epoll.h>" nogil:
-    int epoll_create1(int flags)
-    int EPOLL_CLOEXEC
-
-cdef extern from "load.h" nogil:
-    ctypedef struct load_one_t:
-        int fd
-        int has_head
-        int ended
-        uint64_t body_bytes
-    int load_join(
-        load_one_t* one, int epoll_fd, uint32_t number, uint16_t port, const char* head
-    )
-    int64_t load_drain(load_one_t* all, int epoll_fd, double seconds)
-    int64_t load_send(
-        int listen_fd, uint32_t count, const char* head, uint32_t size, uint32_t pace_ms,
-        double seconds, double* cpu_s
-    )
 
 
 cdef class Copy:
@@ -405,72 +386,3 @@ cdef class Handover:
     def count(self):
         """How many wait."""
         return self.queue.count
-
-
-# --- load -----------------------------------------------------------------------------------------
-
-
-cdef class Drain:
-    """Listeners that read and count, all on the calling thread, without the GIL."""
-
-    cdef load_one_t* all
-    cdef uint32_t count
-    cdef uint32_t joined
-    cdef int epoll_fd
-
-    def __cinit__(self, uint32_t count):
-        self.count = count
-        self.all = <load_one_t*>calloc(count, sizeof(load_one_t))
-        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-        if self.all == NULL or self.epoll_fd < 0:
-            raise MemoryError
-
-    def __dealloc__(self):
-        cdef uint32_t i
-        for i in range(self.joined):
-            close_fd(self.all[i].fd)
-        free(self.all)
-        close_fd(self.epoll_fd)
-
-    def join(self, uint16_t port, bytes head):
-        """Connects them all to 127.0.0.1, from sixteen loopback addresses; reads nothing yet."""
-        cdef const char* request = head
-        cdef int status = 0
-        with nogil:
-            while self.joined < self.count and status == 0:
-                status = load_join(
-                    &self.all[self.joined], self.epoll_fd, self.joined, port, request
-                )
-                self.joined += 1 if status == 0 else 0
-        if status < 0:
-            raise OSError(-status, f"listener {self.joined} of {self.count}")
-
-    def read(self, double seconds):
-        """Reads for so long; returns how many reads brought something."""
-        cdef int64_t reads
-        with nogil:
-            reads = load_drain(self.all, self.epoll_fd, seconds)
-        return reads
-
-    @property
-    def body_bytes(self):
-        """What each has got behind the head of its reply."""
-        return [self.all[i].body_bytes for i in range(self.joined)]
-
-    @property
-    def ended(self):
-        """How many were ended, or got another reply than 200."""
-        return sum(1 for i in range(self.joined) if self.all[i].ended)
-
-
-def bare_send(int listen_fd, uint32_t count, uint32_t size, uint32_t pace_ms, double seconds):
-    """Accepts `count` and sends each `size` bytes a pace: (whole sends, CPU seconds)."""
-    cdef double cpu_s = 0
-    cdef int64_t sends
-    with nogil:
-        sends = load_send(
-            listen_fd, count, b"HTTP/1.0 200 OK\r\n\r\n", size, pace_ms, seconds, &cpu_s
-        )
-    if sends < 0:
-        raise OSError(-sends, "the bare sender")
-    return sends, cpu_s
