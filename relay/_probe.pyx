@@ -6,7 +6,7 @@
 #   3. Input is copied to a run of exactly its size: a sanitizer sees each byte read too far.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from relay._core.body cimport (

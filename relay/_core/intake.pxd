@@ -36,7 +36,7 @@ cdef enum:
     INTAKE_READ_BYTES = 8192  # 2 s of 32 kbit/s: what one read may put the source ahead
     INTAKE_EVENTS = 64
     INTAKE_HOLD_US_MIN = 20000
-    INTAKE_WAIT_MS = 1000
+    INTAKE_WAIT_MS_MAX = 1000
 
 cdef enum:  # state of a member
     INTAKE_FREE = 0
@@ -223,12 +223,13 @@ cdef inline void intake_read(intake_t* intake, intake_member_t* member) noexcept
         intake.held += 1
 
 cdef inline int intake_resume(intake_t* intake, uint64_t now) noexcept nogil:
-    # Reads on from those with whom real time has caught up; how long to wait at most, ms.
-    cdef uint64_t next_us = now + INTAKE_WAIT_MS * 1000
+    # Reads on from those with whom real time has caught up; how long to wait at most, ms (-1: until
+    # something comes).
+    cdef uint64_t next_us = now + INTAKE_WAIT_MS_MAX * 1000
     cdef uint32_t i
     cdef intake_member_t* member
     if intake.held == 0:
-        return INTAKE_WAIT_MS
+        return -1
     for i in range(intake.members_top):
         member = &intake.members[i]
         if member.state != INTAKE_HELD:
@@ -259,7 +260,7 @@ cdef inline void intake_run(intake_t* intake) noexcept nogil:
     # The thread's loop, until `stop`.
     cdef epoll_event events[INTAKE_EVENTS]
     cdef int count
-    cdef int wait_ms = INTAKE_WAIT_MS
+    cdef int wait_ms = -1
     while not load_u32(&intake.stop):
         count = epoll_wait(intake.epoll_fd, events, INTAKE_EVENTS, wait_ms)
         pthread_mutex_lock(&intake.lock)
