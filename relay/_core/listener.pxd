@@ -49,7 +49,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     PARTS_MAX = 8
-    SEND_BYTES_MAX = 32768    # one listener's share of one turn: what a stalled one can cost more
+    SEND_BYTES_MAX = 28672    # a share of one turn; with DOOR_QUEUED_BYTES what a stalled one costs
     REST_BYTES_MAX = (1 << 20) + 16384
 
 cdef enum:  # why a listener ended: index into the shard's counters
@@ -216,7 +216,7 @@ cdef inline void flow_add_audio(flow_t* flow, listener_t* listener, uint64_t end
 
 cdef inline int listener_send(listener_t* listener, flow_t* flow, uint64_t now_us) noexcept nogil:
     # One system call. FLOW_DONE when all of it went. MSG_EOR: the kernel asks for room before each
-    # send, and does not add it to one that waits: a stalled listener held 69 KB of it, now 51.
+    # send, and does not add it to one that waits (docs/architecture.md, the stalled).
     cdef ssize_t sent
     cdef uint64_t position = listener.position
     cdef msghdr message
@@ -230,7 +230,7 @@ cdef inline int listener_send(listener_t* listener, flow_t* flow, uint64_t now_u
         sent = sendmsg(listener.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR)
     if sent < 0:
         if errno == ETIMEDOUT:
-            return -END_STALLED     # its host is gone (door_expect_progress)
+            return -END_STALLED     # its host is gone (door_suit_stream)
         if errno != EAGAIN and errno != EINTR:
             return -END_RESET
         sent = 0
