@@ -206,16 +206,18 @@ def test_a_node_that_goes_down_sends_newcomers_on(threads: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_nobody_is_left_in_the_queue_of_a_door_that_closes(threads: int) -> None:
-    """Whoever had connected and asked before the door closed is answered, not reset."""
-    engine = core.Engine(listeners_max=1000, threads=threads)
+    """Whoever had connected and asked before the door closed is answered, not reset; they are more
+    than one turn accepts."""
+    count = 3500
+    engine = core.Engine(listeners_max=count, threads=threads)
     address = engine.listen("127.0.0.1", 0)
-    socks = [dial(address) for _ in range(200)]
+    socks = [dial(address) for _ in range(count)]
     for sock in socks:
         sock.sendall(get())
     engine.stop_accepting()  # before its threads have accepted any of them
     engine.start()
-    wait_until(lambda: engine.snapshot()["refused_busy_total"] == 200)
-    assert [answer(read_all(sock))[0] for sock in socks] == [503] * 200
+    wait_until(lambda: engine.snapshot()["refused_busy_total"] == count)
+    assert [answer(read_all(sock))[0] for sock in socks] == [503] * count
     with pytest.raises(ConnectionRefusedError):
         dial(address)
     engine.close()
