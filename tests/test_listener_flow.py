@@ -215,8 +215,8 @@ def test_more_titles_than_a_ring_keeps_never_give_a_wrong_one() -> None:
 
 
 @pytest.mark.parametrize("gone", [0, 1, 7999, 15_999])
-def test_a_second_at_320_kbit_is_one_write_at_any_place_of_the_counter(gone: int) -> None:
-    """Pace 1000 ms with ICY: 40,960 bytes and up to three blocks are within the parts of a send."""
+def test_a_second_at_320_kbit_is_two_writes_at_any_place_of_the_counter(gone: int) -> None:
+    """Pace 1000 ms with ICY: 40,960 bytes and up to three blocks; the second write is a slot later."""
     live = Programme(burst_us=0)
     live.push(1)
     live.send(EVERYTHING, head=HEAD)
@@ -227,15 +227,16 @@ def test_a_second_at_320_kbit_is_one_write_at_any_place_of_the_counter(gone: int
         live.title(titled(number, 4000))
         for _ in range(5):
             live.push(2048)
-        status, parts = live.send(EVERYTHING, after_us=1_000_000)
+        assert live.send(EVERYTHING, after_us=1_000_000)[0] == "more"
+        status, parts = live.send(EVERYTHING, after_us=10_000)
         assert status == "done"
         assert parts <= 8
     check(live)
 
 
-@pytest.mark.parametrize(("bit_rate_kbit", "sends_max"), [(64, 1), (320, 3), (1411, 13)])
+@pytest.mark.parametrize(("bit_rate_kbit", "sends_max"), [(64, 1), (320, 5), (1411, 19)])
 def test_a_burst_with_titles_takes_few_writes(bit_rate_kbit: int, sends_max: int) -> None:
-    """3 s at once: each write moves at least 48,000 bytes, and the next one is a slot later."""
+    """3 s at once: each write moves 28,672 bytes, and the next one is a slot later."""
     live = Programme(burst_us=3_000_000)
     frame_words = bit_rate_kbit * FRAME_US // 8000 // 4
     for _ in range(250):

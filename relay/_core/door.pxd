@@ -15,7 +15,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
-from relay._core.atomics cimport add_u32, add_u64, load_pointer, load_u32, sub_u32
+from relay._core.atomics cimport add_u32, add_u64, load_pointer, load_u32, load_u64, sub_u32
 from relay._core.budget cimport ACCEPTS_MIN, LOOKS_MIN, TURN_US_MAX, budget_make, budget_t
 from relay._core.connection cimport (
     EPOLL_CTL_DEL, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, door_address, door_reserve, epoll_ctl,
@@ -42,6 +42,7 @@ from relay._core.refusal cimport (
     REFUSE_NODE_FULL, REFUSE_NONE, REFUSE_QUEUE, REFUSE_UPSTREAM, refusal_of, shard_answer,
     shard_refuse, shard_refuse_fd,
 )
+from relay._core.ring cimport ring_t
 from relay._core.stream cimport hub_tell, info_t, stream_drop, stream_t
 
 cdef extern from "replies.h" nogil:
@@ -49,7 +50,7 @@ cdef extern from "replies.h" nogil:
 
 cdef extern from "door.h" nogil:
     uint32_t door_queue(int fd, uint32_t* queue_max)
-    void door_expect_progress(int fd, uint64_t stall_us)
+    void door_suit_stream(int fd, uint64_t stall_us, uint64_t bytes_per_s)
 
 cdef extern from "<errno.h>" nogil:
     int ENOBUFS
@@ -439,7 +440,8 @@ cdef inline void shard_admit(shard_t* shard, uint32_t index, uint64_t now) noexc
     free(listener.head)
     listener.head = NULL
     listener.progress_us = now
-    door_expect_progress(listener.fd, listener.stream.config.stall_us)
+    door_suit_stream(listener.fd, listener.stream.config.stall_us,
+                     stream_bytes_per_s(listener.stream))
     size = shard_write_reply(shard, listener.stream, &listener.icy)
     listener.icy_left_bytes = ICY_METAINT
     shard.counters.joins_total += 1
@@ -448,6 +450,12 @@ cdef inline void shard_admit(shard_t* shard, uint32_t index, uint64_t now) noexc
     flow_open(&flow)
     flow_add(&flow, PART_COPY, shard.reply, size, 0)
     shard_flow(shard, index, &flow, now)
+
+cdef inline uint64_t stream_bytes_per_s(stream_t* stream) noexcept nogil:
+    # Over its epoch so far; 0: nothing is known. Within a turn: the ring cannot go.
+    cdef ring_t* ring = <ring_t*>load_pointer(<void**>&stream.ring)
+    cdef uint64_t media_ms = load_u64(&ring.head_media_us) // 1000 if ring != NULL else 0
+    return load_u64(&ring.head_position) * 1000 // media_ms if media_ms > 0 else 0
 
 cdef inline bint info_takes_titles(const info_t* info) noexcept nogil:
     # MPEG and AAC resynchronise by nature and every player of them knows blocks. Other formats

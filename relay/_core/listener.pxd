@@ -49,7 +49,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     PARTS_MAX = 8
-    SEND_BYTES_MAX = 40960    # a second of 320 kbit/s; one stays with a listener that stalls
+    SEND_BYTES_MAX = 28672    # a share of one turn; with DOOR_QUEUED_BYTES what a stalled one costs
     REST_BYTES_MAX = (1 << 20) + 16384
 
 cdef enum:  # why a listener ended: index into the shard's counters
@@ -224,8 +224,8 @@ cdef inline void flow_add_audio(flow_t* flow, listener_t* listener, uint64_t end
 
 cdef inline int64_t listener_send(listener_t* listener, flow_t* flow) noexcept nogil:
     # One system call: the bytes that the socket took; minus errno: it broke. MSG_EOR: the kernel
-    # asks for room before each send, and does not add it to one that waits: a stalled listener held
-    # 69 KB of it, now 51.
+    # asks for room before each send, and does not add it to one that waits (docs/architecture.md,
+    # the stalled).
     cdef ssize_t sent
     cdef msghdr message
     if flow.count == 1:
@@ -436,7 +436,7 @@ cdef inline int listener_took(
     listener_t* listener, flow_t* flow, int64_t sent, uint64_t now_us
 ) noexcept nogil:
     # What becomes of it now that the socket took `sent` bytes of the flow.
-    if sent < 0:    # ETIMEDOUT: its host is gone (door_expect_progress)
+    if sent < 0:    # ETIMEDOUT: its host is gone (door_suit_stream)
         return -END_STALLED if sent == -ETIMEDOUT else -END_RESET
     if listener.ring != NULL and ring_was_overtaken(listener.ring, flow.position):
         return -END_TORN

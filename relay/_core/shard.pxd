@@ -172,7 +172,7 @@ cdef inline void shard_event(
         shard_discard(shard, index, events)
         return
     if events & (EPOLLERR | EPOLLHUP):
-        # the kernel gives up one whose host is gone (door_expect_progress)
+        # the kernel gives up one whose host is gone (door_suit_stream)
         shard_end(shard, index, END_STALLED if door_error(listener.fd) == ETIMEDOUT else END_RESET)
         return
     if events & EPOLLRDHUP:

@@ -95,6 +95,49 @@ def test_two_threads_share_one_port() -> None:
         assert told["listeners"] == 60
 
 
+def test_four_shards_share_the_connections_evenly() -> None:
+    """8,000 from 200 addresses: each shard takes its quarter, give or take an eighth of it (the
+    kernel's hash is a lottery of standard deviation 39), and what they count adds up."""
+    count, shards = 8000, 4
+    with running(threads=shards) as (engine, address):
+        for number in range(count):
+            with socket.socket() as sock:
+                sock.bind((f"127.0.1.{number % 200 + 1}", 0))
+                sock.connect(address)
+                sock.sendall(MALFORMED)
+                assert sock.recv(100).startswith(b"HTTP/1.0 400 ")
+        told = idle(engine)
+        shares = [shard["accepts_total"] for shard in told["shards"]]
+        assert all(abs(share - count / shards) < count / shards / 8 for share in shares), shares
+        for name in ("accepts_total", "refused_malformed_total", "turns_total"):
+            assert told[name] == sum(shard[name] for shard in told["shards"])
+        assert told["accepts_total"] == told["refused_malformed_total"] == count
+
+
+def test_the_places_of_a_node_are_bounded_whatever_its_shards() -> None:
+    """listeners_max is the node's, and so are its places: heads of all shards together."""
+    with running(threads=3, listeners_max=20, heads_max=30, head_grace_ms=200) as (engine, address):
+        Programme(engine).push(10)
+        socks = []
+        try:
+            for number in range(120):
+                socks.append(socket.create_connection(address, 5.0, (f"127.0.2.{number + 1}", 0)))
+            wait_until(lambda: engine.snapshot()["heads"] >= 30)
+            assert engine.snapshot()["heads"] <= 20 + 30 + 3
+            wait_until(lambda: engine.snapshot()["accepts_total"] == 120)
+            wait_until(lambda: engine.snapshot()["heads"] <= 30)
+            socks += [dial(address) for _ in range(30)]
+            for sock in socks[120:]:
+                sock.sendall(get())
+            told = [sock.recv(100)[9:12] for sock in socks[120:]]
+            assert (told.count(b"200"), told.count(b"503")) == (20, 10)
+            assert engine.snapshot()["listeners"] == 20
+        finally:
+            for sock in socks:
+                sock.close()
+        idle(engine)
+
+
 def test_ipv6_is_served_and_told() -> None:
     """`::1` works like 127.0.0.1, and the address of a hand-over is IPv6."""
     try:
