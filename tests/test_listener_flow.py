@@ -216,7 +216,7 @@ def test_more_titles_than_a_ring_keeps_never_give_a_wrong_one() -> None:
 
 @pytest.mark.parametrize("gone", [0, 1, 7999, 15_999])
 def test_a_second_at_320_kbit_is_two_writes_at_any_place_of_the_counter(gone: int) -> None:
-    """Pace 1000 ms with ICY: 40,960 bytes and up to three blocks; the second write is a slot later."""
+    """Pace 1000 ms with ICY: 40,960 bytes and three blocks; the second write is a slot later."""
     live = Programme(burst_us=0)
     live.push(1)
     live.send(EVERYTHING, head=HEAD)
