@@ -18,7 +18,7 @@ from relay._core.backbone_state cimport (
 from relay._core.hop cimport *
 from relay._core.parents cimport PEER_LOOP, PEER_LOST, PEER_UP, PEER_VERSION, feed_fed, peer_sign
 from relay._core.ring cimport FRAME_TITLE, PLACED, PLACE_FAR, ring_t
-from relay._core.stream cimport stream_place, stream_place_run
+from relay._core.stream cimport stream_mark, stream_place, stream_place_run
 from relay._core.upstream cimport (
     ADOPTED_NEW, ADOPTED_SAME, beacon_is_loop, dealer_connect, upstream_adopt, upstream_leave,
     upstream_t,
@@ -47,6 +47,7 @@ cdef inline uint64_t place_run(
     ):
         link.stream.counters.duplicates_total += run.count
         return 0
+    stream_mark(link.stream, bone.now_us)
     get_records(run, records)
     while i < run.count:
         frames = stream_place_run(
