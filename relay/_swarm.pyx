@@ -48,7 +48,6 @@ FLAG_SAMPLED = ROOM_SAMPLED
 FLAG_FLOOD = ROOM_FLOOD
 GROUPS_MAX = ROOM_GROUPS_MAX
 MOUNTS_MAX = ROOM_MOUNTS_MAX
-PLAN_BYTES = 4                # of one join in a plan: mount (16 bit, little endian), flags, nothing
 LISTENER_BYTES = sizeof(listener_t)
 
 _COUNTERS = (
@@ -213,7 +212,7 @@ cdef class Loop:
         return mount.number
 
     def join(self, uint32_t group, uint64_t over_us, bytes plan not None):
-        """Schedules the joins of a plan (PLAN_BYTES each) from the next run on."""
+        """Schedules the joins of a plan (4 B each: mount, 16 bit and little endian; flags; nothing) from the next run on."""
         cdef batch_t* batch
         cdef const uint8_t* at = plan
         cdef uint32_t count = <uint32_t>(len(plan) // 4)

@@ -338,6 +338,7 @@ cdef inline void crowd_reply(crowd_t* crowd, listener_t* listener, bint is_over)
             tally.resets += 1
             crowd_free(crowd, listener)
         return
+    memset(&reply, 0, sizeof(reply_t))
     status = reply_parse(&reply, crowd.bytes, got)
     if status == REPLY_BROKEN or (status == REPLY_MORE and is_over):
         tally.cut += 1
