@@ -155,7 +155,11 @@ cdef inline listener_t* crowd_take(crowd_t* crowd) noexcept nogil:
     listener.fd = -1
     return listener
 
-cdef inline bint crowd_watch(
+cdef inline void crowd_fail(crowd_t* crowd, listener_t* listener, int error) noexcept nogil:
+    tally_failed(crowd_tally(crowd, listener), error)
+    crowd_free(crowd, listener)
+
+cdef inline void crowd_watch(
     crowd_t* crowd, listener_t* listener, uint32_t events
 ) noexcept nogil:
     cdef epoll_event event
@@ -163,11 +167,8 @@ cdef inline bint crowd_watch(
     event.data.u64 = (
         <uint64_t>listener.generation << 32 | <uint32_t>(listener - crowd.listeners)
     )
-    return epoll_ctl(crowd.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) == 0
-
-cdef inline void crowd_fail(crowd_t* crowd, listener_t* listener, int error) noexcept nogil:
-    tally_failed(crowd_tally(crowd, listener), error)
-    crowd_free(crowd, listener)
+    if epoll_ctl(crowd.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) != 0:
+        crowd_fail(crowd, listener, errno)   # max_user_watches
 
 cdef inline bint crowd_ask(crowd_t* crowd, listener_t* listener) noexcept nogil:
     # Sends the request, if the connection stands. False: it does not yet, or it failed.
