@@ -221,7 +221,7 @@ cdef class Loop:
         return mount.number
 
     def join(self, uint32_t group, uint64_t over_us, bytes plan not None):
-        """Schedules the joins of a plan (4 B each: mount, 16 bit and little endian; flags; nothing) from the next run on."""
+        """Schedules joins from the next run on: 4 B each (mount, low byte first; flags; 0)."""
         cdef batch_t* batch
         cdef const uint8_t* at = plan
         cdef uint32_t count = <uint32_t>(len(plan) // 4)

@@ -104,6 +104,27 @@ def resolve(host: str, anywhere: bool) -> str:
     return str(address)
 
 
+BOUNDS = {
+    "addresses": (1, ADDRESSES_MAX),
+    "sample": (0, SAMPLE_MAX),
+    "pace_ms": (1, PACE_MS_MAX),
+    "tolerance_ms": (1, PACE_MS_MAX),
+    "tail_bytes": (0, TAIL_BYTES_MAX),
+    "seed": (0, 2**63),
+}
+
+
+def check_bounds(**given: int) -> None:
+    """ConfigError with a line for each number that is out of its bounds."""
+    wrong = [
+        f"{name} {value}: {BOUNDS[name][0]} to {BOUNDS[name][1]}"
+        for name, value in given.items()
+        if not BOUNDS[name][0] <= value <= BOUNDS[name][1]
+    ]
+    if wrong:
+        raise ConfigError(*wrong)
+
+
 class Swarm:
     """Listeners and sources of one server.
 
@@ -143,21 +164,14 @@ class Swarm:
         content: Content = "frames",
         anywhere: bool = False,
     ) -> None:
-        bounds = {
-            "addresses": (addresses, 1, ADDRESSES_MAX),
-            "sample": (sample, 0, SAMPLE_MAX),
-            "pace_ms": (pace_ms, 1, PACE_MS_MAX),
-            "tolerance_ms": (tolerance_ms, 1, PACE_MS_MAX),
-            "tail_bytes": (tail_bytes, 0, TAIL_BYTES_MAX),
-            "seed": (seed, 0, 2**63),
-        }
-        problems = [
-            f"{name} {value}: {low} to {high}"
-            for name, (value, low, high) in bounds.items()
-            if not low <= value <= high
-        ]
-        if problems:
-            raise ConfigError(*problems)
+        check_bounds(
+            addresses=addresses,
+            sample=sample,
+            pace_ms=pace_ms,
+            tolerance_ms=tolerance_ms,
+            tail_bytes=tail_bytes,
+            seed=seed,
+        )
         self.address = resolve(host, anywhere)
         self.room = raise_limit() - RESERVED
         if listeners_max < 1 or self.room < 1:

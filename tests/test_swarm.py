@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import struct
 from collections import Counter
@@ -21,7 +23,8 @@ PORT = 9  # nobody is asked here
 def planned(count: int, mounts: list[int], **more: float) -> list[tuple[int, int]]:
     """Mount and flags of each join."""
     settings = {"icy_share": 0.0, "sample": 0, "flags": 0} | more
-    plan = plan_joins(count, mounts, draw=np.random.default_rng(1), **settings)  # type: ignore[arg-type]
+    draw = np.random.default_rng(1)
+    plan = plan_joins(count, mounts, draw=draw, **settings)  # type: ignore[arg-type]
     return list(struct.iter_unpack("<HBx", plan))
 
 
@@ -148,3 +151,17 @@ def test_a_window_has_a_name_of_its_own() -> None:
         for name in ("start", "storm"):
             with pytest.raises(ConfigError, match=f"there is a window '{name}' already"):
                 swarm.mark(name)
+
+
+def test_a_forked_child_may_neither_use_nor_close_a_swarm() -> None:
+    """It has no threads, and the connections are its parent's."""
+    with Swarm(PORT, content="any") as swarm:
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(RuntimeError):
+                swarm.run(0.01)
+                os._exit(1)
+            swarm.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        swarm.run(0.01)

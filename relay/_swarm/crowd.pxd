@@ -61,7 +61,7 @@ cdef extern from "net.h" nogil:
     void swarm_shrink(int fd)
 
 cdef enum:
-    EVENTS_MAX = 1024
+    EVENTS_MAX = 256          # of one turn: 5 ms when each is a reply with its burst
     LOOK_BYTES = REPLY_BYTES_MAX + 4096   # of a reply: its head and the first frame
     HANDSHAKE_US_MAX = 900000   # longer, and a SYN was lost: it is sent again after a second
     CLOSE_US_MAX = 2000000      # a refusal's close comes sooner
