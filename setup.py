@@ -69,6 +69,8 @@ extensions = [
         "_probe",
         "_probe_backbone",
         "_probe_data",
+        "_probe_door",
+        "_probe_listener",
         "_probe_swarm",
     )
 ]

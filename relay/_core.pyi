@@ -4,6 +4,7 @@
 #   1. One line for each public name of _core.pyx; a name that goes there goes here.
 #   2. What only tests and benchmarks call is typed loosely at the end.
 
+from collections.abc import Sequence
 from typing import Any, final
 
 from typing_extensions import Buffer
@@ -24,14 +25,18 @@ class Engine:
         heads_max: int = 2048,
         heads_per_address_max: int = 64,
         head_timeout_ms: int = 10000,
+        head_grace_ms: int = 1000,
         join_wait_ms: int = 2000,
+        redirects: Sequence[str] = (),
     ) -> None: ...
     def configure(
         self,
         mount: str | None = None,
         *,
         burst_ms: int = 3000,
-        pace_ms: int = 200,
+        pace_ms: int | None = None,
+        pace_ms_min: int = 100,
+        pace_ms_max: int = 1000,
         lag_ms_max: int = 15000,
         stall_ms: int = 15000,
         linger_s: int = 60,

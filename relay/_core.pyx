@@ -7,7 +7,6 @@
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
 cimport cython
-cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -25,9 +24,9 @@ from relay._core.cutter cimport (
     cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
 )
 from relay._core.engine cimport (
-    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config,
-    engine_find,
-    engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
+    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_all,
+    engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open, engine_open,
+    engine_remove, engine_t, now_us, wall_ms,
 )
 from relay._core.frames cimport SCAN_ADTS, SCAN_MPEG, SCAN_OGG, scan_bit_rate_bps, scan_reason
 from relay._core.handover cimport (
@@ -42,7 +41,11 @@ from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     retire_sweep, turn_begin, turn_end,
 )
+from relay._core.histogram cimport histogram_below, histogram_quantile_us, histogram_t
 from relay._core.hop cimport PEER_VERSION, peer_t
+from relay._core.observe cimport (
+    BUSY_STEPS, busy_quantile_permille, busy_t, observe_add_up, observed_t,
+)
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
     header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
@@ -50,16 +53,18 @@ from relay._core.ring cimport (
 )
 from relay._core.ring_writer cimport ring_give_up, ring_place, ring_push
 from relay._core.connection cimport (
-    PARTING_MAX, shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
+    shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
 )
+from relay._core.redirect cimport REDIRECTS_MAX
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
     STREAM_FULL, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_begin_epoch, stream_claim,
-    stream_config_t, stream_drop, stream_end_epoch, stream_open, stream_place, stream_push,
-    stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
+    stream_config_t, stream_drop, stream_end_epoch, stream_mark, stream_open, stream_place,
+    stream_push, stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t,
+    stream_unclaim,
 )
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
-from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport zmq_api_load
 
 import os
@@ -156,7 +161,8 @@ cdef class Engine:
 
     def __cinit__(self, *, uint32_t streams_max=4096, int threads=1, int listeners_max=0,
                   int heads_max=2048, int heads_per_address_max=64, int head_timeout_ms=10000,
-                  int join_wait_ms=2000):
+                  int head_grace_ms=1000, int join_wait_ms=2000, redirects=()):
+        cdef bytes name
         if not 1 <= threads <= SHARDS_MAX:
             raise ValueError(f"threads is {threads}; the bound is 1 to {SHARDS_MAX}")
         if engine_open(&self.engine, streams_max) != 0:
@@ -165,13 +171,20 @@ cdef class Engine:
             raise MemoryError(f"no memory or descriptors for {streams_max} sources")
         self.engine.listeners_max = listeners_max or places_within_limit(heads_max)
         self.engine.heads_max = heads_max
+        self.engine.places_max = self.engine.listeners_max + self.engine.heads_max
+        self.engine.shards = threads
         self.engine.heads_per_address_max = heads_per_address_max
         self.engine.head_timeout_us = head_timeout_ms * <uint64_t>1000
+        self.engine.head_grace_us = head_grace_ms * <uint64_t>1000
         self.engine.join_wait_us = join_wait_ms * <uint64_t>1000
         self.engine.directory_known = self.engine.upstream_up = 1
         self.engine.node_id[0] = int.from_bytes(os.urandom(8), "little") | 1
         self.engine.node_id[1] = int.from_bytes(os.urandom(8), "little")
         self.shards_wanted = threads
+        for base in redirects:
+            name = base.encode()
+            if engine_add_redirect(&self.engine, name, len(name)) != 0:
+                raise ValueError(f"redirect {base!r}: at most {REDIRECTS_MAX}, of visible ASCII")
         self.is_open = True
         self.configure()
 
@@ -208,7 +221,8 @@ cdef class Engine:
 
     cdef bint add_shard(self, int listen_fd) noexcept:
         # Takes over the descriptor, also when it answers False: no memory.
-        cdef uint32_t records = self.engine.listeners_max + self.engine.heads_max + PARTING_MAX
+        # One more for each shard: all may have seen the same last place.
+        cdef uint32_t records = self.engine.places_max + self.engine.shards
         cdef shard_t* shard = <shard_t*>calloc(1, sizeof(shard_t))
         if shard == NULL:
             close_fd(listen_fd)
@@ -229,10 +243,10 @@ cdef class Engine:
             raise RelayError("the engine has been started already")
         self.is_running = True
         for i in range(self.shards_count):
-            if thread_start(&self.threads[i], shard_main, self.shards[i]) != 0:
+            if thread_start_as(&self.threads[i], shard_main, self.shards[i], b"relay-shard") != 0:
                 raise RelayError("the system refuses to start another thread")
             self.threads_count += 1
-        if thread_start(&self.intake_thread, intake_main, &self.intake) != 0:
+        if thread_start_as(&self.intake_thread, intake_main, &self.intake, b"relay-intake") != 0:
             store_u32(&self.intake.stop, 1)
             raise RelayError("the system refuses to start another thread")
 
@@ -361,11 +375,17 @@ cdef class Engine:
         self.check()
         retire_sweep(&self.engine.retire)
         cdef shard_counters_t counters
+        cdef observed_t observed
         cdef int i
+        memset(&observed, 0, sizeof(observed_t))
         shards = []
         for i in range(self.shards_count):
             shard_snapshot(self.shards[i], &counters)
             shards.append(shard_dict(&counters))
+            shards[i]["busy_percent"] = (
+                load_u64(&self.shards[i].observed.busy.last_permille) / 10.0
+            )
+            observe_add_up(&observed, &self.shards[i].observed)
         return {
             "listeners": load_u32(&self.engine.listeners),
             "listeners_max": self.engine.listeners_max,
@@ -374,18 +394,23 @@ cdef class Engine:
             "directory_known": load_u32(&self.engine.directory_known) == 1,
             "pages_waiting": self.engine.pages.count, "sources_waiting": self.engine.sources.count,
             "retired": self.engine.retire.retired_count,
-            "shards": shards, **add_up(shards),
+            "shards": shards, "measured": measured_dict(&observed), **add_up(shards),
         }
 
-    def configure(self, mount=None, *, int burst_ms=3000, int pace_ms=200, int lag_ms_max=15000,
-                  int stall_ms=15000, int linger_s=60, int catchup_ms=10000, int ring_s=20,
-                  int ring_bytes_max=64 << 20, int ahead_ms=5000, int listeners_max=0):
-        """Sets the defaults of all streams, or with `mount` of one; before the threads start."""
+    def configure(self, mount=None, *, int burst_ms=3000, pace_ms=None, int pace_ms_min=100,
+                  int pace_ms_max=1000, int lag_ms_max=15000, int stall_ms=15000, int linger_s=60,
+                  int catchup_ms=10000, int ring_s=20, int ring_bytes_max=64 << 20,
+                  int ahead_ms=5000, int listeners_max=0):
+        """Sets the defaults of all streams, or with `mount` of one; before the threads start.
+        `pace_ms` None: chosen by the load, between pace_ms_min and pace_ms_max."""
         self.check()
+        if pace_ms is not None:
+            pace_ms_min = pace_ms_max = pace_ms
         cdef stream_config_t config
         cdef bytes name
         config.burst_us = burst_ms * <uint64_t>1000
-        config.pace_us = pace_ms * <uint64_t>1000
+        config.pace_us_min = pace_ms_min * <uint64_t>1000
+        config.pace_us_max = pace_ms_max * <uint64_t>1000
         config.lag_us_max = lag_ms_max * <uint64_t>1000
         config.stall_us = stall_ms * <uint64_t>1000
         config.linger_us = linger_s * <uint64_t>1000000
@@ -471,11 +496,47 @@ cdef dict add_up(list shards):
     total = {}
     for shard in shards:
         for name, value in shard.items():
-            if name.endswith("_max"):
+            if name.endswith("_max") or name == "pace_ms":
                 total[name] = max(total.get(name, 0), value)
-            elif name != "listeners":
+            elif name not in ("listeners", "busy_percent"):
                 total[name] = total.get(name, 0) + value
     return total
+
+
+cdef tuple _DURATIONS = ("join", "lateness", "gap", "skip")     # by SEEN_…
+cdef tuple _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+
+
+cdef dict measured_dict(const observed_t* observed):
+    found = {name: durations_dict(&observed.durations[i]) for i, name in enumerate(_DURATIONS)}
+    found["busy"] = busy_dict(&observed.busy)
+    return found
+
+
+cdef dict durations_dict(const histogram_t* seen):
+    # `below_total`: how many were shorter than 1,024 µs, 2,048 µs, … (bounds of buckets: exact).
+    found = {"total": seen.total, "sum_us": seen.sum_us, "max_us": seen.max_us}
+    found.update({f"{name}_us": histogram_quantile_us(seen, share) for name, share in _QUANTILES})
+    found["below_total"] = [histogram_below(seen, <uint64_t>1024 << i) for i in range(16)]
+    return found
+
+
+cdef dict busy_dict(const busy_t* seen):
+    # `below_total`: how many windows had a share up to a tenth, two tenths, …
+    cdef uint64_t total = 0
+    cdef int i
+    below = []
+    for i in range(BUSY_STEPS):
+        total += seen.windows[i]
+        below.append(total)
+    found = {
+        "total": total, "sum_percent": seen.sum_permille / 10.0,
+        "max_percent": seen.max_permille / 10.0, "last_percent": seen.last_permille / 10.0,
+    }
+    for name, share in _QUANTILES:
+        found[f"{name}_percent"] = busy_quantile_permille(seen, share) / 10.0
+    found["below_total"] = below
+    return found
 
 
 cdef str mount_problem(int status, str mount, int streams_max):
@@ -577,6 +638,7 @@ cdef class Stream:
         """Puts one whole frame (1 to 65,536 bytes, duration in µs) at the head; never blocks."""
         cdef Buffer run = Buffer(data)
         self.check_source()
+        stream_mark(self.stream, now_us())
         cdef int status = stream_push(self.stream, run.bytes, size_u32(run), duration_us, flags)
         if status < 0:
             raise SourceError(place_problem(status, self.mount, run.size))
@@ -586,6 +648,7 @@ cdef class Stream:
         """Puts a frame where it belongs (1 placed, 0 already here, < 0 refused)."""
         cdef Buffer run = Buffer(data)
         self.check_source()
+        stream_mark(self.stream, now_us())
         return stream_place(self.stream, sequence, position, media_us, run.bytes,
                             size_u32(run), duration_us, flags)
 
@@ -600,7 +663,7 @@ cdef class Stream:
         return stream_resize(self.stream, size_bytes, frames_count) == 1
 
     def title(self, str text):
-        """Sets the title from here on (≤ 4,080 bytes of UTF-8, cut between characters)."""
+        """Sets the title from here on (≤ 4,000 bytes of UTF-8, cut between characters)."""
         cdef bytes data = text.encode()[:TITLE_TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()
         if data:
             self.push(data, 0, FRAME_TITLE)
@@ -776,8 +839,8 @@ cdef class Source:
         if self.stream.stream.ring == NULL:
             raise SourceError(f"{self.stream.mount}: begin() an epoch before the first feed()")
         with nogil:
-            status = cutter_feed(&self.cutter, run.bytes, run.size)
             now = now_us()
+            status = cutter_feed(&self.cutter, run.bytes, run.size, now)
         if status < 0:
             raise SourceError(f"{self.stream.mount}: {scan_reason(status).decode()}")
         return cutter_ahead_us(&self.cutter, now)
@@ -1038,7 +1101,7 @@ cdef class Backbone:
             bone.engine.has_upstream = 1
             bone.engine.directory_known = bone.engine.upstream_up = 0
             backbone_subscribe(bone)
-        if thread_start(&bone.thread, backbone_main, bone) != 0:
+        if thread_start_as(&bone.thread, backbone_main, bone, b"relay-backbone") != 0:
             engine_hub_close(bone.engine)
             raise RelayError("no thread left for the backbone: raise the process limit")
         self.is_open = True

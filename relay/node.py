@@ -367,6 +367,7 @@ class Node:
         streams.sort(key=lambda stream: stream.mount)
         self._peaks = {stream.mount: stream.listeners_peak for stream in streams}
         counters = self.snapshot()
+        measured = counters.pop("measured", {})
         counters |= _flat("backbone", link.get("counters", {}))
         if not link.get("upstream"):  # the engine takes none for one that has told everything
             counters = {k: v for k, v in counters.items() if k not in _OF_UPSTREAM}
@@ -382,6 +383,7 @@ class Node:
             streams=streams,
             upstream=self._upstream_facts(link),
             counters=counters,
+            measured=measured,
         )
 
     def _upstream_facts(self, link: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -497,6 +499,7 @@ def _open_engine(config: Config) -> _core.Engine:
         heads_per_address_max=http.heads_per_address_max,
         head_timeout_ms=math.ceil(http.head_timeout_s * 1000),
         join_wait_ms=http.join_wait_ms,
+        redirects=http.redirect_bases,
     )
     for mount in (None, *config.streams):
         stream = config.defaults if mount is None else config.for_stream(mount)
@@ -504,6 +507,8 @@ def _open_engine(config: Config) -> _core.Engine:
             mount,
             burst_ms=stream.burst_ms,
             pace_ms=stream.pace_fixed_ms,
+            pace_ms_min=stream.pace_ms_min,
+            pace_ms_max=stream.pace_ms_max,
             lag_ms_max=stream.lag_ms_max,
             stall_ms=stream.stall_ms,
             linger_s=math.ceil(stream.linger_s),

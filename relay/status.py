@@ -36,6 +36,15 @@ STATES = {  # of the upstream
 }
 
 
+MEASURED = (  # the word of a line, and the field that it tells
+    ("join", "join"),
+    ("lateness", "lateness"),
+    ("gap", "gap"),
+    ("skips", "skip"),
+    ("busy", "busy"),
+)
+
+
 class Column(NamedTuple):
     """One column of the table of streams."""
 
@@ -107,7 +116,8 @@ def lines(answer: Row) -> list[str]:
     node = _node(_dict(answer.get("node"))) or "a node that tells nothing of itself"
     upstream = _upstream(_dict(answer.get("upstream"))) or "none"
     table = _table(streams) if streams else ["no streams"]
-    return [f"node      {node}", f"upstream  {upstream}", "", *table]
+    measured = _measured(_dict(answer.get("measured")))
+    return [f"node      {node}", f"upstream  {upstream}", *measured, "", *table]
 
 
 def _base_url(url: str) -> tuple[str, str | None]:
@@ -184,6 +194,42 @@ def _upstream(upstream: Row) -> str:
         ("{}", STATES.get(state, state) if isinstance(state, str) else None),
         ("last sign {} ms ago", upstream.get("sign_age_ms")),
     )
+
+
+def _measured(measured: Row) -> list[str]:
+    """What the node has seen since its start: a line for each kind, none from an older node."""
+    found = []
+    for name, field in MEASURED:
+        seen = _dict(measured.get(field))
+        told = _words(
+            ("{} now", _percent(seen.get("last_percent"))),
+            ("p50 {}", _span(seen.get("p50_ms")) or _percent(seen.get("p50_percent"))),
+            ("p99 {}", _span(seen.get("p99_ms")) or _percent(seen.get("p99_percent"))),
+            ("max {}", _span(seen.get("max_ms")) or _percent(seen.get("max_percent"))),
+            ("{} in all", None if "max_percent" in seen else seen.get("total")),
+        )
+        if seen:
+            found.append(f"{name:<8}  {told if seen.get('total') else 'none yet'}")
+    return found
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < 1e15 else None
+
+
+def _span(ms: object) -> str | None:
+    """Milliseconds for people: `1.2 ms`, `2.1 s`."""
+    number = _number(ms)
+    if number is None:
+        return None
+    return f"{number:.3g} ms" if number < 999.5 else f"{number / 1000:.3g} s"
+
+
+def _percent(share: object) -> str | None:
+    number = _number(share)
+    return None if number is None else f"{number:.3g} %"
 
 
 def _table(streams: Iterable[Row]) -> list[str]:

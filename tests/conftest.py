@@ -129,6 +129,12 @@ def curl() -> str:
 
 
 @pytest.fixture(scope="session")
+def ss() -> str:
+    """The tool that tells what the kernel holds for each socket."""
+    return outside("iproute2", "ss")
+
+
+@pytest.fixture(scope="session")
 def gcc() -> str:
     """The C compiler that builds Relay, for programs of the tests."""
     return outside("gcc", os.environ.get("CC", "gcc").split()[0])

@@ -90,6 +90,18 @@ async def test_settings_reach_the_engine(engines: list[Any]) -> None:
         assert engines[0].options["heads_max"] == 20
 
 
+async def test_the_pace_reaches_the_engine(engines: list[Any]) -> None:
+    """A number, or None with the bounds between which the engine chooses."""
+    options = {"pace_ms_max": 500, "streams": {"/live": {"pace_ms": 250}}}
+    async with relay.Node(http="127.0.0.1:0", **options):
+        told = engines[0].configured
+        paces = [
+            (told[m]["pace_ms"], told[m]["pace_ms_min"], told[m]["pace_ms_max"])
+            for m in (None, "/live")
+        ]
+        assert paces == [(None, 100, 500), (250, 100, 500)]
+
+
 def test_config_and_single_settings_do_not_mix() -> None:
     """Two answers to one question would be a guess."""
     with pytest.raises(relay.ConfigError, match="not both"):

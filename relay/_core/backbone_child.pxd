@@ -32,8 +32,7 @@ from relay._core.ring_writer cimport (
 from relay._core.stream cimport (
     WRITER_LINK, WRITER_LOCAL, WRITER_NONE, info_t, mount_key, stream_begin_epoch, stream_claim,
     stream_drop, stream_end_epoch, stream_forget_ring, stream_open, stream_place, stream_place_run,
-    stream_set_info,
-    stream_t, stream_unclaim,
+    stream_mark, stream_set_info, stream_t, stream_unclaim,
 )
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
@@ -172,6 +171,7 @@ cdef inline void child_run(
         heard_epoch(bone, link, run.epoch)
         return
     bone.counters.received_frames_total += run.count
+    stream_mark(link.stream, bone.now_us)
     placed = place_run(bone, link, &run)
     if head.kind == KIND_STREAM:
         hop_reaches(

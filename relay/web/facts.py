@@ -55,6 +55,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     streams: list[StreamFacts]
     upstream: dict[str, Any] | None = None
     counters: dict[str, Any] = {}
+    measured: dict[str, dict[str, Any]] = {}  # as Engine.snapshot() has it
 
 
 class Desk(Protocol):
@@ -129,7 +130,17 @@ def status_document(facts: Facts) -> dict[str, Any]:
         "streams": [stream_document(stream) for stream in facts.streams],
         "upstream": facts.upstream,
         "counters": facts.counters,
+        "measured": {name: measured_document(seen) for name, seen in facts.measured.items()},
     }
+
+
+def measured_document(seen: dict[str, Any]) -> dict[str, float]:
+    """One entry of `measured` in /api/v1/status: how many, quantiles, maximum; ms or percent."""
+    names = ("p50", "p90", "p99", "max")
+    told: dict[str, float] = {"total": seen["total"]}
+    if "max_us" in seen:
+        return told | {f"{name}_ms": seen[f"{name}_us"] / 1000 for name in names}
+    return told | {f"{name}_percent": seen[f"{name}_percent"] for name in (*names, "last")}
 
 
 def _iso8601(seconds: float) -> str:

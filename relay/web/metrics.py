@@ -4,7 +4,8 @@ Rules of this room
   1. A collector over `Facts`, in a registry of its own: nothing global, nothing counted here.
   2. Counters end in _total there and here; all names begin with relay_.
   3. Labels are bounded: `mount` by streams_max, `shard` by the threads.
-  4. What is in no table below is not exposed; docs/http-api.md tells the same (a test sees to it).
+  4. Histograms are the node's, not the shards': 64 × 85 series would tell nothing more.
+  5. What is in no table below is not exposed; docs/http-api.md tells the same (a test sees to it).
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from relay.web.facts import Facts, StreamFacts
 
@@ -39,6 +45,7 @@ _NODE = {
     "short_writes_total": "Sends of which a listener's socket took only a part.",
     "skips_total": "Times that a lagging listener skipped to newer audio.",
     "handovers_total": "Connections handed on to pages or the source door.",
+    "redirects_total": "Listeners sent to another node, since this one was full or going down.",
     "heads_expired_total": "Connections ended because their head took too long.",
     "heads_evicted_total": "Connections ended because too many heads were unfinished.",
     "ended_closed_total": "Listeners that closed their connection.",
@@ -116,7 +123,19 @@ _SHARD = {
     "listeners": "Listeners attached to this shard now.",
     "turns_total": "Turns of this shard.",
     "busy_us_total": "Time that this shard worked, µs.",
+    "busy_percent": "Share of its last 100 ms in which this shard worked, %.",
     "late_us_max": "The furthest that this shard ever fell behind a listener's slot, µs.",
+    "behind_us_total": "Time by which all listeners were put off because there were too many, µs.",
+    "pace_ms": "How often this shard serves a listener now, where pace_ms is auto, ms.",
+    "pace_changes_total": "Times that this shard chose another pace.",
+    "pace_moves_total": "Listeners that took another pace.",
+}
+_MEASURED = {  # of Engine.snapshot()["measured"]: name and what it tells
+    "join": ("join_seconds", "From accepting a listener to its first audio."),
+    "lateness": ("lateness_seconds", "From a frame's arrival in this node's ring to its sending."),
+    "gap": ("gap_seconds", "Between two sends of audio to one listener."),
+    "skip": ("skip_seconds", "Media time that a skip left out."),
+    "busy": ("busy_percent", "Share of 100 ms in which a shard worked, %."),
 }
 _STREAM = {
     "received_bytes_total": "Bytes of audio that came in.",
@@ -184,6 +203,9 @@ class NodeCollector:
             if name in counters:
                 yield _single(name, help_, counters[name])
         yield from _labelled("shard_", "shard", _SHARD, _shards(facts))
+        for name, (called, help_) in _MEASURED.items():
+            if name in facts.measured:
+                yield _histogram(called, help_, facts.measured[name])
         of_streams = {stream.mount: stream.counters for stream in facts.streams}
         yield from _labelled("stream_", "mount", _STREAM, of_streams)
         for name, (help_, read) in _STREAM_GAUGES.items():
@@ -195,6 +217,25 @@ class NodeCollector:
 def _single(name: str, help_: str, value: float) -> Metric:
     family = metric(name, help_)
     family.add_metric([], value)  # type: ignore[attr-defined]
+    return family
+
+
+def _histogram(name: str, help_: str, seen: dict[str, Any]) -> Metric:
+    """All shards together: histograms add up, and a sick shard shows in its own busy share.
+
+    The edges are those of the engine's own buckets (1.024 ms and its doublings up to 33.6 s; tenths
+    of a share), so each count is exact.
+    """
+    below = seen["below_total"]
+    if "sum_us" in seen:
+        edges = [1024 * 2**i / 1e6 for i in range(len(below))]
+        total = seen["sum_us"] / 1e6
+    else:
+        edges = [100 * (i + 1) / len(below) for i in range(len(below))]
+        total = seen["sum_percent"]
+    buckets = [(repr(edge), n) for edge, n in zip(edges, below, strict=True)]
+    family = HistogramMetricFamily(f"relay_{name}", help_)
+    family.add_metric([], [*buckets, ("+Inf", seen["total"])], total)
     return family
 
 
