@@ -8,7 +8,6 @@ FLAG_SAMPLED: int
 FLAG_FLOOD: int
 GROUPS_MAX: int
 MOUNTS_MAX: int
-PLAN_BYTES: int
 LISTENER_BYTES: int
 
 def histogram_above_us(bucket: int) -> int: ...

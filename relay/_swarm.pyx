@@ -30,6 +30,9 @@ from relay._swarm.mount cimport (
 from relay._swarm.sources cimport sources_main
 from relay._swarm.tally cimport ERRNOS, GROUPS_MAX as ROOM_GROUPS_MAX, STATUSES, tally_t
 
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+
 cdef extern from *:
     """
     #if defined(__SANITIZE_ADDRESS__)
@@ -48,7 +51,6 @@ FLAG_SAMPLED = ROOM_SAMPLED
 FLAG_FLOOD = ROOM_FLOOD
 GROUPS_MAX = ROOM_GROUPS_MAX
 MOUNTS_MAX = ROOM_MOUNTS_MAX
-PLAN_BYTES = 4                # of one join in a plan: mount (16 bit, little endian), flags, nothing
 LISTENER_BYTES = sizeof(listener_t)
 
 _COUNTERS = (
@@ -107,6 +109,7 @@ cdef class Loop:
     cdef bint is_running
     cdef bint is_open
     cdef bint has_thread
+    cdef int pid              # a forked child has neither the thread nor a right to the connections
 
     def __cinit__(
         self, uint32_t to, uint16_t port, *, uint32_t from_, uint32_t addresses,
@@ -130,6 +133,7 @@ cdef class Loop:
         if addresses == 0 or not crowd_open(&self.loop.crowd):
             raise MemoryError
         self.loop.sources.mounts = self.loop.crowd.mounts
+        self.pid = getpid()
         self.is_open = True
 
     def __dealloc__(self):
@@ -148,6 +152,8 @@ cdef class Loop:
         free(self.loop)
 
     cdef int _check(self) except -1:
+        if self.pid != getpid():
+            raise RuntimeError("the swarm belongs to the process that forked this one")
         if self.is_running or not self.is_open:
             raise RuntimeError("the swarm is running" if self.is_open else "the swarm is closed")
         return 0
@@ -156,6 +162,8 @@ cdef class Loop:
         cdef uint32_t i
         cdef mount_t* mount
         self.is_open = False
+        if self.pid != getpid():
+            return
         if self.has_thread:
             self.has_thread = False
             store_u32(&self.loop.sources.stop, 1)
@@ -213,7 +221,7 @@ cdef class Loop:
         return mount.number
 
     def join(self, uint32_t group, uint64_t over_us, bytes plan not None):
-        """Schedules the joins of a plan (PLAN_BYTES each) from the next run on."""
+        """Schedules joins from the next run on: 4 B each (mount, low byte first; flags; 0)."""
         cdef batch_t* batch
         cdef const uint8_t* at = plan
         cdef uint32_t count = <uint32_t>(len(plan) // 4)

@@ -21,7 +21,7 @@ import click
 import msgspec
 
 from relay.errors import ConfigError, RelayError
-from relay.swarm import ADDRESSES_MAX, Swarm
+from relay.swarm import ADDRESSES_MAX, PACE_MS_MAX, SAMPLE_MAX, TAIL_BYTES_MAX, Swarm
 from relay.swarm_report import Report, table
 
 EXIT_FAULT, EXIT_USAGE, EXIT_NOT_VALID = 1, 2, 3
@@ -224,28 +224,28 @@ def errors_as_lines() -> Iterator[None]:
     "--pace-ms",
     default=1000,
     show_default=True,
-    type=click.IntRange(1, 60000),
+    type=click.IntRange(1, PACE_MS_MAX),
     help="How often the server promises to serve each listener.",
 )
 @click.option(
     "--tolerance-ms",
     default=250,
     show_default=True,
-    type=click.IntRange(1, 60000),
+    type=click.IntRange(1, PACE_MS_MAX),
     help="How much later than that is still in time.",
 )
 @click.option(
     "--tail-bytes",
     default=0,
     show_default=True,
-    type=click.IntRange(0, 65536),
+    type=click.IntRange(0, TAIL_BYTES_MAX),
     help="What a server of whole blocks may keep back at the end; Icecast: 1400.",
 )
 @click.option(
     "--sample",
     default=200,
     show_default=True,
-    type=click.IntRange(0),
+    type=click.IntRange(0, SAMPLE_MAX),
     help="Of each group, so many have every frame and title checked.",
 )
 @click.option(
@@ -255,7 +255,13 @@ def errors_as_lines() -> Iterator[None]:
     type=click.IntRange(1, ADDRESSES_MAX),
     help="Loopback addresses to come from: 127.0.0.1 and on.",
 )
-@click.option("--seed", default=0, show_default=True, help="The same seed plans the same joins.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="The same seed plans the same joins.",
+)
 @click.option(
     "--anywhere", is_flag=True, help="Allow a server beyond loopback. Only one that is yours."
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import random
+import contextlib
+import os
 import resource
 import struct
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,8 @@ PORT = 9  # nobody is asked here
 def planned(count: int, mounts: list[int], **more: float) -> list[tuple[int, int]]:
     """Mount and flags of each join."""
     settings = {"icy_share": 0.0, "sample": 0, "flags": 0} | more
-    plan = plan_joins(count, mounts, draw=random.Random(1), **settings)  # type: ignore[arg-type]
+    draw = np.random.default_rng(1)
+    plan = plan_joins(count, mounts, draw=draw, **settings)  # type: ignore[arg-type]
     return list(struct.iter_unpack("<HBx", plan))
 
 
@@ -84,11 +87,21 @@ def test_the_limit_of_open_files_is_raised_and_more_than_fit_are_refused() -> No
             swarm.join(5, 1.0)
 
 
-@pytest.mark.parametrize("addresses", [0, 255])
-def test_addresses_have_a_bound(addresses: int) -> None:
-    """127.0.0.1 to 127.0.0.254."""
-    with pytest.raises(ConfigError, match=f"addresses {addresses}: 1 to 254"):
-        Swarm(PORT, addresses=addresses)
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"addresses": 0}, "addresses 0: 1 to 254"),
+        ({"addresses": 255}, "addresses 255: 1 to 254"),
+        ({"sample": -1}, "sample -1: 0 to 5000"),
+        ({"pace_ms": 0, "seed": -1}, "pace_ms 0: 1 to 60000\nseed -1: 0 to 9223372036854775808"),
+        ({"tail_bytes": 65537}, "tail_bytes 65537: 0 to 65536"),
+    ],
+)
+def test_each_number_has_bounds_that_the_message_names(settings: dict[str, int], line: str) -> None:
+    """All that is wrong at once."""
+    with pytest.raises(ConfigError) as wrong:
+        Swarm(PORT, **settings)  # type: ignore[arg-type]
+    assert str(wrong.value) == line
 
 
 def test_a_mount_needs_a_source_where_frames_are_checked() -> None:
@@ -138,3 +151,17 @@ def test_a_window_has_a_name_of_its_own() -> None:
         for name in ("start", "storm"):
             with pytest.raises(ConfigError, match=f"there is a window '{name}' already"):
                 swarm.mark(name)
+
+
+def test_a_forked_child_may_neither_use_nor_close_a_swarm() -> None:
+    """It has no threads, and the connections are its parent's."""
+    with Swarm(PORT, content="any") as swarm:
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(RuntimeError):
+                swarm.run(0.01)
+                os._exit(1)
+            swarm.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        swarm.run(0.01)

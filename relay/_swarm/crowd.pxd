@@ -61,7 +61,7 @@ cdef extern from "net.h" nogil:
     void swarm_shrink(int fd)
 
 cdef enum:
-    EVENTS_MAX = 1024
+    EVENTS_MAX = 256          # of one turn: 5 ms when each is a reply with its burst
     LOOK_BYTES = REPLY_BYTES_MAX + 4096   # of a reply: its head and the first frame
     HANDSHAKE_US_MAX = 900000   # longer, and a SYN was lost: it is sent again after a second
     CLOSE_US_MAX = 2000000      # a refusal's close comes sooner
@@ -155,7 +155,11 @@ cdef inline listener_t* crowd_take(crowd_t* crowd) noexcept nogil:
     listener.fd = -1
     return listener
 
-cdef inline bint crowd_watch(
+cdef inline void crowd_fail(crowd_t* crowd, listener_t* listener, int error) noexcept nogil:
+    tally_failed(crowd_tally(crowd, listener), error)
+    crowd_free(crowd, listener)
+
+cdef inline void crowd_watch(
     crowd_t* crowd, listener_t* listener, uint32_t events
 ) noexcept nogil:
     cdef epoll_event event
@@ -163,11 +167,8 @@ cdef inline bint crowd_watch(
     event.data.u64 = (
         <uint64_t>listener.generation << 32 | <uint32_t>(listener - crowd.listeners)
     )
-    return epoll_ctl(crowd.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) == 0
-
-cdef inline void crowd_fail(crowd_t* crowd, listener_t* listener, int error) noexcept nogil:
-    tally_failed(crowd_tally(crowd, listener), error)
-    crowd_free(crowd, listener)
+    if epoll_ctl(crowd.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) != 0:
+        crowd_fail(crowd, listener, errno)   # max_user_watches
 
 cdef inline bint crowd_ask(crowd_t* crowd, listener_t* listener) noexcept nogil:
     # Sends the request, if the connection stands. False: it does not yet, or it failed.
@@ -338,6 +339,7 @@ cdef inline void crowd_reply(crowd_t* crowd, listener_t* listener, bint is_over)
             tally.resets += 1
             crowd_free(crowd, listener)
         return
+    memset(&reply, 0, sizeof(reply_t))
     status = reply_parse(&reply, crowd.bytes, got)
     if status == REPLY_BROKEN or (status == REPLY_MORE and is_over):
         tally.cut += 1

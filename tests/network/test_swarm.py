@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,3 +89,32 @@ def test_the_example_of_the_page_does_what_it_says(nodes: Nodes) -> None:
     # how late a busy machine makes it is not judged here
     assert [fault for fault in faults if "behind" not in fault] == []
     assert p99 > 0
+
+
+def test_a_pause_between_two_runs_is_the_swarms_own_delay() -> None:
+    """Nobody was read meanwhile: whatever is found then is not to be believed."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as door,
+        Swarm(door.getsockname()[1], content="any") as swarm,
+    ):
+        swarm.join(1, 0)
+        swarm.run(0.1)
+        time.sleep(0.2)
+        swarm.run(0.1)
+        report = swarm.report()
+    assert report.delay_ms >= 180
+    assert not report.valid
+    assert "late to its own work" in report.reasons[0]
+
+
+def test_joins_that_come_late_are_the_swarms_own_delay() -> None:
+    """The storm was not the one that was asked for."""
+    with Swarm(9, content="any") as swarm:
+        swarm.join(10, 0.2)
+        swarm.run(0.1)
+        time.sleep(0.3)  # with nobody connected there is no tick to be late
+        swarm.run(0.2)
+        report = swarm.finish()
+    assert report.windows["start"].groups["incumbents"].failed == {"ECONNREFUSED": 10}
+    assert report.delay_ms >= 250
+    assert not report.valid

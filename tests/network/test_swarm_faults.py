@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from relay._probe_swarm import frame
 from tools.faulty import Fault, FaultyServer
 
 from relay.swarm import Swarm
@@ -131,6 +136,79 @@ def test_a_source_that_the_server_ends_is_named() -> None:
     assert report.sources[0].state == "lost"
 
 
+def test_a_source_that_is_not_read_any_more_is_named() -> None:
+    """It is held back by the server's window, for longer than pace and tolerance."""
+    with FaultyServer(Fault("deaf", frame=30)) as server:
+        report = judge(server, seconds=6.0, tolerance_ms=500)
+    assert any("the source of /live was held back for" in fault for fault in report.faults)
+    assert report.sources[0].held_ms_max > 600
+
+
+def test_another_programme_than_ours_is_named() -> None:
+    """Frames of another run, such as a recording of one."""
+    with FaultyServer() as server:
+        server.frames.extend(frame(1, 0, n, 0) for n in range(40))
+        with Swarm(server.address[1], pace_ms=100) as swarm:
+            swarm.source("/live", password="any")
+            swarm.join(3, 0)
+            swarm.run(0.3)
+            report = swarm.finish()
+    assert "start, incumbents: 3 listeners heard another programme" in report.faults
+
+
+def test_a_full_backlog_shows_as_a_repeated_syn() -> None:
+    """Who meets it waits a second for the next try; TCP_INFO tells."""
+    with socket.socket() as door, ThreadPoolExecutor() as pool:
+        door.bind(("127.0.0.1", 0))
+        door.listen(1)
+
+        def answer_late() -> None:
+            time.sleep(0.5)  # the queue is full by then, and whoever came later was not heard
+            door.settimeout(5.0)
+            for _ in range(8):
+                connection, _ = door.accept()
+                connection.recv(1024)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\naudio")
+                connections.append(connection)
+
+        connections: list[socket.socket] = []
+        answers = pool.submit(answer_late)
+        with Swarm(door.getsockname()[1], content="any") as swarm:
+            swarm.join(8, 0)
+            swarm.run(2.5)
+            report = swarm.finish()
+        answers.result()
+        for connection in connections:
+            connection.close()
+    group = report.windows["start"].groups["incumbents"]
+    assert group.joined == 8
+    # a queue of one holds two
+    assert 1 <= group.syn_repeated <= 7
+    assert f"start, incumbents: {group.syn_repeated} joins by a repeated SYN" in report.faults
+    assert group.connect_ms.max > 900
+
+
+def test_a_server_that_never_answers_is_named() -> None:
+    """Connected by the kernel, asked, and nothing heard."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as door,
+        Swarm(door.getsockname()[1], content="any") as swarm,
+    ):
+        swarm.join(3, 0)
+        swarm.run(0.2)
+        report = swarm.finish()
+    assert report.faults == ["start, incumbents: 3 listeners without audio yet"]
+
+
+def test_a_closed_port_is_named_by_its_errno() -> None:
+    """Nobody listens."""
+    with Swarm(9, content="any") as swarm:
+        swarm.join(3, 0)
+        swarm.run(0.1)
+        report = swarm.finish()
+    assert report.faults == ["start, incumbents: 3 connections failed: ECONNREFUSED"]
+
+
 def test_a_burst_that_begins_inside_a_frame_is_placed_by_its_first_whole_one() -> None:
     """As Icecast's does, which counts bytes."""
     with FaultyServer(inside=100) as server:
@@ -145,7 +223,7 @@ def test_a_server_of_whole_blocks_may_keep_the_last_one_back() -> None:
     assert report.faults == []
 
 
-def flood(server: FaultyServer) -> Report:
+def flood(server: FaultyServer, seconds: float = 0.8) -> Report:
     """Fill the server, then let ten more come."""
     with Swarm(server.address[1], sample=4, pace_ms=100, tolerance_ms=5000) as swarm:
         swarm.source("/live", password="any")
@@ -154,7 +232,7 @@ def flood(server: FaultyServer) -> Report:
         swarm.run(0.5)
         swarm.mark("flood")
         swarm.flood(10, 0.2)
-        swarm.run(0.8)
+        swarm.run(seconds)
         return swarm.finish()
 
 
@@ -173,12 +251,14 @@ def test_whole_refusals_pass() -> None:
     [
         (Fault("reset_refusal", 7), "1 connection reset"),
         (Fault("cut_refusal", 7), "1 reply cut short"),
+        (Fault("hold_refusal", 7), "1 refusal not closed"),
         (Fault("admit", 7), "1 connection let in, expected a refusal"),
     ],
-    ids=["reset", "cut", "admit"],
+    ids=["reset", "cut", "hold", "admit"],
 )
 def test_a_refusal_that_is_not_whole_is_caught(fault: Fault, named: str) -> None:
     """The connection is reset, the body ends early, or it is none."""
     with FaultyServer(fault, listeners_max=4) as server:
-        report = flood(server)
+        # a refusal may stay open for two seconds; a sweep looks once a second
+        report = flood(server, 4.0 if fault.kind == "hold_refusal" else 0.8)
     assert f"flood, flood: {named}" in report.faults

@@ -37,6 +37,7 @@ Kind = Literal[
     "refuse",  # 503 in place of audio
     "reset_refusal",  # the connection is reset after a 503
     "cut_refusal",  # a 503 whose body is shorter than it says
+    "hold_refusal",  # a whole 503, and the connection stays open
     "admit",  # audio where all others are refused
     "deaf",  # the source's bytes are not read any more
     "drop_source",  # the source is ended
@@ -154,7 +155,10 @@ class FaultyServer:
 
     def _run(self) -> None:
         async def begin() -> asyncio.Server:
-            server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1000)
+            sock = socket.create_server(("127.0.0.1", 0))
+            # small, so that a source that is not read any more is held back soon
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            server = await asyncio.start_server(self._serve, sock=sock, backlog=1000, limit=2048)
             self.address = server.sockets[0].getsockname()[:2]
             return server
 
@@ -222,6 +226,8 @@ class FaultyServer:
         if self.planted("reset_refusal", number):
             await asyncio.sleep(0.05)  # the reply arrives before the reset
             _reset(writer)
+        if self.planted("hold_refusal", number):
+            await asyncio.sleep(60)
 
     async def _play(self, ear: _Ear, writer: asyncio.StreamWriter) -> None:
         cursor = max(0, len(self.frames) - BURST_FRAMES)
