@@ -55,7 +55,7 @@ from relay._core.stream cimport (
 )
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
-from relay._core.zmq_api cimport zmq_api_load
+from relay._core.zmq_api cimport curve_t, zmq_api_load
 
 import os
 import time
@@ -973,7 +973,8 @@ cdef class Backbone:
 
     def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
                   size_t sub, int router_port, str advertise, str upstream_host, str upstream,
-                  int silence_ms, int repair_wait_ms, prefetch, int subscriptions_max):
+                  int silence_ms, int repair_wait_ms, prefetch, int subscriptions_max,
+                  bytes curve=None):
         engine.check()
         cdef backbone_t* bone = &self.bone
         cdef const char* missing = zmq_api_load(&bone.api, module.encode())
@@ -996,6 +997,8 @@ cdef class Backbone:
         copy_text(bone.advertise, advertise)
         copy_text(bone.upstream_host, upstream_host)
         copy_text(bone.upstream, upstream)
+        if curve is not None:
+            copy_curve(&bone.curve, curve)
         for mount in prefetch[:PREFETCH_MAX]:
             name = mount.encode()
             bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
@@ -1112,6 +1115,17 @@ cdef int copy_text(char* to, str text) except -1:
     if len(data) > WIRE_ADDRESS_BYTES_MAX:
         raise RelayError(f"an address of {len(data)} bytes; the bound is {WIRE_ADDRESS_BYTES_MAX}")
     memcpy(to, <const char*>data, len(data) + 1)
+    return 0
+
+
+cdef int copy_curve(curve_t* to, bytes keys) except -1:
+    # Our public and secret key and the upstream's public one, in this order.
+    if len(keys) != 96:
+        raise ValueError(f"keys of {len(keys)} bytes; three of 32 are wanted")
+    memcpy(to.public_key, <const char*>keys, 32)
+    memcpy(to.secret_key, <const char*>keys + 32, 32)
+    memcpy(to.server_key, <const char*>keys + 64, 32)
+    to.is_set = 1
     return 0
 
 

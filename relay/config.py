@@ -6,7 +6,7 @@ Rules of this room
   2. Layers, weakest first: defaults, file, environment, command line. `[streams."/x"]` is laid over
      the outcome of `[defaults]`, so what is said about one mount wins for that mount.
   3. All problems are collected and raised together; a problem is one line, `key = value: bound`.
-  4. A password is never shown: not in a message, not in a repr, not in a summary.
+  4. A password or secret key is never shown: not in a message, not in a repr, not in a summary.
   5. Values are checked here and stay plain (numbers, text); whoever opens a socket asks for the
      parsed `Address`. A `Config` never changes once it is made.
   6. This room does not know sockets, threads, click or the engine.
@@ -30,12 +30,16 @@ from relay.address import (
     is_fixed_path,
     is_secret,
     parse_host_port,
+    parse_secret,
     parse_tcp,
+    parse_upstream,
     show,
     show_scalar,
+    toml_key,
 )
 from relay.errors import ConfigError
 from relay.options import Catalog, Draft, Option, read_toml
+from relay.trust import Trust, check_child, check_trust, trust_of
 
 __all__ = [
     "CATALOG",
@@ -87,10 +91,6 @@ def _check_advertise(text: str) -> None:
 def _check_backbone(text: str) -> None:
     if text != "none":
         parse_tcp(text, port_min=0)
-
-
-def _check_upstream_item(text: str) -> None:
-    parse_tcp(text)
 
 
 # --- the settings --------------------------------------------------------------------------------
@@ -214,8 +214,8 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
     upstream: Annotated[
         tuple[str, ...],
         Meta(
-            description="The node to receive streams from; one so far.",
-            extra={"form": "list of tcp://HOST:PORT", "check": _check_upstream_item},
+            description="The node to receive streams from, and its public key; one so far.",
+            extra={"form": "list of tcp://HOST:PORT[#KEY]", "check": parse_upstream},
         ),
     ] = ()
     advertise: Annotated[
@@ -225,6 +225,28 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
             extra={"form": "HOST:PORT", "default": "the bind", "check": _check_advertise},
         ),
     ] = None
+    secret_key_file: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=4096)] | None,
+        Meta(
+            description="This node's secret key, as `relay keygen` wrote it; with it, links are "
+            "encrypted and closed to strangers.",
+            extra={"form": "path of a file", "default": "none"},
+        ),
+    ] = None
+    secret_key: Annotated[
+        str | None,
+        Meta(
+            description="The secret key itself, for who cannot have a file.",
+            extra={"form": "secret:KEY", "default": "none", "check": parse_secret},
+        ),
+    ] = None
+    children: Annotated[
+        dict[str, str],
+        Meta(
+            description="Who may attach: a name of yours, and that node's public key.",
+            extra={"form": "table of NAME=KEY", "check": check_child},
+        ),
+    ] = field(default_factory=dict)
     insecure: Annotated[
         bool,
         Meta(
@@ -262,7 +284,17 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
     @property
     def upstream_addresses(self) -> tuple[Address, ...]:
         """The upstream nodes, in order of preference."""
-        return tuple(parse_tcp(text) for text in self.upstream)
+        return tuple(parse_upstream(text)[0] for text in self.upstream)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether links are encrypted and both ends known."""
+        return self.secret_key is not None or self.secret_key_file is not None
+
+    @property
+    def trust(self) -> Trust:
+        """What protects the links: keys, that nobody else is on this machine, or nothing."""
+        return trust_of(self)
 
     @property
     def advertise_address(self) -> Address | None:
@@ -450,7 +482,7 @@ def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_F
             "the number of [streams] tables",
         )
     yield from _check_overlap(http, config.backbone)
-    yield from _check_trust(config.backbone)
+    yield from check_trust(config.backbone)
     yield from _check_upstream(config.backbone)
     yield from _check_lag("defaults", config.defaults)
     for mount, stream in streams.items():
@@ -468,17 +500,6 @@ def _check_overlap(http: HttpConfig, backbone: BackboneConfig) -> Iterator[_Find
         )
 
 
-def _check_trust(backbone: BackboneConfig) -> Iterator[_Finding]:
-    bind = backbone.address
-    if bind is not None and not backbone.insecure and not bind.is_loopback:
-        yield (
-            {"backbone.bind", "backbone.insecure"},
-            f"backbone.bind = {show(backbone.bind)}: is not loopback, and without keys anyone who "
-            "reaches it can read and write; bind to tcp://127.0.0.1:9000, or accept that with "
-            "--insecure-backbone (backbone.insecure = true)",
-        )
-
-
 def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
     keys = {"backbone.upstream", "backbone.bind"}
     if len(backbone.upstream) > 1:
@@ -487,7 +508,7 @@ def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
             f"backbone.upstream = {show(backbone.upstream)}: one upstream per node so far, "
             f"this is {len(backbone.upstream)}",
         )
-    if backbone.bind in backbone.upstream:
+    if backbone.bind in [text.partition("#")[0] for text in backbone.upstream]:
         yield (
             keys,
             f"backbone.upstream = {show(backbone.bind)}: is this node's own backbone; "
@@ -538,9 +559,16 @@ def summary(config: Config) -> str:
 def _told(option: Option, value: object) -> str:
     if value is None:
         return f"# {option.name}: {option.default_text}"
-    line = f"{option.name} = {show(value, secret=is_secret(option.name))}"
+    line = f"{option.name} = {_shown(option, value)}"
     usual = option.default is None or value == option.default
     return line if usual else f"{line}  # default {option.default_text}"
+
+
+def _shown(option: Option, value: object) -> str:
+    if not isinstance(value, dict):
+        return show(value, secret=is_secret(option.name))
+    items = (f"{toml_key(name)} = {show_scalar(item)}" for name, item in value.items())
+    return f"{{ {', '.join(items)} }}" if value else "{}"
 
 
 def options_table() -> str:

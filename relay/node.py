@@ -276,6 +276,11 @@ class Node:
         return None if self._backbone is None else self._backbone.address
 
     @property
+    def backbone_key(self) -> str | None:
+        """The public key of this node, 64 hexadecimal digits; None where links have no keys."""
+        return None if self._backbone is None else self._backbone.public_key
+
+    @property
     def listeners_max(self) -> int:
         """How many listeners fit."""
         return self._opened().listeners_max
@@ -379,6 +384,7 @@ class Node:
             http=self.http_address,
             backbone=self.backbone_address,
             insecure=self.config.backbone.insecure,
+            trust=self.config.backbone.trust,
             streams=streams,
             upstream=self._upstream_facts(link),
             counters=counters,
@@ -388,7 +394,7 @@ class Node:
         told = link.get("upstream")
         if not told:
             return None
-        return {"address": self.config.backbone.upstream[0], **told}
+        return {"address": self.config.backbone.upstream_addresses[0].tcp, **told}
 
     def problems(self) -> list[str]:
         """Why no new listeners should come here; empty when they may (for /readyz)."""
@@ -452,7 +458,7 @@ class Node:
         if state == self._upstream_told or (state == "connecting" and is_young):
             return
         self._upstream_told = state
-        address = ", ".join(self.config.backbone.upstream)
+        address = ", ".join(up.tcp for up in self.config.backbone.upstream_addresses)
         log.log(
             logging.INFO if state == "up" else logging.WARNING,
             "upstream %s %s",
@@ -532,6 +538,7 @@ def _open_backbone(engine: _core.Engine, config: Config) -> Backbone | None:
     if told.address is None and not told.upstream:
         return None
     from relay.backbone import open_backbone
+    from relay.keys import own_keys
 
     return open_backbone(
         engine,
@@ -542,6 +549,8 @@ def _open_backbone(engine: _core.Engine, config: Config) -> Backbone | None:
         repair_wait_ms=config.repair_wait_ms(""),
         prefetch=told.prefetch,
         subscriptions_max=told.subscriptions_max,
+        keys=own_keys(told),
+        children=told.children,
     )
 
 

@@ -150,7 +150,8 @@ def _ready_json(node: Node, made_up: Mapping[str, str]) -> str:
         "name": node.config.node.name,
         "http": node.http_address,
         "backbone": node.backbone_address,
-        "upstream": list(node.config.backbone.upstream),
+        "backbone_key": node.backbone_key,
+        "upstream": [address.tcp for address in node.config.backbone.upstream_addresses],
         "listeners_max": node.listeners_max,
         "pid": os.getpid(),
         **{words.replace(" ", "_"): password for words, password in made_up.items()},
@@ -170,9 +171,11 @@ def _ready_text(node: Node, made_up: Mapping[str, str]) -> str:
         f"  room    {node.listeners_max} listeners",
     ]
     if node.backbone_address is not None:
-        lines.append(f"  relays  relay serve --upstream {node.backbone_address}")
+        key = "" if node.backbone_key is None else f"#{node.backbone_key}"
+        lines.append(f"  relays  relay serve --upstream {node.backbone_address}{key}")
     if node.config.backbone.upstream:
-        lines.append(f"  from    {', '.join(node.config.backbone.upstream)}")
+        upstreams = (address.tcp for address in node.config.backbone.upstream_addresses)
+        lines.append(f"  from    {', '.join(upstreams)}")
     lines += [f"  {words} for this run: {password}" for words, password in made_up.items()]
     return "\n".join(lines)
 

@@ -246,7 +246,9 @@ cdef inline void dealer_connect(backbone_t* bone, const char* address) noexcept 
     dealer_option(bone, RELAY_ZMQ_TCP_KEEPALIVE_INTVL, 2)
     dealer_option(bone, RELAY_ZMQ_TCP_MAXRT, 5000)
     bone.api.setsockopt(bone.dealer, RELAY_ZMQ_MAXMSGSIZE, &size_max, sizeof(size_max))
-    if bone.api.connect(bone.dealer, address) != 0:
+    if zmq_curve(&bone.api, bone.dealer, &bone.curve) != 0 or (
+        bone.api.connect(bone.dealer, address) != 0
+    ):
         refuse(bone, WIRE_TEXT)     # announced, but no address: a beacon with another may come
         dealer_close(bone)
 

@@ -24,7 +24,7 @@ from relay._core.stream cimport (
 )
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PATH_MAX, WIRE_REASONS
 from relay._core.thread cimport pthread_t
-from relay._core.zmq_api cimport zmq_api_t
+from relay._core.zmq_api cimport curve_t, zmq_api_t
 
 cdef enum:
     TOMBS_MAX = 1024              # removed streams that the directory still remembers
@@ -130,6 +130,7 @@ cdef struct backbone_t:
     char advertise[WIRE_ADDRESS_BYTES_MAX + 1]
     char upstream_host[WIRE_ADDRESS_BYTES_MAX + 1]   # tcp://host, without the port
     char upstream[WIRE_ADDRESS_BYTES_MAX + 1]        # tcp://host:port, as the SUB was connected
+    curve_t curve                 # our keys and the upstream's, for the DEALER
     uint64_t prefetch[PREFETCH_MAX]
     uint32_t prefetch_count
     uint32_t fault_drop_every     # tests: drops each n-th run that comes; 0: none

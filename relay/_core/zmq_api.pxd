@@ -36,7 +36,13 @@ cdef extern from "zmq_api.h" nogil:
         int (*msg_more)(const relay_msg_t* msg) noexcept nogil
         void* (*msg_data)(relay_msg_t* msg) noexcept nogil
         size_t (*msg_size)(const relay_msg_t* msg) noexcept nogil
+    ctypedef struct curve_t:
+        uint8_t is_set
+        uint8_t public_key[32]
+        uint8_t secret_key[32]
+        uint8_t server_key[32]
     const char* zmq_api_load(zmq_api_t* api, const char* path)
+    int zmq_curve(const zmq_api_t* api, void* socket, const curve_t* curve)
 
     enum:
         RELAY_ZMQ_DEALER

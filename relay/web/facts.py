@@ -52,6 +52,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     http: str | None
     backbone: str | None
     insecure: bool
+    trust: str  # what protects the backbone: keys, loopback or insecure
     streams: list[StreamFacts]
     upstream: dict[str, Any] | None = None
     counters: dict[str, Any] = {}
@@ -123,7 +124,7 @@ def stream_document(stream: StreamFacts) -> dict[str, Any]:
 
 def status_document(facts: Facts) -> dict[str, Any]:
     """/api/v1/status."""
-    names = ("name", "id", "version", "uptime_s", "http", "backbone", "insecure")
+    names = ("name", "id", "version", "uptime_s", "http", "backbone", "insecure", "trust")
     return {
         "node": {name: getattr(facts, name) for name in names},
         "streams": [stream_document(stream) for stream in facts.streams],

@@ -111,6 +111,12 @@ _BACKBONE = {
     "refused_text_total": "Messages refused for text that does not belong there.",
     "refused_topic_total": "Subscriptions refused because they are no topic of ours.",
     "refused_full_total": "Messages refused because a bound of this node was reached.",
+    "handshakes_total": "Children let in by their key.",
+    "handshakes_refused_total": "Handshakes refused, whatever the reason; 0 without keys.",
+    "handshakes_refused_key_total": "Handshakes refused for a key that is not listed.",
+    "handshakes_refused_none_total": "Handshakes refused because they showed no key.",
+    "handshakes_refused_broken_total": "Handshakes that were none, or for another node's key.",
+    "handshakes_refused_unfinished_total": "Handshakes that were not finished in 5 s.",
 }
 _SHARD = {
     "listeners": "Listeners attached to this shard now.",
