@@ -348,6 +348,17 @@ class Node:
             counters["page_displaced_total"] = self._page_door.displaced_total
         return counters
 
+    def turns(self) -> dict[str, int]:
+        """How often each engine thread has turned; one that lives does so ten times a second.
+
+        Blocks for the backbone's turn, and for ever when it is stuck in one.
+        """
+        shards = self._opened().snapshot()["shards"]
+        turns = {f"shard {number}": told["turns_total"] for number, told in enumerate(shards)}
+        if self._backbone is not None:
+            turns["backbone"] = self._backbone.snapshot()["counters"]["turns_total"]
+        return turns
+
     def facts(self) -> Facts:
         """What is true of this node, up to FACTS_S old (for `relay.web`)."""
         now = time.monotonic()

@@ -5,6 +5,7 @@ Rules of this room
   2. The first line says that the node is ready, and where; with log_format json it is one object.
   3. First SIGINT or SIGTERM: an orderly end within 2 s, status 0. A second one: at once, status 1.
   4. A password is shown only where it was made up here, once.
+  5. A supervisor (systemd) hears READY when the doors are open, whatever the upstream does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import IO, Any
 from relay.config import Config
 from relay.errors import ConfigError
 from relay.node import FILES_RESERVED, Node, listeners_that_fit
+from relay.notify import Supervisor, status_line
 
 BACKLOG = 4096  # what the engine asks of listen()
 LISTENERS_FEW = 100  # a node with less room than this is warned about
@@ -68,7 +70,13 @@ async def _run(config: Config, made_up: Mapping[str, str]) -> int:
     node = Node(config=config)
     await node.open()
     say_ready(node, made_up, sys.stdout)
+    supervisor = Supervisor()
+    told = f"{node.listeners_max} listeners fit, HTTP on {node.http_address}"
+    supervisor.tell("READY=1", status_line(told))
+    watching = asyncio.create_task(supervisor.watch(node.turns))
     await stop.wait()
+    supervisor.tell("STOPPING=1", status_line("listeners hear their frame to its end"))
+    watching.cancel()  # the end takes 2 s at most, less than any sensible watchdog
     log.info("going: no new listeners, sources end", extra={"event": "draining"})
     await node.close()
     log.info("gone", extra={"event": "stopped"})
