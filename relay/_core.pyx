@@ -16,22 +16,27 @@ from libc.string cimport memcpy, memmove, memset
 from relay._core.atomics cimport (
     add_u32, load_pointer, load_u32, load_u64, ref_take, store_u32, sub_u32,
 )
+from relay._core.body cimport BODY_CHUNKED, BODY_RAW, BODY_SIZED, body_open, body_reason, body_t
 from relay._core.backbone cimport backbone_main, backbone_subscribe
 from relay._core.backbone_state cimport (
     PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
+)
+from relay._core.cutter cimport (
+    cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
 )
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config,
     engine_find,
     engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
 )
-from relay._core.frames cimport (
-    FRAME_BYTES_MAX, FRAME_CHAIN, SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, le32, scan_bit_rate_bps,
-    scan_next, scan_open, scan_reason, scan_t,
-)
-from relay._core.frames_ogg cimport OGG_SERIAL_OFFSET, OGG_SERIAL_STEP, ogg_mask_serial
+from relay._core.frames cimport SCAN_ADTS, SCAN_MPEG, SCAN_OGG, scan_bit_rate_bps, scan_reason
 from relay._core.handover cimport (
-    close as close_fd, entry_t, eventfd_write, handover_drain, handover_t, handover_take,
+    close as close_fd, entry_t, eventfd_read, eventfd_write, handover_drain, handover_t,
+    handover_take,
+)
+from relay._core.intake cimport (
+    INTAKE_CLOSED, INTAKE_ENDED, INTAKE_HELD, INTAKE_LOST, INTAKE_READING, INTAKE_WHOLE,
+    intake_attach, intake_close, intake_detach, intake_member_t, intake_open, intake_run, intake_t,
 )
 from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -121,8 +126,15 @@ cdef void* shard_main(void* shard) noexcept nogil:
     return NULL
 
 
+cdef void* intake_main(void* intake) noexcept nogil:
+    intake_run(<intake_t*>intake)
+    return NULL
+
+
 cdef enum:
     SHARDS_MAX = 64
+
+
 cdef uint32_t size_u32(Buffer run) noexcept:
     # A size that the core refuses stays one that it refuses.
     return <uint32_t>run.size if run.size < 0xFFFFFFFF else 0xFFFFFFFF
@@ -137,6 +149,8 @@ cdef class Engine:
     cdef int shards_count
     cdef int shards_wanted
     cdef int threads_count
+    cdef intake_t intake
+    cdef pthread_t intake_thread
     cdef bint is_open
     cdef bint is_running
 
@@ -147,6 +161,8 @@ cdef class Engine:
             raise ValueError(f"threads is {threads}; the bound is 1 to {SHARDS_MAX}")
         if engine_open(&self.engine, streams_max) != 0:
             raise MemoryError(f"no memory for a table of {streams_max} streams")
+        if intake_open(&self.intake, streams_max) != 0:
+            raise MemoryError(f"no memory or descriptors for {streams_max} sources")
         self.engine.listeners_max = listeners_max or places_within_limit(heads_max)
         self.engine.heads_max = heads_max
         self.engine.heads_per_address_max = heads_per_address_max
@@ -216,6 +232,9 @@ cdef class Engine:
             if thread_start(&self.threads[i], shard_main, self.shards[i]) != 0:
                 raise RelayError("the system refuses to start another thread")
             self.threads_count += 1
+        if thread_start(&self.intake_thread, intake_main, &self.intake) != 0:
+            store_u32(&self.intake.stop, 1)
+            raise RelayError("the system refuses to start another thread")
 
     def stop_accepting(self):
         """Closes the door: who listens hears its frame to the end, nobody new comes in."""
@@ -237,6 +256,7 @@ cdef class Engine:
         for i in range(self.shards_count):
             store_u32(&self.shards[i].stop, 1)
             eventfd_write(self.shards[i].wake_fd, 1)
+        self.stop_intake()
         for i in range(self.shards_count):
             if i < self.threads_count:
                 thread = self.threads[i]
@@ -248,10 +268,21 @@ cdef class Engine:
         handover_drain(&self.engine.pages)
         handover_drain(&self.engine.sources)
 
+    cdef void stop_intake(self) noexcept:
+        # Sources that are attached are not read any more.
+        cdef pthread_t thread = self.intake_thread
+        if not self.is_running or load_u32(&self.intake.stop):
+            return
+        store_u32(&self.intake.stop, 1)
+        eventfd_write(self.intake.wake_fd, 1)
+        with nogil:
+            pthread_join(thread, NULL)
+
     def __dealloc__(self):
         # Handles keep their Engine alive, so none is left here.
         if self.engine.table != NULL and _pid != -1:
             self.close()
+            intake_close(&self.intake)
             engine_close(&self.engine)
 
     # --- connections for Python ---
@@ -265,6 +296,23 @@ cdef class Engine:
     def source_fd(self):
         """Readable while take_source has something (an eventfd)."""
         return self.engine.sources.event_fd
+
+    @property
+    def intake_fd(self):
+        """Readable when an attached source has ended or had its first frame (an eventfd); reset
+        by clear_intake."""
+        return self.intake.event_fd
+
+    @property
+    def intake_turns(self):
+        """How often the intake's thread has turned. Does not block."""
+        return load_u64(&self.intake.turns_total)
+
+    def clear_intake(self):
+        """Resets intake_fd; then look at each attached source."""
+        cdef uint64_t count
+        self.check()
+        eventfd_read(self.intake.event_fd, &count)
 
     def take_page(self):
         """The next connection of the slow door as (fd, bytes read, (address, port)), or None. The
@@ -687,158 +735,140 @@ cdef str place_problem(int status, str mount, size_t size):
 _SCAN_KINDS = {"mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG}
 
 
+_BODY_KINDS = {"raw": BODY_RAW, "sized": BODY_SIZED, "chunked": BODY_CHUNKED}
+
+
+@cython.no_gc_clear     # its engine must outlive what it reads with
 cdef class Source:
     """Cuts the bytes of one epoch's source into frames and pushes each whole one into the ring.
 
-    The caller has claimed the stream and begun the epoch. One thread at a time; never blocks.
+    The caller has claimed the stream and begun the epoch. Bytes come by feed(), or from a socket
+    that was attached. One thread at a time, beside the engine's own; never blocks.
     """
 
     cdef Stream stream
-    cdef scan_t scan
-    cdef uint8_t* carry            # bytes of a frame that is not whole yet; owned
-    cdef size_t carry_bytes
-    cdef uint8_t* page             # an Ogg page that goes out with another serial; owned, or NULL
-    cdef uint32_t serial_mask      # what the serials of this chain are changed by; 0: nothing
-    cdef uint64_t began_us         # when the first frame came, moved on while the source lags
-    cdef uint64_t fed_media_us
+    cdef cutter_t cutter
+    cdef int64_t member            # in the engine's intake; below 0: not attached
 
     def __cinit__(self, Stream stream, str kind):
         self.stream = stream
-        self.carry = <uint8_t*>malloc(CARRY_BYTES)
-        if self.carry == NULL:
+        self.member = -1
+        if cutter_open(&self.cutter, stream.stream, _SCAN_KINDS[kind]) != 0:
             raise MemoryError("no memory for a source")
-        scan_open(&self.scan, _SCAN_KINDS[kind])
 
     def __dealloc__(self):
-        free(self.carry)
-        free(self.page)
+        if _pid != -1:
+            if self.stream is not None:
+                self.detach()
+            cutter_close(&self.cutter)
+
+    cdef void lock(self) noexcept:
+        with nogil:
+            pthread_mutex_lock(&self.stream.engine.intake.lock)
+
+    cdef void unlock(self) noexcept:
+        pthread_mutex_unlock(&self.stream.engine.intake.lock)
 
     def feed(self, data):
         """Takes any bytes and returns how far the source is ahead of real time, in µs of media
         (below 0: behind). SourceError when it does not send what its format promises."""
         cdef Buffer run = Buffer(data)
-        cdef int64_t step
+        cdef int64_t status
         cdef uint64_t now
         self.stream.engine.check()
+        if self.member >= 0:
+            raise SourceError(f"{self.stream.mount}: it is read from its socket; detach() it first")
         if self.stream.stream.ring == NULL:
             raise SourceError(f"{self.stream.mount}: begin() an epoch before the first feed()")
         with nogil:
-            step = self.take(run.bytes, run.size)
+            status = cutter_feed(&self.cutter, run.bytes, run.size)
             now = now_us()
-        if step < 0:
-            raise SourceError(f"{self.stream.mount}: {scan_reason(step).decode()}")
-        return self.ahead_us(now)
+        if status < 0:
+            raise SourceError(f"{self.stream.mount}: {scan_reason(status).decode()}")
+        return cutter_ahead_us(&self.cutter, now)
 
-    cdef int64_t ahead_us(self, uint64_t now) noexcept:
-        cdef int64_t ahead
-        if self.fed_media_us == 0:
-            return 0
-        if self.began_us == 0:     # the first frame: real time begins here
-            self.began_us = now
-        ahead = <int64_t>self.fed_media_us - <int64_t>(now - self.began_us)
-        # what it did not send for long, it may not send all at once later
-        if ahead < -2000000:
-            self.began_us = now - self.fed_media_us - 2000000
-            return -2000000
-        return ahead
+    def title(self, str text):
+        """Sets the title from here on, as Stream.title; also while a socket is attached."""
+        self.lock()
+        try:
+            self.stream.title(text)
+        finally:
+            self.unlock()
 
-    cdef int64_t take(self, const uint8_t* bytes, size_t size) noexcept nogil:
-        # Whole frames go straight from the caller's bytes into the ring; only a frame that two
-        # feeds share passes through the carry buffer.
-        cdef size_t piece
-        cdef int64_t used = 0
-        while self.carry_bytes > 0 and size > 0:
-            piece = CARRY_BYTES - self.carry_bytes
-            piece = piece if piece < size else size
-            memcpy(self.carry + self.carry_bytes, bytes, piece)
-            used = self.cut(self.carry, self.carry_bytes + piece)
-            if used < 0:
-                return used
-            if <size_t>used >= self.carry_bytes:     # all that was carried is gone: on in place
-                bytes += <size_t>used - self.carry_bytes
-                size -= <size_t>used - self.carry_bytes
-                self.carry_bytes = 0
-            else:
-                self.carry_bytes += piece - <size_t>used
-                memmove(self.carry, self.carry + used, self.carry_bytes)
-                bytes += piece
-                size -= piece
-        if self.carry_bytes == 0 and size > 0:
-            used = self.cut(bytes, size)
-            if used < 0:
-                return used
-            self.carry_bytes = size - <size_t>used   # less than a step needs: ≤ FRAME_BYTES_MAX
-            memcpy(self.carry, bytes + used, self.carry_bytes)
-        return 0
+    def attach(self, int fd, str body, uint64_t size_bytes, uint64_t ahead_us_max, data=b""):
+        """Takes the first bytes of a body; from then on the engine reads the rest from this socket
+        (a duplicate of it), in a thread of its own, until detach().
 
-    cdef int64_t cut(self, const uint8_t* bytes, size_t size) noexcept nogil:
-        # All whole frames at the front; the bytes used, or < 0.
-        cdef cut_t cut
-        cdef size_t used = 0
-        cdef int64_t step
-        cdef const uint8_t* frame
-        while used < size:
-            step = scan_next(&self.scan, bytes + used, size - used, &cut)
-            if step < 0:
-                return step
-            if step == 0:
-                break
-            used += <size_t>step
-            self.stream.stream.counters.junk_bytes_total += cut.skipped_bytes
-            if cut.frame_bytes > 0:
-                self.fed_media_us += cut.duration_us
-                frame = bytes + used - cut.frame_bytes
-                if self.scan.kind == SCAN_OGG:
-                    frame = self.ogg_page(frame, &cut)
-                stream_push(self.stream.stream, frame, cut.frame_bytes, cut.duration_us, cut.flags)
-        return <int64_t>used
+        Args:
+            fd: a non-blocking socket; the caller's own reading must have ended.
+            body: "raw", "sized" (size_bytes of them) or "chunked".
+            ahead_us_max: how far the source may run ahead before it is held back, µs of media.
+            data: what was read of the body so far.
+        """
+        cdef body_t framing
+        cdef Buffer first = Buffer(data)
+        self.stream.engine.check()
+        if self.member >= 0:
+            raise SourceError(f"{self.stream.mount}: a socket is attached already")
+        body_open(&framing, _BODY_KINDS[body], size_bytes)
+        self.lock()
+        self.member = intake_attach(
+            &self.stream.engine.intake, fd, &self.cutter, &framing, ahead_us_max, first.bytes,
+            first.size,
+        )
+        self.unlock()
+        if self.member < 0:
+            raise SourceError(f"{self.stream.mount}: no room for another source on this node")
 
-    cdef const uint8_t* ogg_page(self, const uint8_t* page, const cut_t* cut) noexcept nogil:
-        # The page as listeners get it: as it is, unless its chain has the serial of the one before.
-        # RFC 3533 §4 wants another; FFmpeg takes the new header pages for audio without it. Some
-        # encoders (DarkIce) write the same serial after each return.
-        if cut.flags & FRAME_CHAIN:
-            self.serial_mask = self.chain_mask(le32(page + OGG_SERIAL_OFFSET))
-        if self.serial_mask == 0:
-            return page
-        memcpy(self.page, page, cut.frame_bytes)
-        ogg_mask_serial(self.page, cut.frame_bytes, self.serial_mask)
-        return self.page
+    def detach(self):
+        """The engine reads no more; no byte of it is written to the stream after this returns."""
+        if self.member < 0:
+            return
+        self.lock()
+        intake_detach(&self.stream.engine.intake, <uint32_t>self.member)
+        self.unlock()
+        self.member = -1
 
-    cdef uint32_t chain_mask(self, uint32_t serial) noexcept nogil:
-        # A mask, and not a number, keeps the serials of several streams in one chain apart.
-        cdef stream_t* stream = self.stream.stream
-        cdef uint32_t told = serial
-        if stream.ogg_chains_total > 0 and (
-            serial == stream.ogg_serial_given or serial == stream.ogg_serial_told
-        ):
-            if self.page == NULL:
-                self.page = <uint8_t*>malloc(FRAME_BYTES_MAX)
-            if self.page != NULL:
-                told = stream.ogg_serial_told + OGG_SERIAL_STEP
-        stream.ogg_chains_total += 1
-        stream.ogg_serial_given = serial
-        stream.ogg_serial_told = told
-        return serial ^ told
+    def intake(self):
+        """What the engine's reading has come to: (state, reason, errno, media_us). State is
+        "none", "reading", "held" or "ended"; reason of an end is "closed", "lost", "whole", or
+        why the bytes could not be taken."""
+        cdef intake_member_t* member
+        if self.member < 0:
+            return "none", None, 0, self.cutter.fed_media_us
+        self.lock()
+        member = &self.stream.engine.intake.members[self.member]
+        told = (
+            _INTAKE_STATES[member.state], intake_reason(member.reason), member.error,
+            self.cutter.fed_media_us,
+        )
+        self.unlock()
+        return told
 
     @property
     def bitrate_bps(self):
         """What the format's headers and the frames so far say; 0: not known yet."""
-        return scan_bit_rate_bps(&self.scan)
+        return scan_bit_rate_bps(&self.cutter.scan)
 
     @property
     def totals(self):
         """What was found and counted, by the names of scan_t."""
-        cdef dict found = self.scan
+        cdef dict found = self.cutter.scan
         found.pop("ogg_tracks", None)
         return found
 
 
-cdef enum:
-    CARRY_BYTES = 2 * FRAME_BYTES_MAX
+_INTAKE_STATES = ("none", "reading", "held", "ended")
 
 
-@cython.no_gc_clear     # its engine must outlive it
+cdef str intake_reason(int64_t reason):
+    if reason == 0:
+        return None
+    if reason > 0:
+        return ("", "closed", "lost", "whole")[reason]
+    return (scan_reason(reason) if reason > -100 else body_reason(reason)).decode()
+
+
 # no_gc_clear: __dealloc__ needs what the garbage collector would take from a cycle first.
 @cython.no_gc_clear
 cdef class Reader:

@@ -9,6 +9,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from relay._core.body cimport (
+    BODY_CHUNKED, BODY_ENDED, BODY_RAW, BODY_SIZED, body_next, body_open, body_reason, body_t,
+)
 from relay._core.handover cimport (
     close as close_fd, entry_t, handover_close, handover_open, handover_put, handover_t,
     handover_take,
@@ -85,6 +88,40 @@ def head_parse(bytes data):
     names = ("OTHER", "GET", "HEAD", "PUT", "SOURCE", "POST", "OPTIONS")
     path = (<const char*>head.path)[:head.path_bytes]
     return status, names[head.method], path, bool(head.icy), head.minor
+
+
+# --- bodies of sources ---
+
+
+cdef class Body:
+    """The framing of one body."""
+
+    cdef body_t body
+
+    def __cinit__(self, str kind, uint64_t size_bytes=0):
+        kinds = {"raw": BODY_RAW, "sized": BODY_SIZED, "chunked": BODY_CHUNKED}
+        body_open(&self.body, kinds[kind], size_bytes)
+
+    def feed(self, bytes data):
+        """The audio in these bytes, and why the rest was not taken, or None."""
+        cdef Copy run = Copy(data)
+        cdef size_t at = 0
+        cdef uint64_t audio_bytes
+        cdef int64_t step
+        audio = b""
+        while at < run.size and self.body.state != BODY_ENDED:
+            step = body_next(&self.body, run.bytes + at, run.size - at, &audio_bytes)
+            if step < 0:
+                return audio, body_reason(step).decode()
+            assert 0 < step <= <int64_t>(run.size - at) and <int64_t>audio_bytes <= step
+            at += <size_t>step
+            audio += data[at - audio_bytes:at]
+        return audio, None
+
+    @property
+    def ended(self):
+        """Whether the last byte has been here."""
+        return self.body.state == BODY_ENDED
 
 
 # --- ICY ---

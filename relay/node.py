@@ -353,8 +353,10 @@ class Node:
 
         Blocks for the backbone's turn, and for ever when it is stuck in one.
         """
-        shards = self._opened().snapshot()["shards"]
+        engine = self._opened()
+        shards = engine.snapshot()["shards"]
         turns = {f"shard {number}": told["turns_total"] for number, told in enumerate(shards)}
+        turns["intake"] = engine.intake_turns
         if self._backbone is not None:
             turns["backbone"] = self._backbone.snapshot()["counters"]["turns_total"]
         return turns

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from relay import _core
 from relay.address import check_mount, show
@@ -95,6 +95,15 @@ def read_info(lines: bytes) -> dict[str, str]:
     return {name.lower(): value.strip() for name, colon, value in fields if colon}
 
 
+class Intake(NamedTuple):
+    """What the engine's reading of one source has come to."""
+
+    state: str  # none, reading, held (ahead of real time), ended
+    reason: str | None  # of an end: closed, lost, whole, or why the bytes could not be taken
+    error: int  # errno of a lost connection
+    media_us: int  # media time fed so far
+
+
 # --- one source ----------------------------------------------------------------------------------
 
 
@@ -164,17 +173,40 @@ class LocalSource:
             self._check()
             return self._cutter.feed(data)
 
+    def attach(
+        self, fd: int, kind: str, size_bytes: int = 0, *, ahead_ms: int, data: bytes = b""
+    ) -> None:
+        """Let the engine read the audio from a non-blocking socket, in a thread of its own.
+
+        Args:
+            fd: is duplicated; the caller has stopped reading from it.
+            kind: how the body is framed: raw, sized (of size_bytes) or chunked.
+            size_bytes: of a sized body.
+            ahead_ms: how far it may run ahead of real time before it is held back.
+            data: what was read of the body before.
+
+        Raises:
+            SourceError: no room, or the source is closed.
+        """
+        with self._lock:
+            self._check()
+            self._cutter.attach(fd, kind, size_bytes, ahead_ms * 1000, data)
+
+    def intake(self) -> Intake:
+        """How far the engine has come with the attached socket."""
+        return Intake(*self._cutter.intake())
+
+    def media_us(self) -> int:
+        """Media time fed so far."""
+        return self.intake().media_us
+
     def title(self, text: str) -> None:
         """Set what is playing from here on; control characters go, 4,000 bytes are kept."""
         if not isinstance(text, str):
             raise TypeError(f"a title is text (str), not {type(text).__name__}")
         with self._lock:
             self._check()
-            self.stream.title(clean(text, TITLE_BYTES_MAX))
-
-    def media_us(self) -> int:
-        """Media time fed so far."""
-        return int(self.stream.snapshot().get("head_media_us") or 0)
+            self._cutter.title(clean(text, TITLE_BYTES_MAX))
 
     def close(self) -> None:
         """End the epoch and give the mount back; listeners stay for linger_s. Twice is no error."""
@@ -182,6 +214,7 @@ class LocalSource:
             if not self._is_open:
                 return
             self._is_open = False
+            self._cutter.detach()
             self.stream.end()
             self.stream.unclaim()
 

@@ -1,13 +1,15 @@
 """The Icecast source protocol: connections that the engine hands over, on a thread of their own.
 
 Rules of this room
-  1. One thread, one event loop, apart from the node's: a slow page never delays a source.
+  1. One thread, one event loop, apart from the node's: a slow page never delays a source. Once a
+     source is let in, the engine reads its audio itself (`_core/intake.pxd`): neither this thread
+     nor Python's lock is on the way of a frame.
   2. Everything is decided before the 100 goes out; after it most encoders stop reading.
-  3. A source that runs ahead is held back by not reading; one without new audio for
-     source_timeout_s is ended, however many bytes it sends.
+  3. A source without new audio for source_timeout_s is ended, however many bytes it sends; time
+     in which the engine holds it back does not count.
   4. Bounds: WAITING_MAX connections that are not sources (the oldest goes first), TAKE_MAX taken
-     in one turn, so that a flood of them leaves the loop to sources, reads of READ_BYTES,
-     REQUESTS_MAX requests on a connection, DRAIN_S for one that was refused.
+     in one turn, reads of READ_BYTES, REQUESTS_MAX requests on a connection, DRAIN_S for one that
+     was refused.
   5. One log line for each change of state, with the mount; never one for each read.
 
         head ──refused, kept──► head
@@ -36,7 +38,6 @@ from relay.source_http import (
     METHODS,
     OK,
     Body,
-    RawBody,
     Reply,
     Request,
     RequestError,
@@ -53,13 +54,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("relay.source")
 
-READ_BYTES = 8192  # 2 s of 32 kbit/s: what one read may put the source ahead
+READ_BYTES = 8192
 WAITING_MAX = 256
 TAKE_MAX = 32
 REQUESTS_MAX = 8
 DRAIN_S = 2.0
 TICK_S = 0.25
-RESUME_S_MIN = 0.02
 SOURCE_USER = "source"
 QUIET_S = 10.0  # between log lines about refusals of one mount with one status
 TOLD_MAX = 256
@@ -70,6 +70,12 @@ COUNTED = (
     *(f"refused_{status}_total" for status in REFUSALS),
     *("broken_total", "silent_total", "displaced_total"),
 )
+
+ENDS = {  # of the engine's reading, in words
+    "closed": "closed by the encoder",
+    "whole": "its body has ended",
+    "lost": "connection lost",
+}
 
 State = Literal["head", "body", "drain", "closed"]
 
@@ -163,7 +169,6 @@ class SourceConnection(asyncio.BufferedProtocol):
         sources: gives mounts back.
         ahead_ms: how far a mount's source may run ahead of real time.
         clock: monotonic seconds.
-        call_later: runs a function after so many seconds.
         gone: is told when the connection has ended.
         head: what the engine has read so far.
         peer: address and port.
@@ -176,7 +181,6 @@ class SourceConnection(asyncio.BufferedProtocol):
         *,
         ahead_ms: Callable[[str], int],
         clock: Callable[[], float],
-        call_later: Callable[[float, Callable[[], None]], Any],
         gone: Callable[[SourceConnection], None],
         head: bytes = b"",
         peer: tuple[Any, ...] = ("", 0),
@@ -187,25 +191,21 @@ class SourceConnection(asyncio.BufferedProtocol):
         self._sources = sources
         self._ahead_ms = ahead_ms
         self._clock = clock
-        self._call_later = call_later
         self._gone = gone
         self._pending = bytearray(head)
         self._peer = str(Address(peer[0], peer[1]))
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: asyncio.Transport | None = None
         self._source: LocalSource | None = None
-        self._body: Body = RawBody()
+        self._body = Body("raw")
         self._last_reply = b""  # at the end of the body, where an Expect still waits for one
         self._requests = 0
-        self._is_held = False
         self._is_told = False  # that the source is up
         self._media_us = 0
-        self._ahead_us_max = 0
 
     def __repr__(self) -> str:
         mount = self._source.mount if self._source else ""
-        held = " held back" if self._is_held else ""
-        return f"<{type(self).__name__} {self._peer} {self.state}{' ' * bool(mount)}{mount}{held}>"
+        return f"<{type(self).__name__} {self._peer} {self.state}{' ' * bool(mount)}{mount}>"
 
     # --- what asyncio calls ---
 
@@ -227,9 +227,7 @@ class SourceConnection(asyncio.BufferedProtocol):
         self._received(self._buffer[:nbytes])
 
     def eof_received(self) -> bool:
-        """The peer has said everything: the usual end of a source."""
-        if self.state == "body":
-            self._end_source("closed by the encoder", self._last_reply)
+        """The peer has said everything before it became a source, or after."""
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -242,9 +240,7 @@ class SourceConnection(asyncio.BufferedProtocol):
     # --- the states ---
 
     def _received(self, data: memoryview) -> None:
-        if self.state == "body":
-            self._feed(data)
-        elif self.state == "head":
+        if self.state == "head":
             self._pending += data
             self._take_head()
 
@@ -260,9 +256,8 @@ class SourceConnection(asyncio.BufferedProtocol):
             request, used = parsed
             del self._pending[:used]
             self._answer(request)
-        if self.state == "body" and self._pending:
-            first, self._pending = bytes(self._pending), bytearray()
-            self._feed(memoryview(first))
+        if self.state == "body":
+            self._attach()
 
     def _answer(self, request: Request) -> None:
         outcome = self._gate.judge(request)
@@ -298,19 +293,49 @@ class SourceConnection(asyncio.BufferedProtocol):
         self._body = body_of(request)
         self.state = "body"
         self.since = self._clock()
-        self._ahead_us_max = self._ahead_ms(source.mount) * 1000
         if request.method == "PUT" and request.expects_continue:
             self._write(CONTINUE)
             self._last_reply = OK
         else:
             self._write(OK)
 
-    def _tell_up(self) -> None:
-        """One line, at the first frame: bytes alone may be no audio."""
+    def _attach(self) -> None:
+        """Leave the socket to the engine; what it has come to is told by `look`."""
         assert self._source is not None
-        source = self._source
-        if source.media_us() == 0:
+        assert self._transport is not None
+        self._transport.pause_reading()
+        first, self._pending = bytes(self._pending), bytearray()
+        try:
+            self._source.attach(
+                self._transport.get_extra_info("socket").fileno(),
+                self._body.kind,
+                self._body.size_bytes,
+                ahead_ms=self._ahead_ms(self._source.mount),
+                data=first,
+            )
+        except SourceError as wrong:
+            self._end_source(str(wrong))
+
+    def look(self) -> None:
+        """Act on what the engine's reading has come to: the first frame, or the end."""
+        if self.state != "body":
             return
+        assert self._source is not None
+        intake = self._source.intake()
+        if intake.media_us and not self._is_told:
+            self._tell_up(self._source)
+        if intake.state == "none":
+            self._end_source("ended by this node", self._last_reply)
+        elif intake.reason in ENDS:
+            error = f" ({os.strerror(intake.error)})" if intake.error else ""
+            self._end_source(ENDS[intake.reason] + error, self._last_reply)
+        elif intake.reason is not None:
+            self._gate.counters["broken_total"] += 1
+            text = f"{self._source.mount}: {intake.reason}"
+            self._end_source(text, reply(400, text).raw if self._last_reply else b"")
+
+    def _tell_up(self, source: LocalSource) -> None:
+        """One line, at the first frame: bytes alone may be no audio."""
         self._is_told = True
         log.info(
             "source up: %s from %s, %s, epoch %d",
@@ -320,37 +345,6 @@ class SourceConnection(asyncio.BufferedProtocol):
             source.epoch,
             extra={"event": "source_up", "mount": source.mount, "epoch": source.epoch},
         )
-
-    def _feed(self, data: memoryview) -> None:
-        assert self._source is not None
-        try:
-            ahead_us = 0
-            for piece in self._body.feed(data):
-                ahead_us = self._source.feed(piece)
-        except SourceError as wrong:
-            self._gate.counters["broken_total"] += 1
-            text = str(wrong)
-            self._end_source(text, reply(400, text).raw if self._last_reply else b"")
-            return
-        if not self._is_told:
-            self._tell_up()
-        if self._body.ended:
-            self._end_source("its body has ended", self._last_reply)
-        elif ahead_us > self._ahead_us_max:
-            self._hold(ahead_us - self._ahead_us_max)
-
-    def _hold(self, too_far_us: int) -> None:
-        """Stop reading until real time has caught up: TCP tells the encoder."""
-        if self._transport is not None and not self._is_held:
-            self._is_held = True
-            self._transport.pause_reading()
-            self._call_later(max(too_far_us / 1e6, RESUME_S_MIN), self._resume)
-
-    def _resume(self) -> None:
-        self._is_held = False
-        if self.state == "body" and self._transport is not None:
-            self.since = self._clock()
-            self._transport.resume_reading()
 
     def _end_source(self, why: str, last: bytes = b"") -> None:
         assert self._source is not None
@@ -381,8 +375,7 @@ class SourceConnection(asyncio.BufferedProtocol):
             return
         if last:
             self._transport.write(last)
-        if self._is_held:
-            self._transport.resume_reading()
+        self._transport.resume_reading()  # paused while the engine read; no matter if it was not
         with contextlib.suppress(OSError):
             self._transport.write_eof()
 
@@ -394,14 +387,15 @@ class SourceConnection(asyncio.BufferedProtocol):
 
     def tick(self, now: float, *, head_timeout_s: float, source_timeout_s: float) -> None:
         """End what takes too long."""
+        self.look()
         bound_s = {"head": head_timeout_s, "drain": DRAIN_S}.get(self.state)
         if bound_s is not None and now - self.since > bound_s:
             self.abort()
-        elif self.state == "body" and not self._is_held:
+        elif self.state == "body":
             assert self._source is not None
-            media_us = self._source.media_us()
-            if media_us != self._media_us:
-                self._media_us, self.since = media_us, now
+            intake = self._source.intake()
+            if intake.media_us != self._media_us or intake.state == "held":
+                self._media_us, self.since = intake.media_us, now
             elif now - self.since > source_timeout_s:
                 self._gate.counters["silent_total"] += 1
                 self._end_source(f"no audio for {source_timeout_s:g} s", self._last_reply)
@@ -464,6 +458,7 @@ class SourceDoor:
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_reader(self._engine.source_fd, self._take)
+        loop.add_reader(self._engine.intake_fd, self._look)
         loop.call_later(TICK_S, self._tick)
         self._take()
 
@@ -477,6 +472,7 @@ class SourceDoor:
 
     def _shut(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.remove_reader(self._engine.source_fd)
+        loop.remove_reader(self._engine.intake_fd)
         while (handed := self._engine.take_source()) is not None:
             os.close(handed[0])
         for connection in tuple(self._connections):
@@ -506,7 +502,6 @@ class SourceDoor:
             self._sources,
             ahead_ms=lambda mount: self._config.for_stream(mount).ahead_ms,
             clock=loop.time,
-            call_later=loop.call_later,
             gone=self._forget,
             head=head,
             peer=peer,
@@ -525,6 +520,11 @@ class SourceDoor:
         except OSError:
             sock.close()
             self._forget(connection)
+
+    def _look(self) -> None:
+        self._engine.clear_intake()
+        for connection in tuple(self._connections):
+            connection.look()
 
     def _make_room(self) -> None:
         waiting = [c for c in self._connections if c.state != "body"]

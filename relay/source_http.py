@@ -1,8 +1,8 @@
-"""What a source says before and around its audio: request head, credentials, replies, body framing.
+"""What a source says before its audio: request head, credentials, framing; and the replies.
 
 Rules of this room
   1. No socket, no clock, no engine: bytes in, decisions and bytes out.
-  2. Bounds: a head of 8 KiB and 64 fields; a chunk-size line of 256 bytes; trailers of 8 KiB.
+  2. Bounds: a head of 8 KiB and 64 fields.
   3. NUL, a bare CR, and folded lines are refused; a name or password never leaves this room.
   4. All refusals are small (encoders read about 1,000 bytes of a reply) and carry a length.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from relay.auth import REALM, as_text
@@ -20,8 +20,6 @@ from relay.errors import SourceError
 
 HEAD_BYTES_MAX = 8192
 FIELDS_MAX = 64
-CHUNK_LINE_BYTES_MAX = 256
-CHUNK_BYTES_MAX = 1 << 31
 METHODS = "GET, HEAD, OPTIONS, PUT, SOURCE, POST"
 
 _END = re.compile(rb"\r?\n\r?\n")
@@ -151,88 +149,11 @@ REASONS = {
 }
 
 
-class RawBody:
-    """A body that ends with its connection."""
+class Body(NamedTuple):
+    """How a body is framed; the engine takes the audio out of it."""
 
-    ended = False
-
-    def feed(self, data: memoryview) -> list[memoryview]:
-        """The audio in these bytes: all of them."""
-        return [data]
-
-
-class SizedBody:
-    """A body of Content-Length bytes."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self._left = size_bytes
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last byte has been here."""
-        return self._left == 0
-
-    def feed(self, data: memoryview) -> list[memoryview]:
-        """The audio in these bytes; what comes after the body is left out."""
-        piece = data[: self._left]
-        self._left -= len(piece)
-        return [piece]
-
-
-class ChunkedBody:
-    """`Transfer-Encoding: chunked` (RFC 9112 §7.1), split anywhere; extensions are ignored."""
-
-    def __init__(self) -> None:
-        self.ended = False
-        self._left = 0  # of the chunk's data
-        self._line = bytearray()  # a size line or a trailer line so far
-        self._reads = self._size
-        self._trailer_bytes = 0
-
-    def feed(self, data: memoryview) -> list[memoryview]:
-        """The audio in these bytes, as views into them; SourceError when they are no chunks."""
-        pieces: list[memoryview] = []
-        while len(data) and not self.ended:
-            if self._left:
-                pieces.append(data[: self._left])
-                self._left -= len(pieces[-1])
-                data = data[len(pieces[-1]) :]
-            else:
-                data = self._take_line(data)
-        return pieces
-
-    def _take_line(self, data: memoryview) -> memoryview:
-        part = bytes(data[: CHUNK_LINE_BYTES_MAX + 2])
-        used = part.find(b"\n") + 1 or len(part)
-        self._line += part[:used]
-        if len(self._line) > CHUNK_LINE_BYTES_MAX:
-            raise RequestError(f"a chunk's size line has more than {CHUNK_LINE_BYTES_MAX} bytes")
-        if self._line.endswith(b"\n"):
-            line = bytes(self._line).removesuffix(b"\n").removesuffix(b"\r")
-            self._line.clear()
-            self._reads(line)
-        return data[used:]
-
-    def _size(self, line: bytes) -> None:
-        digits = line.partition(b";")[0].strip(b" \t")
-        if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", digits) or int(digits, 16) >= CHUNK_BYTES_MAX:
-            raise RequestError("a chunk's size is no hexadecimal number below 2 GiB")
-        self._left = int(digits, 16)
-        self._reads = self._after_data if self._left else self._trailer
-
-    def _after_data(self, line: bytes) -> None:
-        if line:
-            raise RequestError("a chunk is longer than its size says")
-        self._reads = self._size
-
-    def _trailer(self, line: bytes) -> None:
-        self._trailer_bytes += len(line)
-        if self._trailer_bytes > HEAD_BYTES_MAX:
-            raise RequestError(f"the trailers have more than {HEAD_BYTES_MAX} bytes")
-        self.ended = not line
-
-
-Body = RawBody | SizedBody | ChunkedBody
+    kind: Literal["raw", "sized", "chunked"]
+    size_bytes: int = 0  # of a sized one
 
 
 def body_of(request: Request) -> Body:
@@ -243,12 +164,12 @@ def body_of(request: Request) -> Body:
         if length is not None:
             raise RequestError("both Transfer-Encoding and Content-Length are given")
         if coding.lower() == "identity":
-            return RawBody()
+            return Body("raw")
         if coding.lower() != "chunked":
             raise RequestError("the only Transfer-Encoding here is chunked", 501)
-        return ChunkedBody()
+        return Body("chunked")
     if length is None:
-        return RawBody()
+        return Body("raw")
     if not re.fullmatch(r"[0-9]{1,18}", length):
         raise RequestError("Content-Length is not a number")
-    return SizedBody(int(length))
+    return Body("sized", int(length))

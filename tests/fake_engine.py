@@ -122,7 +122,10 @@ class FakeSource:
     def __init__(self, stream: FakeStream, kind: str) -> None:
         self.stream = stream
         self.kind = kind
-        self.is_open = True
+        self.state = "none"
+        self.reason: str | None = None
+        self.media_us = 0
+        self.attached: tuple[str, int, int] | None = None  # body, its bytes, µs it may be ahead
 
     def feed(self, data: bytes | memoryview) -> int:
         """Take bytes as one frame."""
@@ -132,11 +135,40 @@ class FakeSource:
         if data:
             self.stream.fed += data
             self.stream.push(data, len(data) * 1000)
+            self.media_us += len(data) * 1000
         return type(self).ahead_us
 
-    def close(self) -> None:
-        """End."""
-        self.is_open = False
+    def title(self, text: str) -> None:
+        """Set a title."""
+        self.stream.title(text)
+
+    def attach(
+        self, fd: int, body: str, size_bytes: int, ahead_us_max: int, data: bytes = b""
+    ) -> None:
+        """Remember how the engine is to read."""
+        assert self.state == "none"
+        self.attached = body, size_bytes, ahead_us_max
+        self.state = "reading"
+        self.receive(data)
+
+    def detach(self) -> None:
+        """Read no more."""
+        self.state, self.reason = "none", None
+
+    def intake(self) -> tuple[str, str | None, int, int]:
+        """What the reading has come to."""
+        return self.state, self.reason, 0, self.media_us
+
+    def receive(self, data: bytes) -> None:
+        """What the engine's thread does with bytes from the socket."""
+        try:
+            self.feed(data)
+        except SourceError as wrong:
+            self.end(str(wrong))
+
+    def end(self, reason: str) -> None:
+        """What the engine's thread does at the end of the bytes."""
+        self.state, self.reason = "ended", reason
 
 
 class FakeEngine:
@@ -150,6 +182,7 @@ class FakeEngine:
         self.page_queue: list[tuple[int, bytes, tuple[str, int]]] = []
         self.source_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.page_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.intake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.calls: list[str] = []
         self.sweeps = 0
         self.node_id = "ab" * 16
@@ -180,7 +213,7 @@ class FakeEngine:
     def close(self) -> None:
         """Close the descriptors."""
         self.calls.append("close")
-        for fd in (self.source_fd, self.page_fd):
+        for fd in (self.source_fd, self.page_fd, self.intake_fd):
             os.close(fd)
 
     def add_stream(self, mount: str) -> FakeStream:
@@ -214,6 +247,11 @@ class FakeEngine:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.source_fd)
         return self.source_queue.pop(0) if self.source_queue else None
+
+    def clear_intake(self) -> None:
+        """Reset the eventfd."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.intake_fd)
 
     def take_page(self) -> tuple[int, bytes, tuple[str, int]] | None:
         """The next page."""

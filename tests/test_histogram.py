@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from relay._probe import Histogram, histogram_above_us, histogram_bucket
 
 LAST = 199

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine, FakeSource
+from tools.nodes import wait_until
 
 from relay import _core
 from relay.config import Config
@@ -40,6 +41,14 @@ class FakeTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         """Keep."""
         self.sent += bytes(data)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """A socket of which only the number is asked."""
+        return self
+
+    def fileno(self) -> int:
+        """Its number."""
+        return 7
 
     def write_eof(self) -> None:
         """Half-close."""
@@ -75,7 +84,6 @@ class Bench:
         self.sources = Sources(self.engine, self.config)
         self.gate = Gate(self.sources, self.config)
         self.now = 100.0
-        self.timers: list[tuple[float, Callable[[], None]]] = []
         self.gone: list[SourceConnection] = []
 
     def connect(self, head: bytes | str = b"") -> tuple[SourceConnection, FakeTransport]:
@@ -85,7 +93,6 @@ class Bench:
             self.sources,
             ahead_ms=lambda mount: self.config.for_stream(mount).ahead_ms,
             clock=lambda: self.now,
-            call_later=lambda s, f: self.timers.append((self.now + s, f)),
             gone=self.gone.append,
             head=head.encode() if isinstance(head, str) else head,
             peer=("192.0.2.7", 4711),
@@ -97,10 +104,6 @@ class Bench:
     def tick(self, seconds: float, connection: SourceConnection) -> None:
         """Let time pass."""
         self.now += seconds
-        for due, function in [*self.timers]:
-            if due <= self.now:
-                self.timers.remove((due, function))
-                function()
         connection.tick(self.now, head_timeout_s=10, source_timeout_s=10)
 
 
@@ -122,9 +125,26 @@ def head(
     return "\r\n".join([f"{method} {target} {version}", *lines, "", ""])
 
 
+def cutter(connection: SourceConnection) -> FakeSource:
+    """The engine's side of a connection in its body."""
+    assert connection._source is not None
+    found: Any = connection._source._cutter
+    return found  # type: ignore[no-any-return]
+
+
+def hang_up(connection: SourceConnection) -> None:
+    """Let the encoder close its end, as the engine tells of it."""
+    cutter(connection).end("closed")
+    connection.look()
+
+
 def say(connection: SourceConnection, data: bytes) -> None:
-    """Let the connection read these bytes."""
+    """Let these bytes come: to the connection, or in its body to the engine."""
     while data:
+        if connection.state == "body":
+            cutter(connection).receive(data)
+            connection.look()
+            return
         buffer = connection.get_buffer(-1)
         size = min(len(buffer), len(data))
         buffer[:size] = data[:size]
@@ -138,7 +158,6 @@ EXPECT = "Expect: 100-continue"
 @pytest.fixture(autouse=True)
 def _fake_cutter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_core, "Source", FakeSource)
-    monkeypatch.setattr(FakeSource, "ahead_us", 0)
 
 
 @pytest.fixture
@@ -153,7 +172,7 @@ def test_put_that_expects_gets_100_at_once_and_200_at_the_end(bench: Bench) -> N
     assert transport.sent == b"HTTP/1.1 100 Continue\r\n\r\n"
     say(connection, b"audio" * 10)
     assert bytes(bench.engine.find("/live").fed) == b"audio" * 10
-    connection.eof_received()
+    hang_up(connection)
     assert transport.sent.endswith(b"\r\n\r\nHTTP/1.0 200 OK\r\n\r\n")
     assert not bench.engine.find("/live").source_up
 
@@ -288,36 +307,48 @@ def test_mount_may_have_its_own_password() -> None:
     assert bench.connect(head(target="/x", password="pw"))[1].sent.startswith(b"HTTP/1.0 200 ")
 
 
-def test_chunked_body_is_taken_out_of_its_chunks(bench: Bench) -> None:
-    """Liquidsoap's option; the last chunk ends the source."""
-    connection, transport = bench.connect(
-        head("PUT", "/live", EXPECT, "Transfer-Encoding: chunked")
-    )
-    say(connection, b"5\r\naudio\r\n3;x=y\r\nabc\r\n")
-    assert bytes(bench.engine.find("/live").fed) == b"audioabc"
-    say(connection, b"0\r\n\r\n")
+@pytest.mark.parametrize(
+    ("lines", "attached"),
+    [
+        ((), ("raw", 0)),
+        (("Transfer-Encoding: chunked",), ("chunked", 0)),
+        (("Content-Length: 5",), ("sized", 5)),
+    ],
+)
+def test_engine_is_told_how_the_body_is_framed(
+    bench: Bench, lines: tuple[str, ...], attached: tuple[str, int]
+) -> None:
+    """Liquidsoap's chunks, curl's length, everybody else's bytes until the end; and ahead_ms."""
+    connection, transport = bench.connect(head("PUT", "/live", EXPECT, *lines))
+    assert cutter(connection).attached == (*attached, 5_000_000)
+    assert transport.paused
+
+
+def test_whole_body_ends_the_source(bench: Bench) -> None:
+    """The last chunk, or the last byte of a length."""
+    connection, transport = bench.connect(head("PUT", "/live", EXPECT))
+    cutter(connection).end("whole")
+    connection.look()
     assert connection.state == "drain"
     assert transport.sent.endswith(b"HTTP/1.0 200 OK\r\n\r\n")
+    assert not transport.paused
 
 
-def test_body_with_a_length_ends_after_it(bench: Bench) -> None:
-    """curl -T sends a file with its length."""
-    connection, _ = bench.connect(head("PUT", "/live", "Content-Length: 5") + "audio")
+def test_source_that_this_node_ended_is_told_so(bench: Bench) -> None:
+    """Somebody closed the source: its connection does not stay."""
+    connection, _ = bench.connect(head())
+    bench.sources.close(connection._source)  # type: ignore[arg-type]
+    bench.tick(0.25, connection)
     assert connection.state == "drain"
-    assert bytes(bench.engine.find("/live").fed) == b"audio"
-    assert not bench.engine.find("/live").source_up
 
 
-@pytest.mark.parametrize(
-    ("line", "data"), [("X-Y: z", b"no\0audio"), ("Transfer-Encoding: chunked", b"zz\r\n")]
-)
 def test_garbage_ends_the_source_with_a_reason(
-    bench: Bench, line: str, data: bytes, caplog: pytest.LogCaptureFixture
+    bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is not the promised audio ends the connection: counted, one line in the log."""
-    connection, transport = bench.connect(head("PUT", "/live", EXPECT, line))
+    connection, transport = bench.connect(head("PUT", "/live", EXPECT))
     with caplog.at_level(logging.INFO, "relay.source"):
-        say(connection, data)
+        say(connection, b"no\0audio")
         say(connection, b"more")
     assert b"\r\n\r\nHTTP/1.0 400 Bad Request\r\n" in transport.sent
     assert transport.half_closed
@@ -327,30 +358,15 @@ def test_garbage_ends_the_source_with_a_reason(
     assert not bench.engine.find("/live").source_up
 
 
-def test_source_that_runs_ahead_is_held_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ahead by more than ahead_ms (5000): not read until real time has caught up."""
-    connection, transport = bench.connect(head())
-    monkeypatch.setattr(FakeSource, "ahead_us", 5_000_000)
-    say(connection, b"abc")
-    assert not transport.paused
-    monkeypatch.setattr(FakeSource, "ahead_us", 6_000_000)
-    say(connection, b"abc")
-    assert transport.paused
-    bench.tick(0.9, connection)
-    assert transport.paused
-    bench.tick(0.2, connection)
-    assert not transport.paused
-    assert connection.state == "body"
-
-
-def test_time_spent_held_back_is_no_silence(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A source that we do not read is not silent."""
+def test_time_spent_held_back_is_no_silence(bench: Bench) -> None:
+    """A source that the engine does not read is not silent."""
     connection, _ = bench.connect(head())
-    monkeypatch.setattr(FakeSource, "ahead_us", 35_000_000)
     say(connection, b"abc")
-    bench.tick(29.0, connection)
+    cutter(connection).state = "held"
+    for _ in range(30):
+        bench.tick(1.0, connection)
     assert connection.state == "body"
-    bench.tick(2.0, connection)
+    cutter(connection).state = "reading"
     bench.tick(9.0, connection)
     assert connection.state == "body"
     bench.tick(2.0, connection)
@@ -416,7 +432,7 @@ def test_each_change_of_state_is_one_log_line(
     with caplog.at_level(logging.INFO, "relay.source"):
         connection, _ = bench.connect(head())
         say(connection, b"abc")
-        connection.eof_received()
+        hang_up(connection)
         connection.connection_lost(None)
     assert [record.__dict__["event"] for record in caplog.records] == ["source_up", "source_down"]
     assert all(record.__dict__["mount"] == "/live" for record in caplog.records)
@@ -463,13 +479,16 @@ class OpenDoor:
 def test_door_serves_what_the_engine_hands_over() -> None:
     """Eventfd, thread, loop, transport: one source from head to end."""
     with OpenDoor() as node:
-        encoder = node.hand_over(head("PUT", "/live", EXPECT))
+        encoder = node.hand_over(head("PUT", "/live", EXPECT) + "audio")
         assert encoder.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        encoder.sendall(b"audio" * 5000)
-        encoder.shutdown(socket.SHUT_WR)
+        source = node.sources.find("/live")
+        wait_until(lambda: source._cutter.state == "reading")
+        source._cutter.end("closed")
+        os.eventfd_write(node.engine.intake_fd, 1)
         assert encoder.recv(100) == b"HTTP/1.0 200 OK\r\n\r\n"
+        encoder.shutdown(socket.SHUT_WR)
         assert encoder.recv(100) == b""
-        assert bytes(node.engine.find("/live").fed) == b"audio" * 5000
+        assert bytes(node.engine.find("/live").fed) == b"audio"
         assert node.door.snapshot()["source_connections"] <= 1
 
 
@@ -494,9 +513,7 @@ def test_waiting_connections_are_bounded() -> None:
         assert encoder.recv(100) == b"HTTP/1.0 200 OK\r\n\r\n"
         waiting = [node.hand_over("PUT /x HT") for _ in range(WAITING_MAX + 1)]
         assert waiting[0].recv(100) == b""
-        encoder.sendall(b"abc")
-        encoder.shutdown(socket.SHUT_WR)
-        assert encoder.recv(100) == b""
+        assert node.engine.find("/live").source_up
         assert node.door.snapshot()["source_displaced_total"] == 1
 
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.source_http import (
-    CHUNK_LINE_BYTES_MAX,
     FIELDS_MAX,
     HEAD_BYTES_MAX,
-    ChunkedBody,
-    RawBody,
+    Body,
     Request,
     RequestError,
-    SizedBody,
     body_of,
     parse_head,
     reply,
@@ -53,7 +47,7 @@ def test_head_of_ffmpeg_is_read_whole() -> None:
     assert head.headers["ice-name"] == "N"
     assert head.expects_continue
     assert not head.keeps_connection
-    assert isinstance(body_of(head), RawBody)
+    assert body_of(head) == Body("raw")
 
 
 @given(st.integers(0, len(FFMPEG) - 1))
@@ -190,67 +184,3 @@ def test_unclear_framing_is_refused(lines: tuple[str, ...], status: int) -> None
     with pytest.raises(RequestError) as caught:
         body_of(with_fields(*lines))
     assert caught.value.status == status
-
-
-def feed_split(body: ChunkedBody | SizedBody, data: bytes, cuts: list[int]) -> bytes:
-    """Feed the data in pieces cut at these places; return the audio."""
-    audio = b""
-    edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
-    for start, end in itertools.pairwise(edges):
-        audio += b"".join(bytes(piece) for piece in body.feed(memoryview(data[start:end])))
-    return audio
-
-
-def chunked(parts: list[bytes], extension: bytes = b"", trailer: bytes = b"") -> bytes:
-    """The parts as chunks."""
-    sizes = b"".join(b"%x%s\r\n%s\r\n" % (len(p), extension, p) for p in parts if p)
-    return sizes + b"0\r\n" + trailer + b"\r\n"
-
-
-@given(
-    st.lists(st.binary(min_size=1, max_size=40), max_size=8),
-    st.lists(st.integers(0, 10_000), max_size=12),
-    st.sampled_from([b"", b";a=b", b' ;q="x"']),
-    st.sampled_from([b"", b"Checksum: 1\r\n"]),
-)
-def test_chunks_split_anywhere_give_the_same_bytes(
-    parts: list[bytes], cuts: list[int], extension: bytes, trailer: bytes
-) -> None:
-    """Where TCP cuts a chunked body has no effect on the audio."""
-    body = ChunkedBody()
-    assert feed_split(body, chunked(parts, extension, trailer), cuts) == b"".join(parts)
-    assert body.ended
-
-
-@given(st.binary(max_size=400), st.lists(st.integers(0, 10_000), max_size=8))
-def test_any_bytes_as_chunks_are_audio_or_a_refusal(data: bytes, cuts: list[int]) -> None:
-    """Random bytes where chunks should be: nothing but a RequestError, and never more than came."""
-    with contextlib.suppress(RequestError):
-        assert len(feed_split(ChunkedBody(), data, cuts)) <= len(data)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"xyz\r\n",
-        b"\r\n",
-        b"-1\r\n",
-        b"100000000\r\n",
-        b"80000000\r\n",
-        b"2\r\nabc\r\n",
-        b"1" * (CHUNK_LINE_BYTES_MAX + 1),
-        b"0\r\n" + b"a: b\r\n" * 3000,
-    ],
-)
-def test_broken_chunks_are_refused(data: bytes) -> None:
-    """Sizes that are none, sizes that lie, lines without end."""
-    with pytest.raises(RequestError):
-        ChunkedBody().feed(memoryview(data))
-
-
-def test_sized_body_ends_with_its_last_byte() -> None:
-    """What follows a body of Content-Length bytes is not audio."""
-    body = body_of(with_fields("Content-Length: 5"))
-    assert isinstance(body, SizedBody)
-    assert feed_split(body, b"audio and more", [2]) == b"audio"
-    assert body.ended

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,26 +81,16 @@ def test_ready_alive_and_stopping_are_told_in_order(nodes: Nodes, ear: Ear) -> N
     assert any(line.startswith("STATUS=") and node.http in line for line in heard)
 
 
-def last(threads: list[int]) -> int:
-    """The shard: it is started last."""
-    return threads[-1]
-
-
-def one_before(threads: list[int]) -> int:
-    """The backbone: it is started before the shard."""
-    return threads[-2]
-
-
 @pytest.mark.parametrize(
-    ("choose", "name"), [(last, "shard 0"), (one_before, "backbone")], ids=["shard", "backbone"]
+    ("from_end", "name"), [(1, "intake"), (2, "shard 0"), (3, "backbone")], ids=lambda v: str(v)
 )
 def test_signs_of_life_end_when_a_thread_stands_still(
-    nodes: Nodes, ear: Ear, choose: Callable[[list[int]], int], name: str
+    nodes: Nodes, ear: Ear, from_end: int, name: str
 ) -> None:
     """Python goes on; the engine does not, and the supervisor learns it."""
     node = nodes.start(env=ear.env)
     ear.wait("WATCHDOG=1", 2)
-    with frozen(node.pid, choose(engine_threads(node.pid))):
+    with frozen(node.pid, engine_threads(node.pid)[-from_end]):
         judged_s = time.monotonic() + 1.2  # one sign may be on its way
         wait_until(lambda: time.monotonic() > judged_s, 5.0)
         silent = ear.count()

@@ -22,7 +22,7 @@ SIGTERM_BIT = 1 << 14
 def engine_threads(pid: int) -> list[int]:
     """Return the threads that take no signals, in the order they began: libzmq's and the engine's.
 
-    The engine starts its backbone before its shards.
+    The engine starts its backbone first, then its shards, then its intake.
     """
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():

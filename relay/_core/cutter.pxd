@@ -1,0 +1,138 @@
+# cutter.pxd: the bytes of one epoch's source, cut into frames and pushed into its ring.
+#
+# Rules of this room
+#   1. One thread at a time, the stream's writer. Nothing waits.
+#   2. Whole frames go straight from the caller's bytes into the ring; only a frame that two feeds
+#      share passes through the carry buffer.
+#   3. Bytes are changed in one case only: the serial of an Ogg chain that repeats the one before.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove, memset
+
+from relay._core.frames cimport (
+    FRAME_BYTES_MAX, FRAME_CHAIN, SCAN_OGG, cut_t, le32, scan_next, scan_open, scan_t,
+)
+from relay._core.frames_ogg cimport OGG_SERIAL_OFFSET, OGG_SERIAL_STEP, ogg_mask_serial
+from relay._core.stream cimport stream_push, stream_t
+
+cdef enum:
+    CARRY_BYTES = 2 * FRAME_BYTES_MAX
+    BEHIND_US_MAX = 2000000   # what a source did not send for long, it may not send at once later
+
+cdef struct cutter_t:
+    stream_t* stream          # borrowed; claimed by the owner, its epoch begun
+    scan_t scan
+    uint8_t* carry            # CARRY_BYTES: bytes of a frame that is not whole yet; owned
+    size_t carry_bytes
+    uint8_t* page             # an Ogg page that goes out with another serial; owned, or NULL
+    uint32_t serial_mask      # what the serials of this chain are changed by; 0: nothing
+    uint64_t began_us         # when the first frame came, moved on while the source lags
+    uint64_t fed_media_us
+
+cdef inline int cutter_open(cutter_t* cutter, stream_t* stream, int scan_kind) noexcept nogil:
+    memset(cutter, 0, sizeof(cutter_t))
+    cutter.stream = stream
+    cutter.carry = <uint8_t*>malloc(CARRY_BYTES)
+    scan_open(&cutter.scan, scan_kind)
+    return 0 if cutter.carry != NULL else -1
+
+cdef inline void cutter_close(cutter_t* cutter) noexcept nogil:
+    free(cutter.carry)
+    free(cutter.page)
+    cutter.carry = cutter.page = NULL
+
+cdef inline uint32_t cutter_chain_mask(cutter_t* cutter, uint32_t serial) noexcept nogil:
+    # A mask, and not a number, keeps the serials of several streams in one chain apart.
+    cdef stream_t* stream = cutter.stream
+    cdef uint32_t told = serial
+    if stream.ogg_chains_total > 0 and (
+        serial == stream.ogg_serial_given or serial == stream.ogg_serial_told
+    ):
+        if cutter.page == NULL:
+            cutter.page = <uint8_t*>malloc(FRAME_BYTES_MAX)
+        if cutter.page != NULL:
+            told = stream.ogg_serial_told + OGG_SERIAL_STEP
+    stream.ogg_chains_total += 1
+    stream.ogg_serial_given = serial
+    stream.ogg_serial_told = told
+    return serial ^ told
+
+cdef inline const uint8_t* cutter_page(
+    cutter_t* cutter, const uint8_t* page, const cut_t* cut,
+) noexcept nogil:
+    # The page as listeners get it: as it is, unless its chain has the serial of the one before.
+    # RFC 3533 §4 wants another; FFmpeg takes the new header pages for audio without it. Some
+    # encoders (DarkIce) write the same serial after each return.
+    if cut.flags & FRAME_CHAIN:
+        cutter.serial_mask = cutter_chain_mask(cutter, le32(page + OGG_SERIAL_OFFSET))
+    if cutter.serial_mask == 0:
+        return page
+    memcpy(cutter.page, page, cut.frame_bytes)
+    ogg_mask_serial(cutter.page, cut.frame_bytes, cutter.serial_mask)
+    return cutter.page
+
+cdef inline int64_t cutter_cut(cutter_t* cutter, const uint8_t* bytes, size_t size) noexcept nogil:
+    # All whole frames at the front; the bytes used, or < 0 (scan_reason).
+    cdef cut_t cut
+    cdef size_t used = 0
+    cdef int64_t step
+    cdef const uint8_t* frame
+    while used < size:
+        step = scan_next(&cutter.scan, bytes + used, size - used, &cut)
+        if step < 0:
+            return step
+        if step == 0:
+            break
+        used += <size_t>step
+        cutter.stream.counters.junk_bytes_total += cut.skipped_bytes
+        if cut.frame_bytes > 0:
+            cutter.fed_media_us += cut.duration_us
+            frame = bytes + used - cut.frame_bytes
+            if cutter.scan.kind == SCAN_OGG:
+                frame = cutter_page(cutter, frame, &cut)
+            stream_push(cutter.stream, frame, cut.frame_bytes, cut.duration_us, cut.flags)
+    return <int64_t>used
+
+cdef inline int64_t cutter_feed(
+    cutter_t* cutter, const uint8_t* bytes, size_t size,
+) noexcept nogil:
+    # Takes all of them; 0, or < 0: not what the format promises (scan_reason).
+    cdef size_t piece
+    cdef int64_t used = 0
+    while cutter.carry_bytes > 0 and size > 0:
+        piece = CARRY_BYTES - cutter.carry_bytes
+        piece = piece if piece < size else size
+        memcpy(cutter.carry + cutter.carry_bytes, bytes, piece)
+        used = cutter_cut(cutter, cutter.carry, cutter.carry_bytes + piece)
+        if used < 0:
+            return used
+        if <size_t>used >= cutter.carry_bytes:     # all that was carried is gone: on in place
+            bytes += <size_t>used - cutter.carry_bytes
+            size -= <size_t>used - cutter.carry_bytes
+            cutter.carry_bytes = 0
+        else:
+            cutter.carry_bytes += piece - <size_t>used
+            memmove(cutter.carry, cutter.carry + used, cutter.carry_bytes)
+            bytes += piece
+            size -= piece
+    if cutter.carry_bytes == 0 and size > 0:
+        used = cutter_cut(cutter, bytes, size)
+        if used < 0:
+            return used
+        cutter.carry_bytes = size - <size_t>used   # less than a step needs: ≤ FRAME_BYTES_MAX
+        memcpy(cutter.carry, bytes + used, cutter.carry_bytes)
+    return 0
+
+cdef inline int64_t cutter_ahead_us(cutter_t* cutter, uint64_t now_us) noexcept nogil:
+    # How far the source is ahead of real time, µs of media; below zero: behind.
+    cdef int64_t ahead
+    if cutter.fed_media_us == 0:
+        return 0
+    if cutter.began_us == 0:     # the first frame: real time begins here
+        cutter.began_us = now_us
+    ahead = <int64_t>cutter.fed_media_us - <int64_t>(now_us - cutter.began_us)
+    if ahead < -BEHIND_US_MAX:
+        cutter.began_us = now_us - cutter.fed_media_us - BEHIND_US_MAX
+        return -BEHIND_US_MAX
+    return ahead
