@@ -1,6 +1,7 @@
 """Builds the extensions; everything else about the package is in pyproject.toml.
 
 relay._core   the data plane
+relay._swarm  the load maker: `python -m relay.swarm`
 relay._probe  faces on its rooms for the tests; nothing at run time imports it
 
 RELAY_BUILD=release (default)  assertions compiled out, -O2
@@ -38,12 +39,17 @@ if kind not in KINDS:
     sys.exit(f"RELAY_BUILD={kind!r} is not known; choose one of {', '.join(KINDS)}")
 compile_args, link_args = KINDS[kind]
 
-rooms = sorted(str(path) for path in Path("relay/_core").iterdir() if path.suffix in {".pxd", ".h"})
+rooms = sorted(
+    str(path)
+    for place in ("relay/_core", "relay/_swarm")
+    for path in Path(place).iterdir()
+    if path.suffix in {".pxd", ".h"}
+)
 extensions = [
     Extension(
         f"relay.{name}",
         [f"relay/{name}.pyx"],
-        include_dirs=["relay/_core"],
+        include_dirs=["relay/_core", "relay/_swarm"],
         depends=rooms,
         extra_compile_args=[
             "-std=c11",
@@ -57,7 +63,16 @@ extensions = [
         extra_link_args=link_args,
         libraries=["dl"],
     )
-    for name in ("_core", "_probe", "_probe_backbone", "_probe_data")
+    for name in (
+        "_core",
+        "_swarm",
+        "_probe",
+        "_probe_backbone",
+        "_probe_data",
+        "_probe_door",
+        "_probe_listener",
+        "_probe_swarm",
+    )
 ]
 
 setup(

@@ -4,6 +4,7 @@
 #   1. One line for each public name of _core.pyx; a name that goes there goes here.
 #   2. What only tests and benchmarks call is typed loosely at the end.
 
+from collections.abc import Sequence
 from typing import Any, final
 
 from typing_extensions import Buffer
@@ -24,14 +25,18 @@ class Engine:
         heads_max: int = 2048,
         heads_per_address_max: int = 64,
         head_timeout_ms: int = 10000,
+        head_grace_ms: int = 1000,
         join_wait_ms: int = 2000,
+        redirects: Sequence[str] = (),
     ) -> None: ...
     def configure(
         self,
         mount: str | None = None,
         *,
         burst_ms: int = 3000,
-        pace_ms: int = 200,
+        pace_ms: int | None = None,
+        pace_ms_min: int = 100,
+        pace_ms_max: int = 1000,
         lag_ms_max: int = 15000,
         stall_ms: int = 15000,
         linger_s: int = 60,
@@ -51,8 +56,7 @@ class Engine:
     def source_fd(self) -> int: ...
     @property
     def intake_fd(self) -> int: ...
-    @property
-    def intake_turns(self) -> int: ...
+    def pulse_intake(self) -> int: ...
     def clear_intake(self) -> None: ...
     def take_page(self) -> Handed | None: ...
     def take_source(self) -> Handed | None: ...
@@ -77,7 +81,7 @@ class Stream:
         self,
         *,
         epoch: int | None = None,
-        origin: int = 0,
+        origin: int | None = None,
         sequence: int = 0,
         position: int = 0,
         media_us: int = 0,
@@ -141,16 +145,14 @@ class Backbone:
         context: int,
         xpub: int,
         router: int,
-        sub: int,
         router_port: int,
         advertise: str,
-        upstream_host: str,
-        upstream: str,
+        upstreams: list[tuple[int, str, str, bytes | None]],
         silence_ms: int,
         repair_wait_ms: int,
         prefetch: list[str],
         subscriptions_max: int,
-        curve: bytes | None = None,
+        merge: bool = False,
     ) -> None: ...
     def stop(self) -> None: ...
     def goodbye(self) -> None: ...

@@ -7,7 +7,6 @@
 #   3. Nothing here blocks, except close(), which joins the engine's threads.
 
 cimport cython
-cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -21,13 +20,14 @@ from relay._core.backbone cimport backbone_main, backbone_subscribe
 from relay._core.backbone_state cimport (
     PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
 )
+from relay._core.backbone_view cimport backbone_view_t, link_view_t, view_free, view_take
 from relay._core.cutter cimport (
     cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
 )
 from relay._core.engine cimport (
-    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_all, engine_close, engine_config,
-    engine_find,
-    engine_hub_close, engine_hub_open, engine_open, engine_remove, engine_t, now_us, wall_ms,
+    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_all,
+    engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open, engine_open,
+    engine_remove, engine_t, now_us, wall_ms,
 )
 from relay._core.frames cimport SCAN_ADTS, SCAN_MPEG, SCAN_OGG, scan_bit_rate_bps, scan_reason
 from relay._core.handover cimport (
@@ -42,7 +42,11 @@ from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     retire_sweep, turn_begin, turn_end,
 )
-from relay._core.hop cimport PEER_VERSION, peer_t
+from relay._core.parents cimport PARENT_NONE, PEER_VERSION
+from relay._core.histogram cimport histogram_below, histogram_quantile_us, histogram_t
+from relay._core.observe cimport (
+    BUSY_STEPS, busy_quantile_permille, busy_t, observe_add_up, observed_t,
+)
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
     header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
@@ -50,16 +54,19 @@ from relay._core.ring cimport (
 )
 from relay._core.ring_writer cimport ring_give_up, ring_place, ring_push
 from relay._core.connection cimport (
-    PARTING_MAX, shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
+    shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
 )
+from relay._core.redirect cimport REDIRECTS_MAX
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
     STREAM_FULL, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_begin_epoch, stream_claim,
-    stream_config_t, stream_drop, stream_end_epoch, stream_open, stream_place, stream_push,
-    stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
+    stream_config_t, stream_drop, stream_end_epoch, stream_mark, stream_open, stream_place,
+    stream_push, stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t,
+    stream_unclaim,
 )
+from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
-from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport curve_t, zmq_api_load
 
 import os
@@ -156,7 +163,8 @@ cdef class Engine:
 
     def __cinit__(self, *, uint32_t streams_max=4096, int threads=1, int listeners_max=0,
                   int heads_max=2048, int heads_per_address_max=64, int head_timeout_ms=10000,
-                  int join_wait_ms=2000):
+                  int head_grace_ms=1000, int join_wait_ms=2000, redirects=()):
+        cdef bytes name
         if not 1 <= threads <= SHARDS_MAX:
             raise ValueError(f"threads is {threads}; the bound is 1 to {SHARDS_MAX}")
         if engine_open(&self.engine, streams_max) != 0:
@@ -165,13 +173,20 @@ cdef class Engine:
             raise MemoryError(f"no memory or descriptors for {streams_max} sources")
         self.engine.listeners_max = listeners_max or places_within_limit(heads_max)
         self.engine.heads_max = heads_max
+        self.engine.places_max = self.engine.listeners_max + self.engine.heads_max
+        self.engine.shards = threads
         self.engine.heads_per_address_max = heads_per_address_max
         self.engine.head_timeout_us = head_timeout_ms * <uint64_t>1000
+        self.engine.head_grace_us = head_grace_ms * <uint64_t>1000
         self.engine.join_wait_us = join_wait_ms * <uint64_t>1000
         self.engine.directory_known = self.engine.upstream_up = 1
         self.engine.node_id[0] = int.from_bytes(os.urandom(8), "little") | 1
         self.engine.node_id[1] = int.from_bytes(os.urandom(8), "little")
         self.shards_wanted = threads
+        for base in redirects:
+            name = base.encode()
+            if engine_add_redirect(&self.engine, name, len(name)) != 0:
+                raise ValueError(f"redirect {base!r}: at most {REDIRECTS_MAX}, of visible ASCII")
         self.is_open = True
         self.configure()
 
@@ -208,7 +223,8 @@ cdef class Engine:
 
     cdef bint add_shard(self, int listen_fd) noexcept:
         # Takes over the descriptor, also when it answers False: no memory.
-        cdef uint32_t records = self.engine.listeners_max + self.engine.heads_max + PARTING_MAX
+        # One more for each shard: all may have seen the same last place.
+        cdef uint32_t records = self.engine.places_max + self.engine.shards
         cdef shard_t* shard = <shard_t*>calloc(1, sizeof(shard_t))
         if shard == NULL:
             close_fd(listen_fd)
@@ -229,10 +245,10 @@ cdef class Engine:
             raise RelayError("the engine has been started already")
         self.is_running = True
         for i in range(self.shards_count):
-            if thread_start(&self.threads[i], shard_main, self.shards[i]) != 0:
+            if thread_start_as(&self.threads[i], shard_main, self.shards[i], b"relay-shard") != 0:
                 raise RelayError("the system refuses to start another thread")
             self.threads_count += 1
-        if thread_start(&self.intake_thread, intake_main, &self.intake) != 0:
+        if thread_start_as(&self.intake_thread, intake_main, &self.intake, b"relay-intake") != 0:
             store_u32(&self.intake.stop, 1)
             raise RelayError("the system refuses to start another thread")
 
@@ -303,10 +319,13 @@ cdef class Engine:
         by clear_intake."""
         return self.intake.event_fd
 
-    @property
-    def intake_turns(self):
-        """How often the intake's thread has turned. Does not block."""
-        return load_u64(&self.intake.turns_total)
+    def pulse_intake(self):
+        """How often the intake's thread has turned; and wakes it, since it sleeps for as long as
+        nothing comes: one that lives has turned again at the next look. Does not block."""
+        cdef uint64_t turns = load_u64(&self.intake.turns_total)
+        self.check()
+        eventfd_write(self.intake.wake_fd, 1)
+        return turns
 
     def clear_intake(self):
         """Resets intake_fd; then look at each attached source."""
@@ -366,11 +385,17 @@ cdef class Engine:
         self.check()
         retire_sweep(&self.engine.retire)
         cdef shard_counters_t counters
+        cdef observed_t observed
         cdef int i
+        memset(&observed, 0, sizeof(observed_t))
         shards = []
         for i in range(self.shards_count):
             shard_snapshot(self.shards[i], &counters)
             shards.append(shard_dict(&counters))
+            shards[i]["busy_percent"] = (
+                load_u64(&self.shards[i].observed.busy.last_permille) / 10.0
+            )
+            observe_add_up(&observed, &self.shards[i].observed)
         return {
             "listeners": load_u32(&self.engine.listeners),
             "listeners_max": self.engine.listeners_max,
@@ -379,18 +404,23 @@ cdef class Engine:
             "directory_known": load_u32(&self.engine.directory_known) == 1,
             "pages_waiting": self.engine.pages.count, "sources_waiting": self.engine.sources.count,
             "retired": self.engine.retire.retired_count,
-            "shards": shards, **add_up(shards),
+            "shards": shards, "measured": measured_dict(&observed), **add_up(shards),
         }
 
-    def configure(self, mount=None, *, int burst_ms=3000, int pace_ms=200, int lag_ms_max=15000,
-                  int stall_ms=15000, int linger_s=60, int catchup_ms=10000, int ring_s=20,
-                  int ring_bytes_max=64 << 20, int ahead_ms=5000, int listeners_max=0):
-        """Sets the defaults of all streams, or with `mount` of one; before the threads start."""
+    def configure(self, mount=None, *, int burst_ms=3000, pace_ms=None, int pace_ms_min=100,
+                  int pace_ms_max=1000, int lag_ms_max=15000, int stall_ms=15000, int linger_s=60,
+                  int catchup_ms=10000, int ring_s=20, int ring_bytes_max=64 << 20,
+                  int ahead_ms=5000, int listeners_max=0):
+        """Sets the defaults of all streams, or with `mount` of one; before the threads start.
+        `pace_ms` None: chosen by the load, between pace_ms_min and pace_ms_max."""
         self.check()
+        if pace_ms is not None:
+            pace_ms_min = pace_ms_max = pace_ms
         cdef stream_config_t config
         cdef bytes name
         config.burst_us = burst_ms * <uint64_t>1000
-        config.pace_us = pace_ms * <uint64_t>1000
+        config.pace_us_min = pace_ms_min * <uint64_t>1000
+        config.pace_us_max = pace_ms_max * <uint64_t>1000
         config.lag_us_max = lag_ms_max * <uint64_t>1000
         config.stall_us = stall_ms * <uint64_t>1000
         config.linger_us = linger_s * <uint64_t>1000000
@@ -476,11 +506,47 @@ cdef dict add_up(list shards):
     total = {}
     for shard in shards:
         for name, value in shard.items():
-            if name.endswith("_max"):
+            if name.endswith("_max") or name == "pace_ms":
                 total[name] = max(total.get(name, 0), value)
-            elif name != "listeners":
+            elif name not in ("listeners", "busy_percent"):
                 total[name] = total.get(name, 0) + value
     return total
+
+
+cdef tuple _DURATIONS = ("join", "lateness", "gap", "skip")     # by SEEN_…
+cdef tuple _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+
+
+cdef dict measured_dict(const observed_t* observed):
+    found = {name: durations_dict(&observed.durations[i]) for i, name in enumerate(_DURATIONS)}
+    found["busy"] = busy_dict(&observed.busy)
+    return found
+
+
+cdef dict durations_dict(const histogram_t* seen):
+    # `below_total`: how many were shorter than 1,024 µs, 2,048 µs, … (bounds of buckets: exact).
+    found = {"total": seen.total, "sum_us": seen.sum_us, "max_us": seen.max_us}
+    found.update({f"{name}_us": histogram_quantile_us(seen, share) for name, share in _QUANTILES})
+    found["below_total"] = [histogram_below(seen, <uint64_t>1024 << i) for i in range(16)]
+    return found
+
+
+cdef dict busy_dict(const busy_t* seen):
+    # `below_total`: how many windows had a share up to a tenth, two tenths, …
+    cdef uint64_t total = 0
+    cdef int i
+    below = []
+    for i in range(BUSY_STEPS):
+        total += seen.windows[i]
+        below.append(total)
+    found = {
+        "total": total, "sum_percent": seen.sum_permille / 10.0,
+        "max_percent": seen.max_permille / 10.0, "last_percent": seen.last_permille / 10.0,
+    }
+    for name, share in _QUANTILES:
+        found[f"{name}_percent"] = busy_quantile_permille(seen, share) / 10.0
+    found["below_total"] = below
+    return found
 
 
 cdef str mount_problem(int status, str mount, int streams_max):
@@ -552,7 +618,7 @@ cdef class Stream:
         check_process()
         stream_unclaim(self.stream)
 
-    def begin(self, *, epoch=None, uint64_t origin=0, uint64_t sequence=0, uint64_t position=0,
+    def begin(self, *, epoch=None, origin=None, uint64_t sequence=0, uint64_t position=0,
               uint64_t media_us=0):
         """Begins an epoch and returns it (ms): the wall clock, or the highest seen + 1."""
         self.engine.check()
@@ -561,7 +627,8 @@ cdef class Stream:
         if epoch is None and wanted <= highest:
             wanted = highest + 1
         cdef int status = stream_begin_epoch(
-            self.stream, wanted, origin, sequence, position, media_us
+            self.stream, wanted, self.engine.engine.node_id[0] if origin is None else origin,
+            sequence, position, media_us,
         )
         if status == STREAM_FULL:
             raise SourceError(
@@ -582,6 +649,7 @@ cdef class Stream:
         """Puts one whole frame (1 to 65,536 bytes, duration in µs) at the head; never blocks."""
         cdef Buffer run = Buffer(data)
         self.check_source()
+        stream_mark(self.stream, now_us())
         cdef int status = stream_push(self.stream, run.bytes, size_u32(run), duration_us, flags)
         if status < 0:
             raise SourceError(place_problem(status, self.mount, run.size))
@@ -591,6 +659,7 @@ cdef class Stream:
         """Puts a frame where it belongs (1 placed, 0 already here, < 0 refused)."""
         cdef Buffer run = Buffer(data)
         self.check_source()
+        stream_mark(self.stream, now_us())
         return stream_place(self.stream, sequence, position, media_us, run.bytes,
                             size_u32(run), duration_us, flags)
 
@@ -605,7 +674,7 @@ cdef class Stream:
         return stream_resize(self.stream, size_bytes, frames_count) == 1
 
     def title(self, str text):
-        """Sets the title from here on (≤ 4,080 bytes of UTF-8, cut between characters)."""
+        """Sets the title from here on (≤ 4,000 bytes of UTF-8, cut between characters)."""
         cdef bytes data = text.encode()[:TITLE_TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()
         if data:
             self.push(data, 0, FRAME_TITLE)
@@ -781,8 +850,8 @@ cdef class Source:
         if self.stream.stream.ring == NULL:
             raise SourceError(f"{self.stream.mount}: begin() an epoch before the first feed()")
         with nogil:
-            status = cutter_feed(&self.cutter, run.bytes, run.size)
             now = now_us()
+            status = cutter_feed(&self.cutter, run.bytes, run.size, now)
         if status < 0:
             raise SourceError(f"{self.stream.mount}: {scan_reason(status).decode()}")
         return cutter_ahead_us(&self.cutter, now)
@@ -976,22 +1045,6 @@ REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "f
 UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
 LINK_STATES = ("idle", "joining", "live", "ended")
 
-cdef struct link_view_t:
-    char mount[256]
-    uint32_t mount_bytes
-    uint32_t state
-    uint32_t hops
-    bint subscribed
-    bint from_upstream
-    uint32_t downstream
-    uint64_t epoch
-    uint64_t told_epoch
-    uint64_t sent_sequence
-    uint64_t target_sequence
-    uint64_t hole_us
-    bint told_up
-    bint tail_whole
-
 
 @cython.no_gc_clear     # its engine must outlive its thread
 cdef class Backbone:
@@ -1002,9 +1055,8 @@ cdef class Backbone:
     cdef bint is_open
 
     def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
-                  size_t sub, int router_port, str advertise, str upstream_host, str upstream,
-                  int silence_ms, int repair_wait_ms, prefetch, int subscriptions_max,
-                  bytes curve=None):
+                  int router_port, str advertise, list upstreams, int silence_ms,
+                  int repair_wait_ms, prefetch, int subscriptions_max, bint merge=False):
         engine.check()
         cdef backbone_t* bone = &self.bone
         cdef const char* missing = zmq_api_load(&bone.api, module.encode())
@@ -1020,15 +1072,14 @@ cdef class Backbone:
         bone.context = <void*>context
         bone.xpub = <void*>xpub
         bone.router = <void*>router
-        bone.sub = <void*>sub
         bone.router_port = router_port
         bone.silence_us = silence_ms * <uint64_t>1000
         bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
         copy_text(bone.advertise, advertise)
-        copy_text(bone.upstream_host, upstream_host)
-        copy_text(bone.upstream, upstream)
-        if curve is not None:
-            copy_curve(&bone.curve, curve)
+        bone.merge = merge
+        names = sorted(address for _, _, address, _ in upstreams)
+        for sub, host, address, curve in upstreams[:UPSTREAMS_MAX]:
+            upstream_open(bone, sub, host, address, names.index(address), curve)
         for mount in prefetch[:PREFETCH_MAX]:
             name = mount.encode()
             bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
@@ -1042,11 +1093,11 @@ cdef class Backbone:
         cdef backbone_t* bone = &self.bone
         if engine_hub_open(bone.engine) != 0:
             raise RelayError("no file descriptor left for the backbone: raise the file limit")
-        if bone.sub != NULL:
+        if bone.upstreams_count:
             bone.engine.has_upstream = 1
             bone.engine.directory_known = bone.engine.upstream_up = 0
             backbone_subscribe(bone)
-        if thread_start(&bone.thread, backbone_main, bone) != 0:
+        if thread_start_as(&bone.thread, backbone_main, bone, b"relay-backbone") != 0:
             engine_hub_close(bone.engine)
             raise RelayError("no thread left for the backbone: raise the process limit")
         self.is_open = True
@@ -1092,48 +1143,67 @@ cdef class Backbone:
         return node_hex(self.engine.engine.node_id)
 
     def snapshot(self):
-        """What the thread saw at the end of a turn: upstream, streams, counters."""
+        """What the thread saw at the end of a turn: upstreams, streams, counters."""
+        cdef backbone_view_t view
+        cdef bint taken
         check_process()
-        cdef backbone_t* bone = &self.bone
-        cdef backbone_counters_t counters
-        cdef peer_t peer
-        cdef link_view_t* views = NULL
-        cdef uint32_t count = 0
-        cdef uint32_t held_bytes = 0
-        cdef uint64_t now
         if not self.is_open:
             raise RelayError("the backbone is closed")
+        memset(&view, 0, sizeof(view))
         with nogil:
-            pthread_mutex_lock(&bone.turn_lock)
-            counters = bone.counters
-            peer = bone.peer
-            views = <link_view_t*>malloc((bone.links + 1) * sizeof(link_view_t))
-            if views != NULL:
-                count = backbone_views(bone, views)
-            if bone.pool != NULL:       # gone once stop() has freed what the thread held
-                held_bytes = load_u32(&bone.pool.held_bytes)
-            now = now_us()
-            pthread_mutex_unlock(&bone.turn_lock)
+            taken = view_take(&self.bone, &view)
         try:
-            return {
-                "node_id": self.node_id,
-                "upstream": None if bone.sub == NULL else {
-                    "state": UPSTREAM_STATES[peer.state],
-                    "node_id": node_hex(bone.peer_id) if bone.peer_id[0] else None,
-                    "version": bone.peer_version if peer.state == PEER_VERSION else WIRE_PROTOCOL,
-                    "sign_age_ms": (now - peer.sign_us) // 1000 if peer.sign_us else None,
-                    "load": bone.peer_load, "hops": bone.peer_path_count + 1,
-                    "repair_address": bone.peer_address.decode() or None,
-                    "directory_known": bone.engine.directory_known == 1,
-                },
-                "load": bone.load, "subscriptions": bone.demand.count,
-                "answers_held_bytes": held_bytes,
-                "directory_version": bone.directory_version,
-                "links": [view_dict(&views[i], now) for i in range(count)],
-                "counters": counters_dict(counters),
-            }
+            if not taken:
+                raise MemoryError("no memory for a snapshot of the backbone")
+            return {"node_id": self.node_id, **backbone_dict(&view)}
         finally:
-            free(views)
+            view_free(&view)
+
+
+cdef dict backbone_dict(backbone_view_t* view):
+    told = [upstream_dict(&view.upstreams[i], view.now_us) for i in range(view.upstreams_count)]
+    return {
+        "upstream": None if not told
+        else {**told[view.first], "directory_known": bool(view.directory_known)},
+        "upstreams": told,
+        "load": view.load, "subscriptions": view.subscriptions,
+        "answers_held_bytes": view.held_bytes,
+        "directory_version": view.directory_version,
+        "links": [link_dict(&view.links[i], view.now_us) for i in range(view.links_count)],
+        "counters": counters_dict(view.counters),
+    }
+
+
+cdef int upstream_open(
+    backbone_t* bone, size_t sub, str host, str address, int rank, bytes curve,
+) except -1:
+    cdef upstream_t* up = &bone.upstreams[bone.upstreams_count]
+    up.api = &bone.api
+    up.context = bone.context
+    up.sub = <void*>sub
+    up.index = bone.upstreams_count
+    up.peer = &bone.peers[up.index]
+    up.peer.window_max = WINDOW_MAX
+    up.peer.rank = rank
+    copy_text(up.host, host)
+    copy_text(up.address, address)
+    if curve is not None:
+        copy_curve(&up.curve, curve)
+    bone.upstreams_count += 1
+    return 0
+
+
+cdef dict upstream_dict(upstream_t* up, uint64_t now):
+    return {
+        "address": up.address.decode(),
+        "state": UPSTREAM_STATES[up.peer.state],
+        "node_id": node_hex(up.node_id) if up.node_id[0] else None,
+        "version": up.version if up.peer.state == PEER_VERSION else WIRE_PROTOCOL,
+        "sign_age_ms": (now - up.peer.sign_us) // 1000 if up.peer.sign_us else None,
+        "load": up.peer.load, "hops": up.path_count + 1,
+        "repair_address": up.repair_address.decode() or None,
+        "directory_known": bool(up.pages.whole), "feeds": up.feeds, "lost_total": up.lost_total,
+    }
 
 
 cdef str node_hex(uint64_t* node_id):
@@ -1159,41 +1229,15 @@ cdef int copy_curve(curve_t* to, bytes keys) except -1:
     return 0
 
 
-cdef uint32_t backbone_views(backbone_t* bone, link_view_t* views) noexcept nogil:
-    cdef uint32_t count = 0
-    cdef uint64_t slot
-    cdef link_t* link
-    cdef link_view_t* view
-    for slot in range(bone.table_size):
-        link = bone.table[slot]
-        if link == NULL or link.stream == NULL:
-            continue
-        view = &views[count]
-        memcpy(view.mount, link.mount, 256)
-        view.mount_bytes = link.mount_bytes
-        view.state = link.hop.state
-        view.hops = link.told_hops + 1 if link.from_upstream else 0
-        view.subscribed = link.hop.subscribed
-        view.from_upstream = link.from_upstream
-        view.downstream = load_u32(&link.stream.downstream)
-        view.epoch = link.hop.epoch
-        view.told_epoch = link.hop.told_epoch
-        view.sent_sequence = link.out.sequence
-        view.target_sequence = link.hop.target_sequence
-        view.told_up = link.told_up
-        view.hole_us = link.hop.hole_us
-        view.tail_whole = link.hop.back_over or not link.hop.subscribed
-        count += 1
-    return count
-
-
-cdef dict view_dict(link_view_t* view, uint64_t now):
+cdef dict link_dict(link_view_t* view, uint64_t now):
     return {
         "mount": view.mount[:view.mount_bytes].decode("utf-8", "replace"),
         "state": LINK_STATES[view.state], "hops": view.hops, "subscribed": bool(view.subscribed),
         "from_upstream": bool(view.from_upstream), "downstream": bool(view.downstream),
         "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
         "told_up": bool(view.told_up), "target_sequence": view.target_sequence,
+        "feeding": None if view.feeding == PARENT_NONE else view.feeding,
+        "switches": view.switches,
         "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
         "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
     }

@@ -1,4 +1,4 @@
-# _probe.pyx: faces for the tests on rooms that need no engine, and the load of a benchmark.
+# _probe.pyx: faces for the tests on rooms that need no engine.
 #
 # Rules of this room
 #   1. Test faces only: the package never imports it, nothing at run time depends on it.
@@ -13,12 +13,13 @@ from relay._core.body cimport (
     BODY_CHUNKED, BODY_ENDED, BODY_RAW, BODY_SIZED, body_next, body_open, body_reason, body_t,
 )
 from relay._core.handover cimport (
-    close as close_fd, entry_t, handover_close, handover_open, handover_put, handover_t,
+    entry_t, handover_close, handover_open, handover_put, handover_t,
     handover_take,
 )
 from relay._core.histogram cimport (
     histogram_above_us as room_histogram_above_us, histogram_add,
-    histogram_bucket as room_histogram_bucket, histogram_merge, histogram_quantile_us, histogram_t,
+    histogram_below, histogram_bucket as room_histogram_bucket, histogram_merge,
+    histogram_quantile_us, histogram_read, histogram_t,
 )
 from relay._core.http_head cimport (
     head_end as room_head_end, head_parse as room_head_parse, head_t,
@@ -27,28 +28,11 @@ from relay._core.icy cimport (
     ICY_BLOCK_BYTES_MAX, icy_block as room_icy_block, utf8_cut as room_utf8_cut,
 )
 from relay._core.pace cimport (
-    NOBODY, WHEEL_SLOTS, link_t, pace_slots as room_pace_slots, wheel_catch_up, wheel_close,
-    wheel_is_due, wheel_join, wheel_next_us, wheel_open, wheel_put, wheel_remove, wheel_t,
+    NOBODY, SLOT_US, WHEEL_SLOTS, link_t, pace_slots as room_pace_slots, wheel_close, wheel_join,
+    wheel_next_us, wheel_open, wheel_place, wheel_put, wheel_remove, wheel_return, wheel_t,
+    wheel_take, wheel_turn,
 )
-
-cdef extern from "<sys/epoll.h>" nogil:
-    int epoll_create1(int flags)
-    int EPOLL_CLOEXEC
-
-cdef extern from "load.h" nogil:
-    ctypedef struct load_one_t:
-        int fd
-        int has_head
-        int ended
-        uint64_t body_bytes
-    int load_join(
-        load_one_t* one, int epoll_fd, uint32_t number, uint16_t port, const char* head
-    )
-    int64_t load_drain(load_one_t* all, int epoll_fd, double seconds)
-    int64_t load_send(
-        int listen_fd, uint32_t count, const char* head, uint32_t size, uint32_t pace_ms,
-        double seconds, double* cpu_s
-    )
+from relay._core.tempo cimport tempo_open, tempo_pace_us, tempo_share, tempo_t, tempo_turn
 
 
 cdef class Copy:
@@ -169,6 +153,16 @@ cdef class Histogram:
         """Adds all that the other has seen."""
         histogram_merge(&self.histogram, &other.histogram)
 
+    def below(self, uint64_t bound_us):
+        """How many were shorter."""
+        return histogram_below(&self.histogram, bound_us)
+
+    def read(self):
+        """Everything that another thread reads of it."""
+        cdef histogram_t copy
+        histogram_read(&self.histogram, &copy)
+        return copy
+
     def quantile_us(self, double share):
         """What this share of all did not exceed."""
         return histogram_quantile_us(&self.histogram, share)
@@ -187,17 +181,20 @@ def pace_slots(uint64_t pace_us):
 
 
 cdef class Wheel:
-    """A wheel under a clock that the test moves."""
+    """A wheel under a clock that the test moves, and the pace of each of its members."""
 
     cdef wheel_t wheel
+    cdef uint8_t* paces
     cdef uint32_t members_max
 
     def __cinit__(self, uint32_t members_max, uint64_t now_us=0):
         self.members_max = members_max
-        if wheel_open(&self.wheel, members_max, now_us) != 0:
+        self.paces = <uint8_t*>calloc(members_max, 1)
+        if self.paces == NULL or wheel_open(&self.wheel, members_max, now_us) != 0:
             raise MemoryError
 
     def __dealloc__(self):
+        free(self.paces)
         wheel_close(&self.wheel)
 
     cdef uint32_t check(self, uint32_t member) except? 0xFFFFFFFF:
@@ -210,28 +207,50 @@ cdef class Wheel:
         wheel_put(&self.wheel, self.check(member), slot)
 
     def join(self, uint32_t member, uint64_t pace_us):
-        """Gives a member its slot within one pace."""
-        wheel_join(&self.wheel, self.check(member), pace_us)
+        """Gives a member its pace and a slot within it."""
+        self.paces[self.check(member)] = <uint8_t>room_pace_slots(pace_us)
+        wheel_join(&self.wheel, member, self.paces[member])
+
+    def join_many(self, uint32_t first, uint32_t count, uint64_t pace_us):
+        """A storm of joins in one turn."""
+        cdef uint32_t member
+        self.check(first + count - 1)
+        with nogil:
+            for member in range(first, first + count):
+                self.paces[member] = <uint8_t>room_pace_slots(pace_us)
+                wheel_join(&self.wheel, member, self.paces[member])
 
     def remove(self, uint32_t member):
         """Takes a member off the wheel."""
         wheel_remove(&self.wheel, self.check(member))
 
-    def turn(self, uint64_t now_us, uint64_t pace_us=0):
-        """Serves who is due and returns them in order, as (member, slot); with a pace each is put
-        back as a shard does it."""
+    def turn(self, uint64_t now_us, int64_t wanted_us=0):
+        """Serves who is due and returns them in order, as (member, slot). With a pace that is
+        wanted (-1: each its own) each is put back as a shard does it."""
+        cdef uint32_t member
         served = []
-        wheel_catch_up(&self.wheel, now_us)
-        while wheel_is_due(&self.wheel, now_us):
-            place = self.wheel.slot % WHEEL_SLOTS
-            self.wheel.slot += 1
-            while self.wheel.first[place] != <uint32_t>NOBODY:
-                member = self.wheel.first[place]
-                wheel_remove(&self.wheel, member)
-                served.append((member, self.wheel.slot - 1))
-                if pace_us > 0:
-                    wheel_put(&self.wheel, member, self.wheel.slot - 1 + room_pace_slots(pace_us))
-        return served
+        wheel_turn(&self.wheel, now_us)
+        while True:
+            member = wheel_take(&self.wheel)
+            if member == <uint32_t>NOBODY:
+                return served
+            served.append((member, self.wheel.slot - 1))
+            if wanted_us != 0:
+                wanted = self.paces[member] if wanted_us < 0 else room_pace_slots(wanted_us)
+                wheel_return(&self.wheel, member, &self.paces[member], wanted)
+
+    def serve(self, uint64_t now_us, uint64_t wanted_us):
+        """A turn as a shard does it: (served, moved, µs by which the schedule was put off)."""
+        cdef uint64_t behind_us = wheel_turn(&self.wheel, now_us)
+        cdef uint64_t wanted = room_pace_slots(wanted_us)
+        cdef uint32_t member = wheel_take(&self.wheel)
+        cdef uint64_t served = 0
+        cdef uint64_t moved = 0
+        while member != <uint32_t>NOBODY:
+            served += 1
+            moved += wheel_return(&self.wheel, member, &self.paces[member], wanted)
+            member = wheel_take(&self.wheel)
+        return served, moved, behind_us
 
     def next_us(self, uint64_t now_us, uint64_t at_most_us):
         """How long nobody is due."""
@@ -249,27 +268,77 @@ cdef class Wheel:
 
     @property
     def fill(self):
-        """How many are in each place."""
-        return [self.wheel.fill[i] for i in range(WHEEL_SLOTS)]
+        """How many are in each slot, from the next one to be served on."""
+        return [self.wheel.fill[self.place(i)] for i in range(WHEEL_SLOTS)]
+
+    @property
+    def paces_us(self):
+        """The pace of each member, 0 before its first."""
+        return [self.paces[i] * SLOT_US for i in range(self.members_max)]
+
+    cdef uint32_t place(self, uint32_t ahead):
+        return wheel_place(&self.wheel, self.wheel.slot + ahead)
 
     def chains(self):
-        """The members of each place, by following the links both ways."""
+        """The members of each slot, in the order of `fill`, by following the links both ways."""
         cdef uint32_t member
         cdef uint32_t before
+        cdef uint32_t place
+        cdef uint32_t ahead
         cdef link_t* link
         found = []
-        for place in range(WHEEL_SLOTS):
+        for ahead in range(WHEEL_SLOTS):
+            place = self.place(ahead)
             chain = []
             before = NOBODY
             member = self.wheel.first[place]
             while member != <uint32_t>NOBODY:
                 link = &self.wheel.links[member]
-                assert link.before == before and link.slot == <uint32_t>place
+                assert link.before == before and link.place == place
                 chain.append(member)
                 before = member
                 member = link.after
+            assert self.wheel.last[place] == before
             found.append(chain)
         return found
+
+
+# --- the tempo ---
+
+
+cdef class Tempo:
+    """A shard's choice of pace, under a clock and costs that the test names."""
+
+    cdef tempo_t tempo
+
+    def __cinit__(self, uint64_t floor_us, uint64_t ceiling_us, uint64_t now_us=0):
+        tempo_open(&self.tempo, floor_us, ceiling_us, now_us)
+
+    def turn(self, uint64_t listeners, uint64_t now_us, uint64_t serve_us, uint64_t other_us=0,
+             uint64_t behind_us=0):
+        """One turn and what it has cost; True when the pace is another one."""
+        return bool(tempo_turn(&self.tempo, listeners, now_us, serve_us, other_us, behind_us))
+
+    def share(self, uint64_t listeners, uint64_t pace_us):
+        """The share, in permille, that it foresees."""
+        return tempo_share(&self.tempo, listeners, pace_us)
+
+    def clamped_us(self, uint64_t floor_us, uint64_t ceiling_us):
+        """The pace of a mount with these bounds."""
+        return tempo_pace_us(&self.tempo, floor_us, ceiling_us)
+
+    @property
+    def pace_us(self):
+        """The pace now."""
+        return self.tempo.pace_us
+
+    @pace_us.setter
+    def pace_us(self, uint64_t value):
+        self.tempo.pace_us = value
+
+    def told(self):
+        """Everything it holds."""
+        return self.tempo
 
 
 # --- hand-over ---
@@ -317,72 +386,3 @@ cdef class Handover:
     def count(self):
         """How many wait."""
         return self.queue.count
-
-
-# --- load -----------------------------------------------------------------------------------------
-
-
-cdef class Drain:
-    """Listeners that read and count, all on the calling thread, without the GIL."""
-
-    cdef load_one_t* all
-    cdef uint32_t count
-    cdef uint32_t joined
-    cdef int epoll_fd
-
-    def __cinit__(self, uint32_t count):
-        self.count = count
-        self.all = <load_one_t*>calloc(count, sizeof(load_one_t))
-        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-        if self.all == NULL or self.epoll_fd < 0:
-            raise MemoryError
-
-    def __dealloc__(self):
-        cdef uint32_t i
-        for i in range(self.joined):
-            close_fd(self.all[i].fd)
-        free(self.all)
-        close_fd(self.epoll_fd)
-
-    def join(self, uint16_t port, bytes head):
-        """Connects them all to 127.0.0.1, from sixteen loopback addresses; reads nothing yet."""
-        cdef const char* request = head
-        cdef int status = 0
-        with nogil:
-            while self.joined < self.count and status == 0:
-                status = load_join(
-                    &self.all[self.joined], self.epoll_fd, self.joined, port, request
-                )
-                self.joined += 1 if status == 0 else 0
-        if status < 0:
-            raise OSError(-status, f"listener {self.joined} of {self.count}")
-
-    def read(self, double seconds):
-        """Reads for so long; returns how many reads brought something."""
-        cdef int64_t reads
-        with nogil:
-            reads = load_drain(self.all, self.epoll_fd, seconds)
-        return reads
-
-    @property
-    def body_bytes(self):
-        """What each has got behind the head of its reply."""
-        return [self.all[i].body_bytes for i in range(self.joined)]
-
-    @property
-    def ended(self):
-        """How many were ended, or got another reply than 200."""
-        return sum(1 for i in range(self.joined) if self.all[i].ended)
-
-
-def bare_send(int listen_fd, uint32_t count, uint32_t size, uint32_t pace_ms, double seconds):
-    """Accepts `count` and sends each `size` bytes a pace: (whole sends, CPU seconds)."""
-    cdef double cpu_s = 0
-    cdef int64_t sends
-    with nogil:
-        sends = load_send(
-            listen_fd, count, b"HTTP/1.0 200 OK\r\n\r\n", size, pace_ms, seconds, &cpu_s
-        )
-    if sends < 0:
-        raise OSError(-sends, "the bare sender")
-    return sends, cpu_s

@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 
 from relay._core.engine cimport now_us
 from relay._core.hop cimport *
+from relay._core.hop_step cimport *
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport relay_msg_t, zmq_api_load, zmq_api_t
@@ -252,7 +253,9 @@ cdef int wire_put_page(writer_t* writer, dict f) except -1:
     return 0
 
 
-HOP_ACTS = ("nothing", "subscribe", "unsubscribe", "join", "repair", "backfill", "give up", "end")
+HOP_ACTS = (
+    "nothing", "subscribe", "unsubscribe", "join", "repair", "backfill", "give up", "end", "leave",
+)
 
 
 cdef class Hop:
@@ -260,32 +263,98 @@ cdef class Hop:
 
     cdef hop_t hop
     cdef hop_view_t view
+    cdef peer_t peers[PARENTS_MAX]
+    cdef readonly int parent
+    cdef readonly int cause
 
-    def __cinit__(self):
-        self.look(wanted=True, upstream_up=True, may_ask=True, written_here=False, head=0,
-                  hole_end=0,
-                  base=0, frame_bytes=400, held_us=0, ring_us=20_000_000, linger_us=60_000_000,
-                  repair_wait_us=1_500_000)
+    def __cinit__(self, int parents=1, bint merge=False, uint64_t salt=1):
+        hop_open(&self.hop, parents)
+        self.view.feed.peers = self.peers
+        self.view.feed.merge = merge
+        self.view.feed.salt = salt
+        for i in range(parents):
+            self.peers[i].window_max = 1
+            self.peers[i].rank = i
+            self.peer(i, up=True)
+            self.lists(i)
+        self.look(wanted=True, written_here=False, head=0, hole_end=0,
+                  base=0, frame_bytes=400, frame_us=20_000, held_us=0, ring_us=20_000_000,
+                  linger_us=60_000_000, repair_wait_us=1_500_000, silence_us=400_000)
 
     def look(self, **seen):
         """Changes what the decisions see; hole_end follows head unless given."""
         names = {"head": "head_sequence", "hole_end": "hole_end_sequence", "base": "base_sequence"}
-        cdef dict view = self.view
+        if "upstream_up" in seen:
+            self.peer(0, up=seen.pop("upstream_up"))
+        if "may_ask" in seen:
+            self.peers[0].window = 0 if seen.pop("may_ask") else 1
         if "head" in seen:
             seen.setdefault("hole_end", seen["head"])
-        view.update({names.get(name, name): value for name, value in seen.items()})
-        self.view = view
+        for name, value in seen.items():
+            self.look_at(names.get(name, name), value)
+
+    cdef int look_at(self, str name, value) except -1:
+        cdef hop_view_t* view = &self.view
+        if name == "wanted":
+            view.wanted = value
+        elif name == "written_here":
+            view.written_here = value
+        elif name == "head_sequence":
+            view.head_sequence = value
+        elif name == "hole_end_sequence":
+            view.hole_end_sequence = value
+        elif name == "base_sequence":
+            view.base_sequence = value
+        elif name == "frame_bytes":
+            view.frame_bytes = value
+        elif name == "frame_us":
+            view.frame_us = value
+        elif name == "held_us":
+            view.held_us = value
+        elif name == "ring_us":
+            view.ring_us = value
+        elif name == "linger_us":
+            view.linger_us = value
+        elif name == "repair_wait_us":
+            view.repair_wait_us = value
+        elif name == "silence_us":
+            view.silence_us = value
+        else:
+            raise KeyError(name)
+        return 0
+
+    def peer(self, int parent, *, bint up=True, int load=0):
+        """Changes an upstream."""
+        self.peers[parent].state = PEER_UP if up else PEER_LOST
+        self.peers[parent].answers = True
+        self.peers[parent].load = load
+
+    def lists(self, int parent, *, bint lists=True, bint up=True, int hops=0, origin=7):
+        """What an upstream's directory says of the stream."""
+        cdef parent_t* told = &self.hop.feed.parents[parent]
+        if not lists:
+            parent_withdraws(&self.hop.feed, parent)
+            hop_untold(&self.hop)
+            return
+        told.lists, told.up, told.hops, told.origin = True, up, hops, origin
 
     def step(self, uint64_t now):
-        """(what, from, to, lost); a request counts as asked."""
+        """(what, from, to, lost); a request counts as asked; of whom is in `parent`."""
         cdef hop_act_t act
         hop_step(&self.hop, &self.view, now, &act)
         if act.what in (HOP_JOIN, HOP_REPAIR, HOP_BACKFILL):
             hop_asked(&self.hop, &act, 1, &self.view, now)
+        elif act.what == HOP_UNSUBSCRIBE:
+            hop_unsubscribed(&self.hop)
+        self.parent = act.parent
+        self.cause = act.cause
         return HOP_ACTS[act.what], act.from_sequence, act.to_sequence, act.lost
 
-    def told(self, uint64_t epoch, uint64_t wall=0):
-        return bool(hop_told(&self.hop, epoch, wall))
+    def told(self, uint64_t epoch, uint64_t wall=0, int parent=0):
+        return bool(hop_told(&self.hop, parent, epoch, wall))
+
+    def fed(self, int parent, uint64_t end_sequence, uint64_t now):
+        feed_fed(&self.hop.feed, parent, end_sequence, now)
 
     def reaches(self, uint64_t epoch, uint64_t sequence, bint end=False):
         hop_reaches(&self.hop, epoch, sequence, end)
@@ -294,10 +363,10 @@ cdef class Hop:
         return bool(hop_here(&self.hop, epoch, first, self.view.head_sequence, now))
 
     def later(self, uint64_t now):
-        hop_later(&self.hop, now, self.view.repair_wait_us)
+        hop_later(&self.hop, now)
 
     def gone(self, uint64_t to, uint64_t now):
-        hop_gone(&self.hop, to, self.view.head_sequence, now)
+        hop_gone(&self.hop, to, now)
 
     def done(self, uint64_t to, uint64_t now, bint end=False):
         hop_done(&self.hop, &self.view, to, end, now)
@@ -305,14 +374,41 @@ cdef class Hop:
     def restart(self, uint64_t now):
         hop_restart_timers(&self.hop, now)
 
+    def lost(self, int parent, uint64_t now):
+        self.peer(parent, up=False)
+        hop_parent_lost(&self.hop, parent, now)
+
+    def back(self, int parent, uint64_t now, bint process=False):
+        self.peer(parent, up=True)
+        hop_parent_anew(&self.hop, parent, process, now)
+
+    def announce(self, uint64_t epoch, int hops):
+        feed_announced(&self.hop.feed, epoch, hops)
+
+    def hops(self):
+        return feed_hops(&self.hop.feed, self.hop.told_epoch, self.view.feed.merge)
+
     def still_coming(self, uint64_t sequence):
         return bool(hop_still_coming(
             &self.hop, sequence, self.view.base_sequence, self.view.head_sequence
         ))
 
     @property
+    def feeding(self):
+        return None if self.hop.feed.feeding == PARENT_NONE else self.hop.feed.feeding
+
+    @property
+    def subscribed(self):
+        return [i for i in range(PARENTS_MAX) if self.hop.feed.parents[i].subscribed]
+
+    @property
     def state(self):
-        return self.hop
+        return {
+            "state": self.hop.state, "epoch": self.hop.epoch, "told_epoch": self.hop.told_epoch,
+            "timeouts": self.hop.timeouts, "asked": HOP_ACTS[self.hop.asked],
+            "asked_of": self.hop.asked_of, "switches": self.hop.feed.switches,
+            "back_over": bool(self.hop.back_over),
+        }
 
 
 cdef class Peer:

@@ -20,6 +20,7 @@ from relay._core.frames cimport (
     SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open, scan_reason,
     scan_t,
 )
+from relay._core.listener cimport listener_t
 from relay._core.retire cimport (
     retire_close, retire_later, retire_open, retire_sweep, retire_t, turn_begin, turn_end,
 )
@@ -37,6 +38,8 @@ from relay._core.stream cimport (
 )
 
 from relay.errors import SourceError
+
+LISTENER_BYTES = sizeof(listener_t)
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()

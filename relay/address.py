@@ -22,6 +22,7 @@ from msgspec import Struct
 from relay.errors import ConfigError, MountError
 
 MOUNT_BYTES_MAX = 255
+BASE_URL_BYTES_MAX = 255
 SHOWN_CHARACTERS_MAX = 120
 SHOWN_ITEMS_MAX = 8
 MASK = '"********"'
@@ -202,6 +203,40 @@ def parse_secret(text: str) -> str:
     if not _HEXADECIMAL.fullmatch(text.removeprefix(SECRET)) or not text.startswith(SECRET):
         raise ConfigError(f"{MASK}: a secret key is {SECRET} and {_KEY_FORM}")
     return text.lower()
+
+
+def parse_base_url(text: str) -> str:
+    """Read the base of a node's URLs, `http://HOST:PORT`, as other programs are sent to it.
+
+    Args:
+        text: http or https, a host, perhaps a port and the path that a proxy puts before mounts.
+
+    Returns:
+        the same without a slash at its end.
+
+    Raises:
+        ConfigError: `VALUE: what is wrong with it`, one line. Never blocks: no name is looked up.
+    """
+    scheme, found, rest = text.partition("://")
+    host, slash, path = rest.partition("/")
+    why = ""
+    if not found or scheme not in {"http", "https"}:
+        why = "must begin with http:// or https://, as in http://relay2.example.org:8000"
+    elif len(text) > BASE_URL_BYTES_MAX:
+        why = f"a base URL has at most {BASE_URL_BYTES_MAX} bytes, this one {len(text)}"
+    elif not re.fullmatch(r"[!-~]*", rest) or re.search(r'[?#@<>"\\]', rest):
+        why = "a base URL is a host, a port and a path alone, of visible ASCII characters"
+    elif not _has_port(host):
+        why = _wrong_host(host)
+    else:
+        _host_port(text, host, 1)
+    if why:
+        raise ConfigError(f"{show(text)}: {why}")
+    return f"{scheme}://{host}{slash}{path}".rstrip("/")
+
+
+def _has_port(host: str) -> bool:
+    return ":" in host.rpartition("]")[2]
 
 
 def _host_port(shown: str, text: str, port_min: int) -> Address:

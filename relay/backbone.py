@@ -32,6 +32,7 @@ RUNS_QUEUED_MAX = 8192  # messages a child may be behind before it loses some (i
 ANSWERS_QUEUED_MAX = 256  # to one child; it has at most 32 requests open, of some 5 parts each
 REQUESTS_QUEUED_MAX = 64  # from one child: its window, twice
 PREFETCH_MAX = 4096
+UPSTREAMS_MAX = 8
 RUN_BYTES_MAX = 192 * 1024
 REQUEST_BYTES_MAX = 1024
 # A topic has 9, but libzmq counts its own handshake: with less than 25 nobody gets in, and with
@@ -42,6 +43,7 @@ SUBSCRIPTION_BYTES_MAX_KEYS = 320
 # child that never pauses held it for 3.6 s with 1,000, for ever with 0, for 0.3 s with 10.
 SUBSCRIPTIONS_QUEUED_MAX = 10
 GOODBYE_LINGER_MS = 100
+REDUNDANCIES = ("standby", "merge")
 
 _ADDRESS = re.compile(r"(?:tcp://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(\d{1,5}|\*)", re.ASCII)
 _open: weakref.WeakSet[Backbone] = weakref.WeakSet()
@@ -96,7 +98,7 @@ def _bind(socket: zmq.Socket[bytes], key: str, host: str, port: int) -> int:
 
 
 class Backbone:
-    """One node's side of the backbone: its children's sockets, its upstream's, and the thread."""
+    """One node's side of the backbone: its children's sockets, its upstreams', and the thread."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.address: str | None = None
@@ -173,7 +175,7 @@ class Backbone:
         return sub.underlying, f"tcp://{host}", address, curve
 
     def snapshot(self) -> dict[str, Any]:
-        """Addresses, upstream, links and counters at the end of a turn; blocks for that turn."""
+        """Addresses, upstreams, links and counters at the end of a turn; blocks for that turn."""
         if self._core is None:
             raise RelayError("the backbone is closed")
         seen: dict[str, Any] = self._core.snapshot()
@@ -208,6 +210,7 @@ def open_backbone(
     *,
     bind: str | None,
     upstreams: Sequence[str] = (),
+    redundancy: str = "standby",
     advertise: str | None = None,
     silence_ms: int = 400,
     repair_wait_ms: int = 1500,
@@ -221,8 +224,10 @@ def open_backbone(
     Args:
         engine: whose streams are sent and filled.
         bind: `tcp://HOST:PORT` for children (port 0: any free one); None: no children.
-        upstreams: `tcp://HOST:PORT` of the node above, with keys `tcp://HOST:PORT#KEY`; none on an
-            origin, at most one so far.
+        upstreams: `tcp://HOST:PORT` of each node above, with keys `tcp://HOST:PORT#KEY`; none on
+            an origin, at most 8.
+        redundancy: `standby`: one upstream feeds a stream, the others are ready; `merge`: all feed
+            it, and the first copy of each frame counts.
         advertise: `HOST:PORT` at which children reach the repair socket, which then binds that
             port; None: the host they know already, any free port.
         silence_ms: an upstream without a sign of life for so long is lost.
@@ -236,8 +241,10 @@ def open_backbone(
         ConfigError: an address is malformed, taken, or not of this machine.
         RelayError: the engine has a backbone already, or pyzmq is too old.
     """
-    if len(upstreams) > 1:
-        raise ConfigError(f"upstreams has {len(upstreams)} addresses; the bound is 1 so far")
+    if len(upstreams) > UPSTREAMS_MAX:
+        raise ConfigError(f"upstreams has {len(upstreams)} addresses; the bound is {UPSTREAMS_MAX}")
+    if redundancy not in REDUNDANCIES:
+        raise ConfigError(f"redundancy = {redundancy!r}: must be {' or '.join(REDUNDANCIES)}")
     if len(prefetch) > PREFETCH_MAX:
         raise ConfigError(f"prefetch names {len(prefetch)} mounts; the bound is {PREFETCH_MAX}")
     if bind is None and not upstreams:
@@ -249,9 +256,7 @@ def open_backbone(
         if keys is not None:
             backbone._gate = Gate(backbone._context, keys, children)
         xpub, router, port, told = backbone._bind(bind, advertise) if bind else (0, 0, 0, "")
-        sub, host, address, curve = (
-            backbone._connect(upstreams[0]) if upstreams else (0, "", "", None)
-        )
+        above = [backbone._connect(upstream) for upstream in upstreams]
         if backbone._gate is not None:
             backbone._gate.start()
         backbone._core = _core.Backbone(
@@ -260,16 +265,14 @@ def open_backbone(
             context=backbone._context.underlying,
             xpub=xpub,
             router=router,
-            sub=sub,
             router_port=port,
             advertise=told,
-            upstream_host=host,
-            upstream=address,
+            upstreams=above,
+            merge=redundancy == "merge",
             silence_ms=silence_ms,
             repair_wait_ms=repair_wait_ms,
             prefetch=list(prefetch),
             subscriptions_max=subscriptions_max,
-            curve=curve,
         )
     except BaseException:
         backbone.close()

@@ -20,7 +20,8 @@ from urllib.parse import quote
 
 import click
 
-from relay.config import CATALOG, Config, host_name, summary
+from relay.config import CATALOG, Config, host_name
+from relay.config_told import summary
 from relay.errors import ConfigError, RelayError
 from relay.options import Option
 
@@ -94,7 +95,7 @@ def _bounds(option: Option) -> str:
     is_many = option.is_list or option.is_table
     default = "may be repeated" if is_many else f"default: {option.default_text}"
     numeric = kind in ("integer", "number")
-    return f"{bounds}; {default}" if numeric else default.replace('"', "")
+    return (f"{bounds}; {default}" if numeric else default).replace('"', "")
 
 
 def _setting(option: Option) -> Callable[[Any], Any]:
@@ -323,7 +324,7 @@ def push(url: str, password: str | None, **options: Any) -> int:
     help="The admin password; better RELAY_ADMIN_PASSWORD.",
 )
 def status(url: str, **options: Any) -> int:
-    """Show a node's streams, listeners, lag and upstream.
+    """Show a node's streams, listeners, lag and upstream, and what it measured of its service.
 
     \b
     Example:

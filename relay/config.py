@@ -29,16 +29,16 @@ from relay.address import (
     check_mount,
     is_fixed_path,
     is_secret,
+    parse_base_url,
     parse_host_port,
     parse_secret,
     parse_tcp,
     parse_upstream,
     show,
     show_scalar,
-    toml_key,
 )
 from relay.errors import ConfigError
-from relay.options import Catalog, Draft, Option, read_toml
+from relay.options import Catalog, Draft, read_toml
 from relay.trust import Trust, check_child, check_trust, trust_of
 
 __all__ = [
@@ -52,16 +52,13 @@ __all__ = [
     "StreamConfig",
     "check_mount",
     "is_fixed_path",
-    "options_table",
     "parse_host_port",
     "parse_tcp",
-    "summary",
 ]
 
-PACE_AUTO_MS = 200
-"""The pace of a mount whose `pace_ms` is "auto", until the node chooses it from its load."""
-PACE_AUTO_CEILING_MS = 1000
 REPAIR_WAIT_MS_MAX = 1500
+UPSTREAMS_MAX = 8
+REDIRECTS_MAX = 16
 RING_READABLE = 0.8
 """The part of a ring that listeners may lag into; the rest is the writer's guard."""
 
@@ -91,6 +88,10 @@ def _check_advertise(text: str) -> None:
 def _check_backbone(text: str) -> None:
     if text != "none":
         parse_tcp(text, port_min=0)
+
+
+def _check_redirect_item(text: str) -> None:
+    parse_base_url(text)
 
 
 # --- the settings --------------------------------------------------------------------------------
@@ -173,10 +174,14 @@ class HttpConfig(_Table, frozen=True, kw_only=True):
     ] = None
     heads_max: Annotated[
         int,
-        Meta(ge=16, le=65536, description="Unfinished request heads held; the oldest goes first."),
+        Meta(
+            ge=16,
+            le=65536,
+            description="Heads held that drip in or are a second late; the oldest goes first.",
+        ),
     ] = 2048
     heads_per_address_max: Annotated[
-        int, Meta(ge=1, le=65536, description="Unfinished request heads held for one address.")
+        int, Meta(ge=1, le=65536, description="The same for one address, or one IPv6 /64.")
     ] = 64
     head_timeout_s: Annotated[
         float, Meta(ge=0.1, le=120, description="Time a peer has to finish its request head.")
@@ -187,6 +192,16 @@ class HttpConfig(_Table, frozen=True, kw_only=True):
             ge=0, le=30_000, description="How long a listener waits for a stream still on its way."
         ),
     ] = 2000
+    redirect: Annotated[
+        Annotated[tuple[str, ...], Meta(max_length=REDIRECTS_MAX)],
+        Meta(
+            description="Other nodes that listeners are sent to, in turn, while this one is full.",
+            extra={
+                "form": f"list of up to {REDIRECTS_MAX} base URLs, http://HOST:PORT",
+                "check": _check_redirect_item,
+            },
+        ),
+    ] = ()
     source_timeout_s: Annotated[
         float, Meta(ge=0.1, le=3600, description="Silence after which a source counts as lost.")
     ] = 10.0
@@ -195,6 +210,11 @@ class HttpConfig(_Table, frozen=True, kw_only=True):
     def address(self) -> Address:
         """Where to listen."""
         return parse_host_port(self.bind)
+
+    @property
+    def redirect_bases(self) -> tuple[str, ...]:
+        """The other nodes, without a slash at the end."""
+        return tuple(parse_base_url(text) for text in self.redirect)
 
 
 class BackboneConfig(_Table, frozen=True, kw_only=True):
@@ -214,10 +234,18 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
     upstream: Annotated[
         tuple[str, ...],
         Meta(
-            description="The node to receive streams from, and its public key; one so far.",
+            description="The nodes to receive streams from, up to 8, and their public keys; each "
+            "stream from the nearest.",
             extra={"form": "list of tcp://HOST:PORT[#KEY]", "check": parse_upstream},
         ),
     ] = ()
+    redundancy: Annotated[
+        Literal["standby", "merge"],
+        Meta(
+            description="Of several upstreams one feeds a stream and the others stand by, or all "
+            "do and the first copy of each frame counts.",
+        ),
+    ] = "standby"
     advertise: Annotated[
         str | None,
         Meta(
@@ -256,7 +284,7 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
     ] = False
     silence_ms: Annotated[
         int,
-        Meta(ge=200, le=10_000, description="Silence after which the upstream counts as lost."),
+        Meta(ge=200, le=10_000, description="Silence after which an upstream counts as lost."),
     ] = 400
     repair_wait_ms: Annotated[
         Annotated[int, Meta(ge=0, le=10_000)] | None,
@@ -283,7 +311,7 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
 
     @property
     def upstream_addresses(self) -> tuple[Address, ...]:
-        """The upstream nodes, in order of preference."""
+        """The upstream nodes."""
         return tuple(parse_upstream(text)[0] for text in self.upstream)
 
     @property
@@ -311,11 +339,14 @@ class DefaultsConfig(_Table, frozen=True, kw_only=True):
     ] = 3000
     pace_ms: Annotated[
         Annotated[int, Meta(ge=10, le=1000)] | Literal["auto"],
-        Meta(
-            description=f"How often a listener is served; auto is chosen by the node "
-            f"(for now {PACE_AUTO_MS}).",
-        ),
-    ] = 200
+        Meta(description="How often a listener is served; auto: chosen from the load."),
+    ] = "auto"
+    pace_ms_min: Annotated[
+        int, Meta(ge=10, le=1000, description="The fastest pace that auto chooses.")
+    ] = 100
+    pace_ms_max: Annotated[
+        int, Meta(ge=10, le=1000, description="The slowest pace that auto chooses.")
+    ] = 1000
     ring_s: Annotated[
         float, Meta(ge=1, le=600, description="Media time that a stream keeps in memory.")
     ] = 20.0
@@ -353,14 +384,14 @@ class DefaultsConfig(_Table, frozen=True, kw_only=True):
     ] = 0
 
     @property
-    def pace_fixed_ms(self) -> int:
-        """The pace as a number, also where it is "auto"."""
-        return PACE_AUTO_MS if self.pace_ms == "auto" else self.pace_ms
+    def pace_fixed_ms(self) -> int | None:
+        """The pace as a number; None where it is chosen from the load."""
+        return None if self.pace_ms == "auto" else self.pace_ms
 
     @property
     def pace_ceiling_ms(self) -> int:
         """The slowest pace that this setting may come to."""
-        return PACE_AUTO_CEILING_MS if self.pace_ms == "auto" else self.pace_ms
+        return self.pace_ms_max if self.pace_ms == "auto" else self.pace_ms
 
     @property
     def lag_ceiling_ms(self) -> int:
@@ -380,13 +411,13 @@ class StreamConfig(DefaultsConfig, frozen=True, kw_only=True):
     ] = None
 
 
-_TABLES: dict[str, type[_Table]] = {
+TABLES: dict[str, type[_Table]] = {
     "node": NodeConfig,
     "http": HttpConfig,
     "backbone": BackboneConfig,
     "defaults": DefaultsConfig,
 }
-CATALOG = Catalog(_TABLES, StreamConfig)
+CATALOG = Catalog(TABLES, StreamConfig)
 """Every option there is: what the command line, the docs and the messages are made from."""
 
 
@@ -427,7 +458,7 @@ class Config(_Table, frozen=True, kw_only=True):
             draft.take_tree(read_toml(Path(path)))
         draft.take_environment(environ)
         draft.take_overrides(overrides)
-        tables: dict[str, Any] = {name: kind(**draft.given[name]) for name, kind in _TABLES.items()}
+        tables: dict[str, Any] = {name: kind(**draft.given[name]) for name, kind in TABLES.items()}
         shared = draft.given["defaults"]
         streams = {m: StreamConfig(**{**shared, **own}) for m, own in draft.streams.items()}
         config = cls(**tables, streams=streams)
@@ -464,6 +495,7 @@ class Config(_Table, frozen=True, kw_only=True):
 
 
 _Finding = tuple[set[str], str]  # the keys that a cross check looked at, and its line
+_PACES = ("pace_ms", "pace_ms_min", "pace_ms_max")
 
 
 def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_Finding]:
@@ -484,10 +516,14 @@ def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_F
     yield from _check_overlap(http, config.backbone)
     yield from check_trust(config.backbone)
     yield from _check_upstream(config.backbone)
+    yield from _check_pace("defaults", config.defaults)
     yield from _check_lag("defaults", config.defaults)
     for mount, stream in streams.items():
-        if own[mount].keys() & {"burst_ms", "pace_ms", "lag_ms_max", "ring_s"}:
-            yield from _check_lag(f"streams.{show_scalar(mount)}", stream)
+        table = f"streams.{show_scalar(mount)}"
+        if own[mount].keys() & _PACES:
+            yield from _check_pace(table, stream)
+        if own[mount].keys() & {*_PACES, "burst_ms", "lag_ms_max", "ring_s"}:
+            yield from _check_lag(table, stream)
 
 
 def _check_overlap(http: HttpConfig, backbone: BackboneConfig) -> Iterator[_Finding]:
@@ -502,13 +538,21 @@ def _check_overlap(http: HttpConfig, backbone: BackboneConfig) -> Iterator[_Find
 
 def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
     keys = {"backbone.upstream", "backbone.bind"}
-    if len(backbone.upstream) > 1:
+    if len(backbone.upstream) > UPSTREAMS_MAX:
         yield (
             keys,
-            f"backbone.upstream = {show(backbone.upstream)}: one upstream per node so far, "
-            f"this is {len(backbone.upstream)}",
+            f"backbone.upstream = {show(backbone.upstream)}: a node has at most {UPSTREAMS_MAX} "
+            f"upstreams, this is {len(backbone.upstream)}",
         )
-    if backbone.bind in [text.partition("#")[0] for text in backbone.upstream]:
+    nodes = [text.partition("#")[0] for text in backbone.upstream]
+    twice = {text for text in nodes if nodes.count(text) > 1}
+    if twice:
+        yield (
+            keys,
+            f"backbone.upstream = {show(backbone.upstream)}: names {sorted(twice)[0]} twice; "
+            "name each node once",
+        )
+    if backbone.bind in nodes:
         yield (
             keys,
             f"backbone.upstream = {show(backbone.bind)}: is this node's own backbone; "
@@ -516,82 +560,34 @@ def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
         )
 
 
+def _keys(table: str, *names: str) -> set[str]:
+    """Where these values of a stream may come from."""
+    return {f"{home}.{name}" for home in (table, "defaults") for name in names}
+
+
+def _check_pace(table: str, stream: DefaultsConfig) -> Iterator[_Finding]:
+    """Hold floor ≤ ceiling, also where a fixed pace leaves them unused."""
+    if stream.pace_ms_min > stream.pace_ms_max:
+        yield (
+            _keys(table, "pace_ms_min", "pace_ms_max"),
+            f"{table}.pace_ms_min = {stream.pace_ms_min}: must be at most pace_ms_max = "
+            f"{stream.pace_ms_max}",
+        )
+
+
 def _check_lag(table: str, stream: DefaultsConfig) -> Iterator[_Finding]:
     """Hold burst + pace ≤ lag_ms_max ≤ the readable part of the ring."""
-
-    def keys(*names: str) -> set[str]:
-        return {f"{home}.{name}" for home in (table, "defaults") for name in names}
-
     lag_ms, burst_ms, pace_ms = stream.lag_ms_max, stream.burst_ms, stream.pace_ceiling_ms
     if lag_ms < burst_ms + pace_ms:
         yield (
-            keys("lag_ms_max", "burst_ms", "pace_ms"),
+            _keys(table, "lag_ms_max", "burst_ms", "pace_ms", "pace_ms_max"),
             f"{table}.lag_ms_max = {lag_ms}: must be at least burst_ms + the slowest pace, "
             f"{burst_ms} + {pace_ms} = {burst_ms + pace_ms}",
         )
     if lag_ms > stream.lag_ceiling_ms:
         yield (
-            keys("lag_ms_max", "ring_s"),
+            _keys(table, "lag_ms_max", "ring_s"),
             f"{table}.lag_ms_max = {lag_ms}: must be at most {RING_READABLE} of the ring, "
             f"ring_s = {stream.ring_s:g} gives {stream.lag_ceiling_ms}; lower it, or raise ring_s "
             f"to {lag_ms / 1000 / RING_READABLE:g}",
         )
-
-
-# --- what is told to people ----------------------------------------------------------------------
-
-
-def summary(config: Config) -> str:
-    """The effective settings as TOML, passwords masked; what differs from its default says so."""
-    lines: list[str] = []
-    for table in _TABLES:
-        lines += ["", f"[{table}]"]
-        values = getattr(config, table)
-        lines += [_told(o, getattr(values, o.name)) for o in CATALOG.of_table(table)]
-    for mount, stream in config.streams.items():
-        lines += ["", f"[streams.{show_scalar(mount)}]"]
-        shared = StreamConfig(**msgspec.structs.asdict(config.defaults))
-        changed = [o for o in CATALOG.stream if getattr(stream, o.name) != getattr(shared, o.name)]
-        lines += [_told(option, getattr(stream, option.name)) for option in changed]
-    return "\n".join(lines[1:])
-
-
-def _told(option: Option, value: object) -> str:
-    if value is None:
-        return f"# {option.name}: {option.default_text}"
-    line = f"{option.name} = {_shown(option, value)}"
-    usual = option.default is None or value == option.default
-    return line if usual else f"{line}  # default {option.default_text}"
-
-
-def _shown(option: Option, value: object) -> str:
-    if not isinstance(value, dict):
-        return show(value, secret=is_secret(option.name))
-    items = (f"{toml_key(name)} = {show_scalar(item)}" for name, item in value.items())
-    return f"{{ {', '.join(items)} }}" if value else "{}"
-
-
-def options_table() -> str:
-    """The reference tables of docs/configuration.md, in Markdown."""
-    parts: list[str] = []
-    for table, cls in _TABLES.items():
-        parts += ["", f"### {(cls.__doc__ or '').rstrip('.')}", "", *_rows(table)]
-    parts += ["", f"### {(StreamConfig.__doc__ or '').rstrip('.')}", ""]
-    return "\n".join([*parts[1:], *_stream_rows()])
-
-
-def _rows(table: str) -> Iterator[str]:
-    yield "| key | value | default | option | environment | meaning |"
-    yield "|---|---|---|---|---|---|"
-    for o in CATALOG.of_table(table):
-        yield f"| `{o.name}` | {o.form} | {o.default_text} | `{o.flag}` | `{o.env}` | {o.help} |"
-
-
-def _stream_rows() -> Iterator[str]:
-    shared = {option.name for option in CATALOG.of_table("defaults")}
-    yield "| key | value | default | meaning |"
-    yield "|---|---|---|---|"
-    yield "| every key of `[defaults]` | as there | as in `[defaults]` | As there, for one mount. |"
-    for o in CATALOG.stream:
-        if o.name not in shared:
-            yield f"| `{o.name}` | {o.form} | {o.default_text} | {o.help} |"

@@ -258,6 +258,11 @@ class Connection:
         """Let go at once."""
         self._sock.close()
 
+    def detach(self) -> int:
+        """Give the descriptor to another owner, in non-blocking mode; nothing is left here."""
+        self._sock.setblocking(False)
+        return self._sock.detach()
+
     def _await_answer(self, until: float) -> None:
         while b"\r\n\r\n" not in self._heard:
             if not self._receive(until):

@@ -146,7 +146,7 @@ class Node:
         http: `HOST:PORT` for sources, listeners and pages; port 0 takes any free one; None opens
             no HTTP.
         backbone: `tcp://HOST:PORT` for downstream nodes; None opens none.
-        upstream: `tcp://HOST:PORT` of the node to receive streams from, or several.
+        upstream: `tcp://HOST:PORT` of the node to receive streams from, or several, at most 8.
         config: all settings; then the arguments above must be left out, and HTTP and backbone
             are opened as it says.
         options: any other setting under its option's name (`burst_ms=500`, `source_password=…`).
@@ -188,7 +188,7 @@ class Node:
         self._is_closing = False
         self._facts: Facts | None = None
         self._facts_at = 0.0
-        self._upstream_told = ""
+        self._upstream_told: dict[str, str] = {}
         self._peaks: dict[str, int] = {}
         self._started_at = 0.0
         self._started = 0.0
@@ -209,7 +209,7 @@ class Node:
         if self._engine is not None:
             raise RelayError("this node is open already")
         self._is_closing = False
-        self._upstream_told = ""
+        self._upstream_told = {}
         self._started_at, self._started = time.time(), time.monotonic()
         try:
             await self._open_all()
@@ -351,12 +351,13 @@ class Node:
     def turns(self) -> dict[str, int]:
         """How often each engine thread has turned; one that lives does so ten times a second.
 
+        The intake's sleeps while no source sends; each call wakes it, so the next one tells more.
         Blocks for the backbone's turn, and for ever when it is stuck in one.
         """
         engine = self._opened()
         shards = engine.snapshot()["shards"]
         turns = {f"shard {number}": told["turns_total"] for number, told in enumerate(shards)}
-        turns["intake"] = engine.intake_turns
+        turns["intake"] = engine.pulse_intake()
         if self._backbone is not None:
             turns["backbone"] = self._backbone.snapshot()["counters"]["turns_total"]
         return turns
@@ -369,22 +370,24 @@ class Node:
         return self._facts
 
     def _gather(self) -> Facts:
-        from relay.web.facts import Facts, stream_facts
+        from relay.web.facts import Facts, link_facts, stream_facts, upstreams_facts
 
         engine = self._opened()
         link = {} if self._backbone is None else self._backbone.snapshot()
         links = {told["mount"]: told for told in link.get("links", [])}
+        upstreams = upstreams_facts(link)
         upstream_is_up = (link.get("upstream") or {}).get("state") == "up"
         streams = []
         for stream in engine.streams():
             state = stream.snapshot()
             if state["writer"] != "local":
-                state |= _link_facts(state, links.get(stream.mount), upstream_is_up)
+                state |= link_facts(state, links.get(stream.mount), upstream_is_up, upstreams)
             peak = self._peaks.get(stream.mount, 0)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)
         self._peaks = {stream.mount: stream.listeners_peak for stream in streams}
         counters = self.snapshot()
+        measured = counters.pop("measured", {})
         counters |= _flat("backbone", link.get("counters", {}))
         if not link.get("upstream"):  # the engine takes none for one that has told everything
             counters = {k: v for k, v in counters.items() if k not in _OF_UPSTREAM}
@@ -399,15 +402,11 @@ class Node:
             insecure=self.config.backbone.insecure,
             trust=self.config.backbone.trust,
             streams=streams,
-            upstream=self._upstream_facts(link),
+            upstream=link.get("upstream"),
+            upstreams=upstreams,
             counters=counters,
+            measured=measured,
         )
-
-    def _upstream_facts(self, link: Mapping[str, Any]) -> dict[str, Any] | None:
-        told = link.get("upstream")
-        if not told:
-            return None
-        return {"address": self.config.backbone.upstream_addresses[0].tcp, **told}
 
     def problems(self) -> list[str]:
         """Why no new listeners should come here; empty when they may (for /readyz)."""
@@ -464,21 +463,21 @@ class Node:
             self._page_door.tick(loop.time())
 
     def _tell_upstream(self) -> None:
-        """One log line for each change of the upstream's state."""
-        upstream = None if self._backbone is None else self._backbone.snapshot()["upstream"]
-        state = upstream["state"] if upstream else ""
+        """One log line for each change of an upstream's state."""
+        upstreams = [] if self._backbone is None else self._backbone.snapshot()["upstreams"]
         is_young = time.monotonic() - self._started < CONNECTING_S
-        if state == self._upstream_told or (state == "connecting" and is_young):
-            return
-        self._upstream_told = state
-        address = ", ".join(up.tcp for up in self.config.backbone.upstream_addresses)
-        log.log(
-            logging.INFO if state == "up" else logging.WARNING,
-            "upstream %s %s",
-            address,
-            _UPSTREAM_WORDS[state],
-            extra={"event": f"upstream_{state}", "upstream": address},
-        )
+        for told in upstreams:
+            state, address = told["state"], told["address"]
+            if state == self._upstream_told.get(address, "connecting" if is_young else ""):
+                continue
+            self._upstream_told[address] = state
+            log.log(
+                logging.INFO if state == "up" else logging.WARNING,
+                "upstream %s %s",
+                address,
+                _UPSTREAM_WORDS[state],
+                extra={"event": f"upstream_{state}", "upstream": address},
+            )
 
 
 def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
@@ -492,19 +491,6 @@ def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
     return flat
 
 
-def _link_facts(
-    state: Mapping[str, Any], link: Mapping[str, Any] | None, upstream_is_up: bool
-) -> dict[str, Any]:
-    """What the backbone knows of a stream, in the words of the engine's snapshot."""
-    if link is None or not link["from_upstream"]:
-        return {}
-    told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
-    if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
-        frames = max(0, link["target_sequence"] - state["head_sequence"])
-        told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
-    return told
-
-
 def _open_engine(config: Config) -> _core.Engine:
     files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     http = config.http
@@ -516,6 +502,7 @@ def _open_engine(config: Config) -> _core.Engine:
         heads_per_address_max=http.heads_per_address_max,
         head_timeout_ms=math.ceil(http.head_timeout_s * 1000),
         join_wait_ms=http.join_wait_ms,
+        redirects=http.redirect_bases,
     )
     for mount in (None, *config.streams):
         stream = config.defaults if mount is None else config.for_stream(mount)
@@ -523,6 +510,8 @@ def _open_engine(config: Config) -> _core.Engine:
             mount,
             burst_ms=stream.burst_ms,
             pace_ms=stream.pace_fixed_ms,
+            pace_ms_min=stream.pace_ms_min,
+            pace_ms_max=stream.pace_ms_max,
             lag_ms_max=stream.lag_ms_max,
             stall_ms=stream.stall_ms,
             linger_s=math.ceil(stream.linger_s),
@@ -557,6 +546,7 @@ def _open_backbone(engine: _core.Engine, config: Config) -> Backbone | None:
         engine,
         bind=None if told.address is None else told.bind,
         upstreams=told.upstream,
+        redundancy=told.redundancy,
         advertise=told.advertise,
         silence_ms=told.silence_ms,
         repair_wait_ms=config.repair_wait_ms(""),

@@ -23,6 +23,7 @@ from relay.errors import ConfigError, RelayError
 
 TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 16 << 20
+UPSTREAMS_MAX = 64  # lines of them
 PATH = "/api/v1/status"
 
 Row = dict[str, Any]
@@ -34,6 +35,15 @@ STATES = {  # of the upstream
     "version": "speaks another protocol version",
     "loop": "leads back to this node, or is too deep",
 }
+
+
+MEASURED = (  # the word of a line, and the field that it tells
+    ("join", "join"),
+    ("lateness", "lateness"),
+    ("gap", "gap"),
+    ("skips", "skip"),
+    ("busy", "busy"),
+)
 
 
 class Column(NamedTuple):
@@ -64,7 +74,7 @@ def status(url: str, *, admin_password: str | None = None) -> Row:
         admin_password: what an administrator must know, if the node asks for it.
 
     Returns:
-        the answer: `node`, `streams`, `upstream`, `counters`.
+        the answer: `node`, `streams`, `upstream`, `upstreams`, `counters`.
 
     Raises:
         ConfigError: the address is none.
@@ -102,12 +112,12 @@ def print_status(url: str, *, as_json: bool, admin_password: str | None = None) 
 
 
 def lines(answer: Row) -> list[str]:
-    """The status as lines for people: the node, its streams, its upstream."""
+    """The status as lines for people: the node, its upstreams, its streams."""
     streams = [stream for stream in _list(answer.get("streams")) if isinstance(stream, dict)]
     node = _node(_dict(answer.get("node"))) or "a node that tells nothing of itself"
-    upstream = _upstream(_dict(answer.get("upstream"))) or "none"
     table = _table(streams) if streams else ["no streams"]
-    return [f"node      {node}", f"upstream  {upstream}", "", *table]
+    measured = _measured(_dict(answer.get("measured")))
+    return [f"node      {node}", *_upstreams(answer), *measured, "", *table]
 
 
 def _base_url(url: str) -> tuple[str, str | None]:
@@ -177,14 +187,59 @@ def _node(node: Row) -> str:
     )
 
 
+def _upstreams(answer: Row) -> list[str]:
+    """A line for each upstream; older nodes tell of one only."""
+    several = [told for told in _list(answer.get("upstreams")) if isinstance(told, dict)]
+    told = several or [_dict(answer.get("upstream"))]
+    return [f"upstream  {_upstream(one) or 'none'}" for one in told[:UPSTREAMS_MAX]]
+
+
 def _upstream(upstream: Row) -> str:
-    """The upstream in words: `tcp://o:9000, up, last sign 13 ms ago`."""
+    """The upstream in words: `tcp://o:9000, up, last sign 13 ms ago, feeds 2 streams`."""
     state = upstream.get("state")
     return _words(
         ("{}", upstream.get("address")),
         ("{}", STATES.get(state, state) if isinstance(state, str) else None),
         ("last sign {} ms ago", upstream.get("sign_age_ms")),
+        ("feeds {} streams", upstream.get("feeds")),
+        ("lost {} times", upstream.get("lost_total") or None),
     )
+
+
+def _measured(measured: Row) -> list[str]:
+    """What the node has seen since its start: a line for each kind, none from an older node."""
+    found = []
+    for name, field in MEASURED:
+        seen = _dict(measured.get(field))
+        told = _words(
+            ("{} now", _percent(seen.get("last_percent"))),
+            ("p50 {}", _span(seen.get("p50_ms")) or _percent(seen.get("p50_percent"))),
+            ("p99 {}", _span(seen.get("p99_ms")) or _percent(seen.get("p99_percent"))),
+            ("max {}", _span(seen.get("max_ms")) or _percent(seen.get("max_percent"))),
+            ("{} in all", None if "max_percent" in seen else seen.get("total")),
+        )
+        if seen:
+            found.append(f"{name:<8}  {told if seen.get('total') else 'none yet'}")
+    return found
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < 1e15 else None
+
+
+def _span(ms: object) -> str | None:
+    """Milliseconds for people: `1.2 ms`, `2.1 s`."""
+    number = _number(ms)
+    if number is None:
+        return None
+    return f"{number:.3g} ms" if number < 999.5 else f"{number / 1000:.3g} s"
+
+
+def _percent(share: object) -> str | None:
+    number = _number(share)
+    return None if number is None else f"{number:.3g} %"
 
 
 def _table(streams: Iterable[Row]) -> list[str]:

@@ -28,8 +28,8 @@ import relay
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS_CORE = re.compile(
-    r"^\s*(import relay\._(core|probe)|from relay\._(core|probe)\w* import"
-    r"|from relay import .*_(core|probe))",
+    r"^\s*(import relay\._(core|probe|swarm)|from relay\._(core|probe|swarm)\w* import"
+    r"|from relay import .*_?(core|probe|swarm)|import relay\.swarm|from relay\.swarm)",
     re.MULTILINE,
 )
 
@@ -126,6 +126,12 @@ def ffmpeg() -> str:
 def curl() -> str:
     """A real curl."""
     return outside("curl", "curl")
+
+
+@pytest.fixture(scope="session")
+def ss() -> str:
+    """The tool that tells what the kernel holds for each socket."""
+    return outside("iproute2", "ss")
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,31 @@ def stream(mount: str = "/live", **more: Any) -> StreamFacts:
     return StreamFacts(**(told | more))
 
 
+def durations(*below: int, total: int, sum_us: int, max_us: int) -> dict[str, Any]:
+    """What an engine has seen of one kind: how many were below each of the first edges."""
+    told = [*below, *[total] * (16 - len(below))]
+    quantiles = {name: max_us // 2 for name in ("p50_us", "p90_us", "p99_us")}
+    return {"total": total, "sum_us": sum_us, "max_us": max_us, "below_total": told, **quantiles}
+
+
+MEASURED: dict[str, dict[str, Any]] = {
+    "join": durations(1, 4, total=5, sum_us=9000, max_us=3000),
+    "lateness": durations(total=0, sum_us=0, max_us=0),
+    "gap": durations(0, 0, total=7, sum_us=17_000, max_us=2_100_000),
+    "skip": durations(total=0, sum_us=0, max_us=0),
+    "busy": {
+        "total": 30,
+        "sum_percent": 90.0,
+        "max_percent": 12.5,
+        "last_percent": 2.5,
+        "p50_percent": 10.0,
+        "p90_percent": 10.0,
+        "p99_percent": 12.5,
+        "below_total": [28, *[30] * 9],
+    },
+}
+
+
 class FakeDesk:
     """A node with passwords pw (source) and apw (admin)."""
 
@@ -62,6 +87,7 @@ class FakeDesk:
             "trust": "loopback",
             "streams": self.streams,
             "counters": {"listeners": 3, "joins_total": 5, "shards": [{"listeners": 3}]},
+            "measured": MEASURED,
         }
         return Facts(**(told | self.more))
 

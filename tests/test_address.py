@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from relay.address import (
     Address,
     check_mount,
+    parse_base_url,
     parse_host_port,
     parse_key,
     parse_secret,
@@ -158,6 +159,57 @@ def test_any_text_is_an_address_or_a_line(text: str) -> None:
 def test_any_value_is_shown_on_one_short_line(value: object, shown: str) -> None:
     """What stands in a message is printable and bounded, whatever was given."""
     assert show(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "base"),
+    [
+        ("http://two.example:8000", "http://two.example:8000"),
+        ("https://two.example/", "https://two.example"),
+        ("http://[::1]:80/audio/", "http://[::1]:80/audio"),
+        ("http://[::1]", "http://[::1]"),
+        ("http://10.0.0.7/a%20b", "http://10.0.0.7/a%20b"),
+    ],
+)
+def test_a_base_url_is_read(text: str, base: str) -> None:
+    """With or without a port, a path before the mounts, and a slash at the end."""
+    assert parse_base_url(text) == base
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("two.example:8000", "must begin with http:// or https://"),
+        ("tcp://two.example:8000", "must begin with http:// or https://"),
+        ("http://", "lacks a host"),
+        ("http://:80", "lacks a host"),
+        ("http://two.example:0", "out of range 1 to 65535"),
+        ("http://two.example:x", "is not a number"),
+        ("http://user@two.example", "a host, a port and a path alone"),
+        ("http://two.example/?a=b", "a host, a port and a path alone"),
+        ("http://two.example/#a", "a host, a port and a path alone"),
+        ("http://two.example/\r\nX: y", "a host, a port and a path alone"),
+        ("http://two.example/a b", "a host, a port and a path alone"),
+        ("http://zwei.beispiel/ä", "a host, a port and a path alone"),
+        ("http://300.1.1.1", "is not an IPv4 address"),
+        ("http://two.example/" + "a" * 240, "at most 255 bytes"),
+    ],
+)
+def test_a_wrong_base_url_is_told_why(text: str, why: str) -> None:
+    """Nothing that could break a reply, or that a player could not follow."""
+    with pytest.raises(ConfigError, match=why):
+        parse_base_url(text)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_base_url_or_a_line(text: str) -> None:
+    """Whatever passes is visible ASCII."""
+    for candidate in (text, f"http://{text}", f"http://a/{text}"):
+        with contextlib.suppress(ConfigError):
+            base = parse_base_url(candidate)
+            assert base.isascii()
+            assert base.isprintable()
+            assert " " not in base
 
 
 @pytest.mark.parametrize("mount", ["/live", "/a/b.mp3", "/эфир", "/" + "a" * 254, "/live~1%20"])

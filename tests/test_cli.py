@@ -117,7 +117,7 @@ def test_serve_has_an_option_for_every_setting() -> None:
     for option in CATALOG.shared:
         assert option.flag in text
         assert option.help in text
-    assert "[10 to 1000 or auto; default: 200]" in text
+    assert "[10 to 1000 or auto; default: auto]" in text
 
 
 def test_serve_mentions_misspelt_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.config import CATALOG, Config, options_table, summary
+from relay.config import CATALOG, Config
+from relay.config_told import options_table, summary
 from relay.errors import ConfigError
 from relay.options import Option
 
@@ -62,7 +63,7 @@ def test_nothing_given_is_a_whole_configuration() -> None:
     config = load()
     assert config.http.bind == "0.0.0.0:8000"
     assert config.backbone.bind == "tcp://127.0.0.1:9000"
-    assert (config.defaults.burst_ms, config.defaults.pace_ms) == (3000, 200)
+    assert (config.defaults.burst_ms, config.defaults.pace_ms) == (3000, "auto")
     assert config.http.source_password is None
     assert config.node.name
 
@@ -125,14 +126,14 @@ def test_repair_wait_is_half_the_burst_up_to_a_bound(tmp_path: Path) -> None:
     assert load(repair_wait_ms=80).repair_wait_ms("/any") == 80
 
 
-def test_auto_pace_is_a_number_for_now() -> None:
-    """`auto` is served at the usual pace, and checked against the slowest it may become."""
-    defaults = load(pace_ms="auto").defaults
-    assert (defaults.pace_ms, defaults.pace_fixed_ms, defaults.pace_ceiling_ms) == (
-        "auto",
-        200,
-        1000,
-    )
+def test_a_pace_is_a_number_or_chosen_between_two() -> None:
+    """`auto`, the default, is checked against the slowest that it may become."""
+    auto = load(pace_ms_max=600).defaults
+    assert (auto.pace_ms, auto.pace_fixed_ms, auto.pace_ceiling_ms) == ("auto", None, 600)
+    fixed = load(pace_ms="250").defaults
+    assert (fixed.pace_ms, fixed.pace_fixed_ms, fixed.pace_ceiling_ms) == (250, 250, 250)
+    mount = load(pace_ms=250, streams={"/a": {"pace_ms": "auto"}}).for_stream("/a")
+    assert (mount.pace_fixed_ms, mount.pace_ms_min, mount.pace_ms_max) == (None, 100, 1000)
 
 
 # --- messages -------------------------------------------------------------------------------------
@@ -187,15 +188,36 @@ burst_ms = "a"
             "[http]\nheads_per_address_max = 3000",
             "http.heads_per_address_max = 3000: must be at most http.heads_max = 2048",
         ),
+        (
+            "[http]\nredirect = ['ftp://two']",
+            'http.redirect = "ftp://two": must begin with http:// or https://, '
+            "as in http://relay2.example.org:8000",
+        ),
         ("[backbone]\nprefetch = ['a']", 'backbone.prefetch = "a": a mount begins with /'),
         (
             "[backbone]\nupstream = 'tcp://a:1'",
             'backbone.upstream = "tcp://a:1": must be a list of tcp://HOST:PORT[#KEY]',
         ),
         (
-            "[backbone]\nupstream = ['tcp://a:1', 'tcp://b:1']",
-            'backbone.upstream = ["tcp://a:1", "tcp://b:1"]: '
-            "one upstream per node so far, this is 2",
+            "[backbone]\nupstream = [" + ", ".join(f"'tcp://a:{n}'" for n in range(1, 10)) + "]",
+            "backbone.upstream = ["
+            + "".join(f'"tcp://a:{n}", ' for n in range(1, 9))
+            + "… (9 in all)]: a node has at most 8 upstreams, this is 9",
+        ),
+        (
+            "[backbone]\nupstream = ['tcp://a:1', 'tcp://a:1']",
+            'backbone.upstream = ["tcp://a:1", "tcp://a:1"]: names tcp://a:1 twice; '
+            "name each node once",
+        ),
+        (
+            f"[backbone]\nsecret_key = 'secret:{'a' * 64}'\n"
+            f"upstream = ['tcp://a:1#{'b' * 64}', 'tcp://a:1#{'c' * 64}']",
+            f'backbone.upstream = ["tcp://a:1#{"b" * 64}", "tcp://a:1#{"c" * 29}…: '
+            "names tcp://a:1 twice; name each node once",
+        ),
+        (
+            "[backbone]\nredundancy = 'both'",
+            'backbone.redundancy = "both": must be "merge" or "standby"',
         ),
         (
             "[backbone]\nupstream = ['tcp://127.0.0.1:9000']",
@@ -243,12 +265,25 @@ def test_backbone_on_loopback_needs_no_flag(bind: str) -> None:
 
 def test_lag_must_hold_burst_and_pace() -> None:
     """A listener that has just got its burst must not be lagging already."""
-    assert problems(lag_ms_max=3100) == (
+    assert problems(lag_ms_max=3100, pace_ms=200) == (
         "defaults.lag_ms_max = 3100: must be at least burst_ms + the slowest pace, "
         "3000 + 200 = 3200",
     )
-    assert load(lag_ms_max=3200).defaults.lag_ms_max == 3200
-    assert "3000 + 1000 = 4000" in problems(lag_ms_max=3999, pace_ms="auto")[0]
+    assert load(lag_ms_max=3200, pace_ms=200).defaults.lag_ms_max == 3200
+    assert "3000 + 1000 = 4000" in problems(lag_ms_max=3999)[0]
+    assert "3000 + 600 = 3600" in problems(lag_ms_max=3599, pace_ms_max=600)[0]
+    assert load(lag_ms_max=3600, pace_ms_max=600).defaults.lag_ms_max == 3600
+
+
+def test_the_floor_of_a_pace_is_not_above_its_ceiling() -> None:
+    """For all of them, and for the mount that says so itself."""
+    assert problems(pace_ms_min=300, pace_ms_max=200) == (
+        "defaults.pace_ms_min = 300: must be at most pace_ms_max = 200",
+    )
+    assert problems(pace_ms_max=200, streams={"/a": {"pace_ms_min": 300}}) == (
+        'streams."/a".pace_ms_min = 300: must be at most pace_ms_max = 200',
+    )
+    assert load(pace_ms_min=200, pace_ms_max=200).defaults.pace_ms_min == 200
 
 
 def test_lag_must_fit_the_readable_part_of_the_ring() -> None:
@@ -425,7 +460,7 @@ def test_the_docs_page_tells_what_the_code_tells() -> None:
     table = page.partition("<!-- settings: begin -->\n")[2].partition("\n<!-- settings: end -->")[0]
     assert table == options_table(), (
         "put this between the marks: "
-        'python -c "from relay.config import options_table; print(options_table())"'
+        'python -c "from relay.config_told import options_table; print(options_table())"'
     )
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -129,6 +130,16 @@ def test_closed_engine_refuses():
     ):
         with pytest.raises(RelayError, match="closed"):
             call()
+
+
+def test_threads_say_who_they_are():
+    """`top -H`, perf and the benchmarks tell shards from Python by the thread's name."""
+    engine = Engine()
+    engine.listen("127.0.0.1", 0)
+    engine.start()
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    engine.close()
+    assert (names.count("relay-shard"), names.count("relay-intake")) == (1, 1)
 
 
 def test_forked_process_may_not_use_the_engine():

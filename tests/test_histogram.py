@@ -54,6 +54,24 @@ def test_two_merged_tell_the_same_as_one_that_saw_all(first: list[int], second: 
     assert left.told() == both.told()
 
 
+@given(st.lists(DURATIONS, max_size=200), st.integers(0, 26))
+def test_counts_below_the_edges_of_metrics_are_exact(durations: list[int], doubling: int) -> None:
+    """At powers of two no bucket is cut: what Prometheus gets is no estimate."""
+    histogram = Histogram()
+    for us in durations:
+        histogram.add(us)
+    assert histogram.below(1 << doubling) == sum(us < 1 << doubling for us in durations)
+
+
+@given(st.lists(DURATIONS, max_size=50))
+def test_what_another_thread_reads_is_all_of_it(durations: list[int]) -> None:
+    """At rest a copy equals the writer's."""
+    histogram = Histogram()
+    for us in durations:
+        histogram.add(us)
+    assert histogram.read() == histogram.told()
+
+
 def test_an_empty_one_tells_zero() -> None:
     """No division, no garbage."""
     assert Histogram().quantile_us(0.99) == 0

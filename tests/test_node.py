@@ -90,6 +90,18 @@ async def test_settings_reach_the_engine(engines: list[Any]) -> None:
         assert engines[0].options["heads_max"] == 20
 
 
+async def test_the_pace_reaches_the_engine(engines: list[Any]) -> None:
+    """A number, or None with the bounds between which the engine chooses."""
+    options = {"pace_ms_max": 500, "streams": {"/live": {"pace_ms": 250}}}
+    async with relay.Node(http="127.0.0.1:0", **options):
+        told = engines[0].configured
+        paces = [
+            (told[m]["pace_ms"], told[m]["pace_ms_min"], told[m]["pace_ms_max"])
+            for m in (None, "/live")
+        ]
+        assert paces == [(None, 100, 500), (250, 100, 500)]
+
+
 def test_config_and_single_settings_do_not_mix() -> None:
     """Two answers to one question would be a guess."""
     with pytest.raises(relay.ConfigError, match="not both"):
@@ -281,7 +293,7 @@ class FakeBackbone:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.upstream: dict[str, Any] | None = {"state": "up", "hops": 1}
+        self.upstream: dict[str, Any] | None = {"address": "tcp://h:9000", "state": "up", "hops": 1}
         self.links: list[dict[str, Any]] = []
 
     def link(self, mount: str, **more: Any) -> None:
@@ -293,7 +305,14 @@ class FakeBackbone:
     def snapshot(self) -> dict[str, Any]:
         """What the test said."""
         counters = {"runs_total": 9, "refused": {"short": 2}}
-        return {"upstream": self.upstream, "links": self.links, "counters": counters}
+        told = [dict(self.upstream)] if self.upstream else []
+        links = [{"feeding": None, "subscribed": False, **link} for link in self.links]
+        return {
+            "upstream": self.upstream,
+            "upstreams": told,
+            "links": links,
+            "counters": counters,
+        }
 
     def goodbye(self) -> None:
         """Remember."""
@@ -333,6 +352,21 @@ async def test_edge_tells_upstream_and_refuses_its_mounts(
         assert facts.counters["backbone_refused_short_total"] == 2
         assert node.backbone_address == "tcp://127.0.0.1:9000"
     assert backbone.calls == ["goodbye", "close"]
+
+
+async def test_each_upstream_tells_what_it_feeds(
+    engines: list[Any], backbone: FakeBackbone
+) -> None:
+    """And each stream where it comes from."""
+    async with relay.Node(upstream="tcp://h:9000") as node:
+        backbone.link("/far", feeding=0, subscribed=True, switches=2)
+        backbone.link("/idle", feeding=0)
+        for mount in ("/far", "/idle"):
+            engines[0].add_stream(mount).writer = "link"
+        facts = node.facts()
+        assert [(s.upstream, s.switches) for s in facts.streams] == [("tcp://h:9000", 2), (None, 0)]
+        told = facts.upstreams[0]
+        assert (told["address"], told["mounts"], told["feeds"]) == ("tcp://h:9000", ["/far"], 1)
 
 
 async def test_lag_of_an_edge_is_what_upstream_has_sent_and_is_not_here(

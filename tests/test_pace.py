@@ -1,4 +1,8 @@
-"""The wheel: who joined when does not matter, everybody is served once a pace, nobody twice."""
+"""The wheel: who joined when does not matter, everybody is served once a pace, nobody twice.
+
+A pace that changes, a shard that is late or overloaded: the distance between two servings stays
+within the longer pace and what the overload itself costs.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from relay._probe import Wheel, pace_slots
+from relay._probe_data import LISTENER_BYTES
 
 pytestmark = pytest.mark.core
 
 SLOT_US = 10_000
 SLOTS = 128
+BEHIND_SLOTS_MAX = 5
+MOVES_PART = 32
+OWN = -1  # each member keeps its own pace
 PACE_US = 200_000
 PACE_SLOTS = PACE_US // SLOT_US
 
@@ -21,9 +29,31 @@ PACE_SLOTS = PACE_US // SLOT_US
 def joined(count: int, *, now_us: int = 0, pace_us: int = PACE_US) -> Wheel:
     """Return a wheel that so many joined at one instant."""
     wheel = Wheel(count, now_us)
-    for member in range(count):
-        wheel.join(member, pace_us)
+    wheel.join_many(0, count, pace_us)
     return wheel
+
+
+def spread(wheel: Wheel, pace_us: int) -> int:
+    """Return by how many the fullest slot of a pace holds more than the least filled one."""
+    used = wheel.fill[: pace_slots(pace_us)]
+    assert sum(used) == wheel.members
+    return max(used) - min(used)
+
+
+class Gaps:
+    """The longest time between two servings of each member, in µs."""
+
+    def __init__(self, count: int) -> None:
+        self.last = [-1] * count
+        self.longest = [0] * count
+
+    def note(self, served: list[tuple[int, int]], now_us: int) -> None:
+        """Book those whom a turn has served."""
+        for member, _ in served:
+            if self.last[member] >= 0:
+                gap = now_us - self.last[member]
+                self.longest[member] = max(gap, self.longest[member])
+            self.last[member] = now_us
 
 
 @pytest.mark.parametrize(
@@ -38,10 +68,22 @@ def test_a_pace_is_whole_slots_within_the_wheel(pace_us: int, slots: int) -> Non
 @given(st.integers(0, 500), st.sampled_from([10_000, 50_000, 200_000, 1_000_000]))
 def test_a_storm_is_spread_evenly_over_the_pace(count: int, pace_us: int) -> None:
     """N joins at one instant fill the slots of one pace, none by two more than another."""
-    fill = joined(max(count, 1), pace_us=pace_us).fill
-    used = [fill[slot % SLOTS] for slot in range(1, 1 + pace_slots(pace_us))]
-    assert sum(used) == max(count, 1)
-    assert max(used) - min(used) <= 1
+    assert spread(joined(max(count, 1), pace_us=pace_us), pace_us) <= 1
+
+
+@pytest.mark.parametrize("pace_us", [100_000, 500_000, 1_000_000])
+def test_a_storm_onto_a_full_wheel_is_spread_over_the_least_filled_slots(pace_us: int) -> None:
+    """10,000 joins in one turn onto 5,000 members: no slot holds two more than another."""
+    wheel = Wheel(15_000)
+    wheel.join_many(0, 5000, pace_us)
+    for slot in range(1, 250):
+        wheel.serve(slot * SLOT_US, pace_us)
+    for member in range(0, 5000, 7):  # holes that leave the slots uneven
+        wheel.remove(member)
+    wheel.join_many(5000, 10_000, pace_us)
+    assert spread(wheel, pace_us) <= 1
+    counts = [wheel.serve(slot * SLOT_US, pace_us)[0] for slot in range(250, 550)]
+    assert max(counts) - min(counts) <= 1, "it does not come back as a storm"
 
 
 @given(st.lists(st.integers(0, 19), max_size=100))
@@ -50,9 +92,9 @@ def test_a_newcomer_takes_a_least_filled_slot(filled: list[int]) -> None:
     wheel = Wheel(101)
     for member, slot in enumerate(filled):
         wheel.put(member, wheel.slot + slot)
-    before = [wheel.fill[(wheel.slot + slot) % SLOTS] for slot in range(PACE_SLOTS)]
+    before = wheel.fill[:PACE_SLOTS]
     wheel.join(100, PACE_US)
-    after = [wheel.fill[(wheel.slot + slot) % SLOTS] for slot in range(PACE_SLOTS)]
+    after = wheel.fill[:PACE_SLOTS]
     taken = [slot for slot in range(PACE_SLOTS) if after[slot] != before[slot]]
     assert len(taken) == 1
     assert before[taken[0]] == min(before)
@@ -71,31 +113,209 @@ def test_everybody_is_served_once_a_pace_in_the_same_slot() -> None:
         assert {b - a for a, b in itertools.pairwise(slots)} == {PACE_SLOTS}
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=40))
-def test_late_turns_serve_nobody_twice_within_one_slot(steps: list[int]) -> None:
-    """Turns of any length: a member's slots stay a whole pace apart, none is early."""
-    wheel = joined(40)
+def test_a_turn_costs_as_much_as_are_due() -> None:
+    """Of 20,000 members at a pace of 1 s each turn takes out the 200 of its slot."""
+    wheel = joined(20_000, pace_us=1_000_000)
+    for slot in range(1, 300):
+        assert wheel.serve(slot * SLOT_US, 1_000_000) == (200, 0, 0)
+        assert wheel.serve(slot * SLOT_US + 5000, 1_000_000) == (0, 0, 0)
+
+
+def test_a_slot_is_served_in_the_order_in_which_it_was_filled() -> None:
+    """The order stays the same from round to round: nobody's distance trembles within a slot."""
+    wheel = joined(1000, pace_us=100_000)
+    first = [[m for m, _ in wheel.turn(s * SLOT_US, 100_000)] for s in range(1, 11)]
+    assert all(served == sorted(served) for served in first)
+    again = [[m for m, _ in wheel.turn(s * SLOT_US, 100_000)] for s in range(11, 21)]
+    assert first == again
+
+
+# --- who is late ----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 120))
+def test_late_turns_serve_nobody_early_and_nobody_twice(steps: list[int], pace: int) -> None:
+    """Turns of any length: a turn serves a member once, never before a whole pace has gone by."""
+    wheel = joined(40, pace_us=pace * SLOT_US)
     last: dict[int, int] = {}
     now_us = 0
     for step in steps:
         now_us += step * 5_000
-        for member, slot in wheel.turn(now_us, PACE_US):
+        served = wheel.turn(now_us, pace * SLOT_US)
+        assert len({member for member, _ in served}) == len(served)
+        for member, slot in served:
             assert slot * SLOT_US <= now_us
-            assert slot - last.get(member, slot - PACE_SLOTS) == PACE_SLOTS
+            assert slot - last.get(member, -pace) >= pace
             last[member] = slot
     assert wheel.members == 40
 
 
-@pytest.mark.parametrize("standstill_slots", [127, 128, 129, 1000, 100_000, 128 * 50])
-def test_after_a_standstill_everybody_is_served_within_one_pace(standstill_slots: int) -> None:
-    """A machine that slept makes up for no more than a turn of the wheel, and forgets nobody."""
+def test_a_hiccup_is_made_up_for() -> None:
+    """Late by no more than the bound: the slots stay where they were, a pace apart."""
+    wheel = joined(400)
+    late_us = BEHIND_SLOTS_MAX * SLOT_US
+    slots: dict[int, list[int]] = {member: [] for member in range(400)}
+    for slot in [*range(1, 30), *range(30 + BEHIND_SLOTS_MAX, 100)]:
+        for member, at in wheel.turn(slot * SLOT_US, PACE_US):
+            slots[member].append(at)
+            assert slot * SLOT_US - at * SLOT_US <= late_us
+    assert {b - a for all_ in slots.values() for a, b in itertools.pairwise(all_)} == {PACE_SLOTS}
+
+
+@pytest.mark.parametrize("pace", [1, 2, 3, 4])
+def test_a_short_pace_that_is_late_keeps_its_step(pace: int) -> None:
+    """Whose pace is shorter than the hiccup misses a turn, but does not fall into one slot."""
+    wheel = joined(pace * 10, pace_us=pace * SLOT_US)
+    for slot in (1, 2, 3, 4, 9, 10, 11, 12, 13, 18, 19, 20, 21, 22):
+        wheel.turn(slot * SLOT_US, pace * SLOT_US)
+    assert spread(wheel, pace * SLOT_US) == 0
+
+
+@pytest.mark.parametrize("standstill_slots", [7, 127, 128, 129, 1000, 100_000, 128 * 50])
+def test_after_a_standstill_all_go_on_in_order(standstill_slots: int) -> None:
+    """A machine that slept makes up for nothing: one pace serves everybody once, as before."""
     wheel = joined(60, now_us=7 * SLOT_US)
-    now_us = (7 + standstill_slots) * SLOT_US
-    served = Counter(member for member, _ in wheel.turn(now_us, PACE_US))
-    assert max(served.values(), default=0) <= SLOTS // PACE_SLOTS + 1
-    for slot in range(1, PACE_SLOTS + 1):
-        served.update(member for member, _ in wheel.turn(now_us + slot * SLOT_US, PACE_US))
-    assert len(served) == 60
+    order = [m for s in range(8, 8 + PACE_SLOTS) for m, _ in wheel.turn(s * SLOT_US, PACE_US)]
+    begin = 7 + PACE_SLOTS + standstill_slots
+    counts = []
+    again = []
+    for slot in range(begin, begin + PACE_SLOTS):
+        served = [member for member, _ in wheel.turn(slot * SLOT_US, PACE_US)]
+        counts.append(len(served))
+        again += served
+    assert again == order
+    assert set(counts) == {3}
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_nobody_due_is_no_delay(members: int) -> None:
+    """A shard that waits 100 ms because nobody is due has not fallen behind."""
+    wheel = joined(members, pace_us=1_000_000)
+    now_us = 0
+    gaps = Gaps(members)
+    while now_us < 10_000_000:
+        now_us += max(wheel.next_us(now_us, 100_000), 1)
+        before = wheel.slot
+        gaps.note(wheel.turn(now_us, 1_000_000), now_us)
+        assert wheel.slot >= before
+    assert gaps.longest == [1_000_000] * members
+
+
+@pytest.mark.parametrize("cost_us", [12, 20, 40])
+def test_under_overload_everybody_is_served_in_turn(cost_us: int) -> None:
+    """15,000 at 100 ms need more than there is: all wait equally, and no turn serves too many."""
+    count = 15_000
+    wheel = joined(count, pace_us=100_000)
+    served_times = Counter[int]()
+    order: list[int] = []
+    now_us = behind = 0
+    while now_us < 6_000_000:
+        served = wheel.turn(now_us, 100_000)
+        order += [member for member, _ in served]
+        served_times.update(member for member, _ in served)
+        behind += len(served) == 0
+        assert len(served) <= (BEHIND_SLOTS_MAX + 1) * count // 10
+        now_us += max(len(served) * cost_us, 1000)
+    assert max(served_times.values()) - min(served_times.values()) <= 1
+    assert len(served_times) == count
+    rounds = [order[at : at + count] for at in range(0, len(order) - count, count)]
+    assert len(rounds) >= 8
+    assert all(one == rounds[0] for one in rounds), "round by round in the same order"
+
+
+def test_putting_off_is_told_as_time() -> None:
+    """What a turn answers adds up to the time that the schedule lost."""
+    wheel = joined(1000, pace_us=100_000)
+    told_us = now_us = served = 0
+    while now_us < 5_000_000:
+        count, _, behind_us = wheel.serve(now_us, 100_000)
+        told_us += behind_us
+        served += count
+        now_us += max(count * 200, 1000)  # twice as much as there is time
+    scheduled_us = served / 1000 * 100_000
+    assert told_us > 2_000_000
+    assert abs(now_us - told_us - scheduled_us) <= 100_000
+
+
+# --- another pace ---------------------------------------------------------------------------------
+
+CHANGES = [
+    (100_000, 130_000), (100_000, 1_000_000), (1_000_000, 100_000), (300_000, 260_000),
+    (110_000, 100_000), (10_000, 20_000), (20_000, 10_000), (500_000, 750_000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old_us", "new_us"), CHANGES)
+def test_no_gap_is_longer_than_the_longer_pace_while_it_changes(old_us: int, new_us: int) -> None:
+    """Of 5,000 listeners none waits longer than a pace and two slots, whoever moves when."""
+    count = 5000
+    wheel = joined(count, pace_us=old_us)
+    gaps = Gaps(count)
+    for slot in range(1, 700):
+        now_us = slot * SLOT_US + 3000
+        gaps.note(wheel.turn(now_us, old_us if slot < 250 else new_us), now_us)
+    assert max(gaps.longest) <= max(old_us, new_us) + 2 * SLOT_US
+    assert set(wheel.paces_us) == {new_us}
+
+
+@pytest.mark.parametrize(("old_us", "new_us"), CHANGES)
+def test_few_move_at_a_time_and_all_in_the_end(old_us: int, new_us: int) -> None:
+    """At most a 32nd in one slot; all within 32 slots, or the old pace where that is longer."""
+    count = 5000
+    wheel = joined(count, pace_us=old_us)
+    through = max(MOVES_PART, pace_slots(old_us)) + pace_slots(old_us)
+    moved = 0
+    for slot in range(1, through + 1):
+        moves = wheel.serve(slot * SLOT_US, new_us)[1]
+        assert moves <= count // MOVES_PART + 1
+        moved += moves
+    assert moved == count
+    assert set(wheel.paces_us) == {new_us}
+
+
+@pytest.mark.parametrize(("old_us", "new_us"), CHANGES)
+def test_after_a_change_the_slots_are_even_again(old_us: int, new_us: int) -> None:
+    """Within a sixteenth and two: no slot is late because many moved into it."""
+    count = 5000
+    wheel = joined(count, pace_us=old_us)
+    for slot in range(1, 500):
+        wheel.serve(slot * SLOT_US, new_us)
+    assert spread(wheel, new_us) <= count / pace_slots(new_us) / 16 + 2
+
+
+def test_leaves_are_evened_out() -> None:
+    """Half of the slots empty themselves; a few seconds later all hold alike, and then it rests."""
+    wheel = joined(4000, pace_us=PACE_US)
+    for chain in wheel.chains()[: PACE_SLOTS // 2]:
+        for member in chain:
+            wheel.remove(member)
+    for slot in range(1, 400):
+        wheel.serve(slot * SLOT_US, PACE_US)
+    assert spread(wheel, PACE_US) <= 2000 / PACE_SLOTS / 16 + 2
+    first = [wheel.turn(slot * SLOT_US, PACE_US) for slot in range(400, 420)]
+    again = [wheel.turn(slot * SLOT_US, PACE_US) for slot in range(420, 440)]
+    assert [[m for m, _ in turn] for turn in first] == [[m for m, _ in turn] for turn in again]
+
+
+def test_mixed_paces_rest() -> None:
+    """Mounts of different pace on one wheel: nobody is moved about for the others' sake."""
+    wheel = Wheel(2000)
+    wheel.join_many(0, 1000, 100_000)
+    wheel.join_many(1000, 1000, 1_000_000)
+    for member in range(1000, 2000, 3):
+        wheel.remove(member)
+    slots = [[m for m, _ in wheel.turn(slot * SLOT_US, OWN)] for slot in range(1, 801)]
+    assert slots[600:700] == slots[700:800]
+    counts = [len(slot) for slot in slots[700:]]
+    assert max(counts) - min(counts) <= 108 / 16 + 2
+
+
+def test_a_listener_fits_its_bound() -> None:
+    """Its pace stands in its record, which takes no more than 256 B."""
+    assert LISTENER_BYTES <= 256
+
+
+# --- links and waits ------------------------------------------------------------------------------
 
 
 def test_who_is_removed_is_not_served() -> None:

@@ -100,6 +100,41 @@ def test_the_node_and_its_upstream_are_told_in_words() -> None:
     assert lost == "upstream  tcp://o:9000, lost, and tried again"
 
 
+def test_each_of_several_upstreams_has_its_line() -> None:
+    """With what it feeds, and how often it was lost."""
+    told = [
+        {"address": "tcp://a:9000", "state": "up", "sign_age_ms": 13, "feeds": 2, "lost_total": 0},
+        {"address": "tcp://b:9000", "state": "lost", "feeds": 0, "lost_total": 3},
+    ]
+    assert lines({"upstream": told[0], "upstreams": told})[1:3] == [
+        "upstream  tcp://a:9000, up, last sign 13 ms ago, feeds 2 streams",
+        "upstream  tcp://b:9000, lost, and tried again, feeds 0 streams, lost 3 times",
+    ]
+
+
+def test_what_was_measured_has_a_line_for_each_kind() -> None:
+    """Spans in ms or s, shares in percent; kinds that have not occurred say so."""
+    span = {"total": 1200, "p50_ms": 1.234, "p90_ms": 3, "p99_ms": 12.5, "max_ms": 2100}
+    share = {"total": 9, "p50_percent": 10, "p99_percent": 37.5, "max_percent": 60}
+    told = lines(
+        {
+            "measured": {
+                "join": span,
+                "lateness": {"total": 0, "p50_ms": 0},
+                "gap": {"total": 3, "p50_ms": None, "p99_ms": "soon", "max_ms": True},
+                "skip": [],
+                "busy": {**share, "last_percent": 12.34},
+            }
+        }
+    )
+    assert told[2:-2] == [
+        "join      p50 1.23 ms, p99 12.5 ms, max 2.1 s, 1200 in all",
+        "lateness  none yet",
+        "gap       3 in all",
+        "busy      12.3 % now, p50 10 %, p99 37.5 %, max 60 %",
+    ]
+
+
 def test_an_answer_cannot_steer_the_terminal() -> None:
     """A title from a stranger's encoder stays text."""
     shown = "\n".join(lines({"streams": [{"mount": "/a", "title": "\x1b[2J\r\nx"}]}))
@@ -209,18 +244,24 @@ def test_an_answer_in_another_protocol_is_told() -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["node", "streams", "upstream", "mount", "title", "bitrate_bps"]),
+        st.sampled_from(
+            ["node", "streams", "upstream", "mount", "title", "bitrate_bps", "measured"]
+        ),
         st.recursive(
             st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
             lambda inner: (
                 st.lists(inner, max_size=2)
-                | st.dictionaries(st.sampled_from(["mount", "bitrate_bps", "title"]), inner)
+                | st.dictionaries(
+                    st.sampled_from(["mount", "bitrate_bps", "title", "gap", "total"]), inner
+                )
             ),
             max_leaves=6,
         ),
     )
 )
 @example({"streams": [{"bitrate_bps": float("inf")}, {"bitrate_bps": float("nan")}]})
+@example({"measured": {"gap": {"total": 1, "max_ms": float("nan"), "p50_ms": 10**400}}})
+@example({"measured": {"busy": {"total": [1], "max_percent": "\x1b"}}})
 @example({"streams": [{"bitrate_bps": 10**400, "lag_ms": 1e300}]})
 def test_any_answer_is_shown(answer: dict[str, Any]) -> None:
     """Whatever JSON comes, each line can be printed."""

@@ -56,7 +56,22 @@ def test_bit_rate_is_measured_once_there_is_a_second_of_audio() -> None:
 def test_status_document_has_the_documented_fields() -> None:
     """docs/http-api.md promises these names."""
     document = status_document(FakeDesk(stream()).facts())
-    assert set(document) == {"node", "streams", "upstream", "counters"}
+    assert set(document) == {"node", "streams", "upstream", "upstreams", "counters", "measured"}
+    assert document["measured"]["join"] == {
+        "total": 5,
+        "p50_ms": 1.5,
+        "p90_ms": 1.5,
+        "p99_ms": 1.5,
+        "max_ms": 3.0,
+    }
+    assert document["measured"]["busy"] == {
+        "total": 30,
+        "p50_percent": 10.0,
+        "p90_percent": 10.0,
+        "p99_percent": 12.5,
+        "max_percent": 12.5,
+        "last_percent": 2.5,
+    }
     assert {"name", "id", "version", "uptime_s"} <= set(document["node"])
     assert {
         "mount",

@@ -15,7 +15,7 @@ from relay.web.facts import Facts
 from relay.web.metrics import exposition
 
 PAGE = Path(__file__).parent.parent / "docs" / "http-api.md"
-ROW = re.compile(r"^\| `(relay_\w+)` \| (counter|gauge) \| (.*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `(relay_\w+)` \| (counter|gauge|histogram) \| (.*) \|$", re.MULTILINE)
 
 
 def scrape(desk: FakeDesk) -> dict[str, dict[tuple[str, ...], float]]:
@@ -37,6 +37,36 @@ def test_counters_and_gauges_have_the_names_of_the_glossary() -> None:
     assert found["relay_stream_lag_ms"] == {("/live",): 0.0}
     assert found["relay_stream_sent_bytes_total"] == {("/live",): 1000.0, ("/b",): 1000.0}
     assert found["relay_uptime_s"] == {(): 12.5}
+
+
+def test_each_upstream_has_its_label() -> None:
+    """Its address; a lost one is not alive."""
+    desk = FakeDesk()
+    row = {"feeds": 2, "load": 9, "lost_total": 1, "sign_age_ms": 13}
+    desk.more["upstreams"] = [
+        {"address": "tcp://a:9000", "state": "up", **row},
+        {"address": "tcp://b:9000", "state": "lost", **row, "sign_age_ms": None},
+    ]
+    found = scrape(desk)
+    assert found["relay_upstream_alive"] == {("tcp://a:9000",): 1.0, ("tcp://b:9000",): 0.0}
+    assert found["relay_upstream_sign_age_ms"] == {("tcp://a:9000",): 13.0}
+    assert found["relay_upstream_lost_total"] == {("tcp://a:9000",): 1.0, ("tcp://b:9000",): 1.0}
+
+
+def test_histograms_have_edges_in_seconds_and_every_count_below() -> None:
+    """The engine's own edges, 1.024 ms and its doublings; nothing is counted that is not below."""
+    found = scrape(FakeDesk(stream()))
+    join = found["relay_join_seconds_bucket"]
+    edges = [float(le) for (le,) in join]
+    assert edges == [1024 * 2**i / 1e6 for i in range(16)] + [float("inf")]
+    assert list(join.values())[:3] == [1.0, 4.0, 5.0]
+    assert join[("+Inf",)] == found["relay_join_seconds_count"][()] == 5.0
+    assert found["relay_join_seconds_sum"] == {(): 0.009}
+    busy = found["relay_busy_percent_bucket"]
+    assert [float(le) for (le,) in busy] == [*range(10, 101, 10), float("inf")]
+    assert (busy[("10.0",)], busy[("20.0",)], busy[("+Inf",)]) == (28.0, 30.0, 30.0)
+    assert found["relay_busy_percent_sum"] == {(): 90.0}
+    assert found["relay_lateness_seconds_count"] == {(): 0.0}
 
 
 def test_two_nodes_in_a_process_do_not_meet() -> None:
@@ -71,10 +101,14 @@ async def test_the_docs_have_every_metric_that_a_node_exposes() -> None:
                 await asyncio.sleep(0.05)
         told = families(exposition(lambda: facts)().decode())
         counted = {name for name in facts.counters if name != "shards"}
+        assert set(facts.measured) == {"join", "lateness", "gap", "skip", "busy"}
     documented = ROW.findall(PAGE.read_text())
     assert documented == told
     named = {name.removeprefix("relay_") for name, _, _ in told}
-    of_shards = {"turns_total", "busy_us_total", "late_us_max"}
+    of_shards = {
+        "turns_total", "busy_us_total", "late_us_max", "behind_us_total", "pace_ms",
+        "pace_changes_total", "pace_moves_total",
+    }  # fmt: skip
     assert counted - of_shards <= named, "give these a line in relay/web/metrics.py"
 
 

@@ -1,5 +1,5 @@
 # backbone.pxd: the backbone thread: one loop around what a node is to its children and to its
-# upstream.
+# upstreams.
 #
 # Rules of this room
 #   1. One thread a node, no GIL, all signals blocked; it is one reader of retire.pxd.
@@ -10,12 +10,15 @@
 #   4. turn_lock is held during a turn, so that a snapshot sees whole turns only.
 #   5. Decides nothing but when to wake.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from relay._core.atomics cimport fence, load_pointer, load_u32, load_u64, store_u32
+from relay._core.backbone_ask cimport child_step
 from relay._core.backbone_child cimport (
-    ask_page, child_answers, child_published, child_step, child_stream_closed, child_withdraw,
-    dealer_close, dealer_connect, links_restart, peer_gone,
+    child_answers, child_published, links_restart, upstream_gone,
+)
+from relay._core.backbone_directory cimport (
+    ask_page, child_stream_closed, child_withdraw, directory_tell,
 )
 from relay._core.backbone_parent cimport (
     parent_beacon, parent_requests, parent_send, parent_subscriptions,
@@ -25,13 +28,14 @@ from relay._core.backbone_state cimport (
     link_touch, tombs_purge,
 )
 from relay._core.engine cimport clock_gettime, now_us, timespec
-from relay._core.hop cimport (
-    HOP_ANSWER_US, HOP_PAUSE_US, PEER_CONNECTING, PEER_LOST, PEER_UP, peer_is_silent,
-)
+from relay._core.parents cimport PAUSE_US, PEER_LOST, PEER_UP, peer_is_silent
 from relay._core.retire cimport (
     pthread_mutex_lock, pthread_mutex_unlock, turn_begin, turn_end,
 )
 from relay._core.stream cimport hub_next, hub_take, stream_drop, stream_ring_drop, stream_t
+from relay._core.upstream cimport (
+    UPSTREAMS_MAX, dealer_close, upstream_redial, upstream_t,
+)
 from relay._core.wire cimport (
     BEACON_DRAINING, BEACON_GOODBYE, KIND_BEACON, WIRE_TOPIC_BYTES, put_topic,
 )
@@ -51,8 +55,6 @@ cdef enum:
     FULL_MESSAGE_BYTES = 16384
     BEACON_US = 100000
     SWEEP_US = 10000
-    # silence after which the SUB is connected anew; jitter adds up to as much
-    REDIAL_US = 2000000
 
 cdef inline void backbone_streams(backbone_t* bone) noexcept nogil:
     # All streams that the node had before we began to listen.
@@ -90,7 +92,7 @@ cdef inline void backbone_link(backbone_t* bone, link_t* link) noexcept nogil:
     if load_u32(&link.stream.closed):
         child_stream_closed(bone, link)
         return
-    if bone.sub != NULL:
+    if bone.upstreams_count:
         child_step(bone, link)
     link_note(bone, link)
     if bone.xpub != NULL and load_u32(&link.stream.downstream):
@@ -132,52 +134,40 @@ cdef inline void backbone_sweep(backbone_t* bone) noexcept nogil:
     if bone.sweep_us < bone.now_us + SWEEP_US:
         bone.sweep_us = bone.now_us + SWEEP_US
 
-cdef inline void backbone_outage(backbone_t* bone) noexcept nogil:
+cdef inline void backbone_outage(backbone_t* bone, upstream_t* up) noexcept nogil:
     # The upstream has been lost for longer than the linger: its streams leave this node.
     cdef uint64_t slot = 0
     cdef link_t* link
-    if bone.peer.state == PEER_UP or bone.peer.sign_us == 0:
+    if up.peer.state == PEER_UP or up.peer.sign_us == 0:
         return
     while slot < bone.table_size:
         link = bone.table[slot]
-        if link != NULL and link.from_upstream and link.stream != NULL and (
-            bone.now_us - bone.peer.sign_us > link.stream.config.linger_us
+        if link != NULL and link.hop.feed.parents[up.index].lists and link.stream != NULL and (
+            bone.now_us - up.peer.sign_us > link.stream.config.linger_us
         ):
-            child_withdraw(bone, link)
-            bone.page_since = 0
+            child_withdraw(bone, up, link)
+            up.pages.since = 0
             if bone.table[slot] != link:
                 continue        # deleted: another may have moved here
         slot += 1
 
-cdef inline void backbone_upstream(backbone_t* bone) noexcept nogil:
-    # Is it there? Who stood still himself judges nobody by it.
-    if bone.now_us - bone.last_turn_us > HOP_PAUSE_US:
+cdef inline void backbone_upstreams(backbone_t* bone) noexcept nogil:
+    # Are they there? Who stood still himself judges nobody by it.
+    cdef bint paused = bone.now_us - bone.last_turn_us > PAUSE_US
+    cdef upstream_t* up
+    cdef uint32_t i
+    if paused:
         links_restart(bone)
-    if peer_is_silent(&bone.peer, bone.now_us, bone.last_turn_us, bone.silence_us):
-        bone.peer.state = PEER_UP       # peer_gone counts the change
-        peer_gone(bone, PEER_LOST)
-
-cdef inline void backbone_redial(backbone_t* bone) noexcept nogil:
-    # libzmq never dials again once it has taken a message for malformed, and learns late or never
-    # that a firewall has forgotten a connection: silence for long is answered by a new one.
-    if bone.now_us - bone.last_turn_us > HOP_PAUSE_US:
-        bone.redial_us = bone.unheard_us = 0
-    if bone.peer.state == PEER_UP:
-        bone.redial_us = 0
-        if bone.unheard_us != 0 and bone.now_us - bone.unheard_us > 2 * HOP_ANSWER_US:
-            bone.counters.redials_total += 1
-            dealer_connect(bone, bone.peer_address)     # holes go on ageing: it may never answer
-        return
-    bone.unheard_us = 0
-    if bone.peer.state != PEER_LOST and bone.peer.state != PEER_CONNECTING:
-        bone.redial_us = 0
-    elif bone.redial_us == 0:
-        bone.redial_us = bone.now_us + REDIAL_US + bone.engine.node_id[0] % REDIAL_US
-    elif bone.now_us >= bone.redial_us:
-        bone.redial_us = 0
-        bone.counters.redials_total += 1
-        bone.api.disconnect(bone.sub, bone.upstream)
-        bone.api.connect(bone.sub, bone.upstream)
+    for i in range(bone.upstreams_count):
+        up = &bone.upstreams[i]
+        if peer_is_silent(up.peer, bone.now_us, bone.last_turn_us, bone.silence_us):
+            up.peer.state = PEER_UP         # upstream_gone counts the change
+            upstream_gone(bone, up, PEER_LOST)
+        bone.counters.redials_total += upstream_redial(
+            up, bone.now_us, paused, bone.engine.node_id[0]
+        )
+    if bone.upstreams_count and load_u32(&bone.engine.directory_known) == 0:
+        directory_tell(bone)
 
 cdef inline void backbone_beacon(backbone_t* bone) noexcept nogil:
     cdef uint64_t now = now_us()
@@ -190,29 +180,31 @@ cdef inline void backbone_beacon(backbone_t* bone) noexcept nogil:
 
 cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
     cdef uint64_t now
+    cdef uint32_t i
     bone.again = bone.moved = False
     bone.counters.turns_total += 1
-    if bone.sub != NULL:
-        child_published(bone)
-        child_answers(bone)
-        backbone_upstream(bone)
-        backbone_redial(bone)
+    for i in range(bone.upstreams_count):
+        child_published(bone, &bone.upstreams[i])
+        child_answers(bone, &bone.upstreams[i])
+    backbone_upstreams(bone)
     if bone.xpub != NULL:
         parent_subscriptions(bone)
-        parent_requests(bone)
     backbone_dirty(bone)
     if bone.now_us >= bone.sweep_us:
         backbone_sweep(bone)
     backbone_touched(bone)
+    if bone.xpub != NULL:               # after the live frames: repairs wait for them
+        parent_requests(bone)
     if bone.tombs > TOMBS_MAX // 2:     # here nobody walks the table
         tombs_purge(bone)
-    if bone.sub != NULL:
-        ask_page(bone)
+    for i in range(bone.upstreams_count):
+        ask_page(bone, &bone.upstreams[i])
     now = now_us()
     if now >= bone.beacon_us or bone.beacon_now:
-        if now >= bone.outage_us and bone.sub != NULL:
+        if now >= bone.outage_us:
             bone.outage_us = now + BEACON_US
-            backbone_outage(bone)
+            for i in range(bone.upstreams_count):
+                backbone_outage(bone, &bone.upstreams[i])
         backbone_beacon(bone)
     bone.last_turn_us = bone.now_us
 
@@ -233,31 +225,41 @@ cdef inline void sleep_us(uint64_t wait_us) noexcept nogil:
     wait.tv_nsec = <long>(wait_us % 1000000 * 1000)
     clock_nanosleep(CLOCK_MONOTONIC, 0, &wait, NULL)
 
+cdef inline uint64_t backbone_due_us(backbone_t* bone, uint64_t now) noexcept nogil:
+    # The next timer: a beacon, a sweep, a page, an upstream's silence.
+    cdef uint64_t due = bone.beacon_us if bone.beacon_us < bone.sweep_us else bone.sweep_us
+    cdef upstream_t* up
+    cdef uint32_t i
+    for i in range(bone.upstreams_count):
+        up = &bone.upstreams[i]
+        if up.pages.request != 0 or up.pages.since != up.pages.wanted:
+            due = due if due < now + SWEEP_US else now + SWEEP_US
+        if up.peer.state == PEER_UP and up.peer.sign_us + bone.silence_us < due:
+            due = up.peer.sign_us + bone.silence_us + 1000
+    return due
+
+cdef inline void poll_add(relay_poll_t* items, int* count, void* socket) noexcept nogil:
+    if socket != NULL:
+        items[count[0]].socket = socket
+        items[count[0]].fd = 0
+        items[count[0]].events = RELAY_ZMQ_POLLIN
+        count[0] += 1
+
 cdef inline void backbone_wait(backbone_t* bone, uint64_t now) noexcept nogil:
     # Until something comes, or the next timer.
-    cdef relay_poll_t items[5]
-    cdef void* sockets[4]
-    cdef uint64_t due = bone.beacon_us if bone.beacon_us < bone.sweep_us else bone.sweep_us
+    cdef relay_poll_t items[3 + 2 * UPSTREAMS_MAX]
+    cdef uint64_t due = backbone_due_us(bone, now)
     cdef uint64_t value
+    cdef uint32_t i
     cdef int count = 1
-    cdef int i
-    if bone.sub != NULL and (bone.page_request != 0 or bone.page_since != bone.page_wanted):
-        due = due if due < now + SWEEP_US else now + SWEEP_US
-    if bone.peer.state == PEER_UP and bone.peer.sign_us + bone.silence_us < due:
-        due = bone.peer.sign_us + bone.silence_us + 1000
     items[0].socket = NULL
     items[0].fd = bone.engine.hub.kept_fd
     items[0].events = RELAY_ZMQ_POLLIN
-    sockets[0] = bone.xpub
-    sockets[1] = bone.router
-    sockets[2] = bone.sub
-    sockets[3] = bone.dealer
-    for i in range(4):
-        if sockets[i] != NULL:
-            items[count].socket = sockets[i]
-            items[count].fd = 0
-            items[count].events = RELAY_ZMQ_POLLIN
-            count += 1
+    poll_add(items, &count, bone.xpub)
+    poll_add(items, &count, bone.router)
+    for i in range(bone.upstreams_count):
+        poll_add(items, &count, bone.upstreams[i].sub)
+        poll_add(items, &count, bone.upstreams[i].dealer)
     store_u32(&bone.engine.hub.asleep, 1)
     fence()
     if load_pointer(<void**>&bone.engine.hub.dirty) != NULL or due <= now or load_u32(&bone.stop):
@@ -273,7 +275,7 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
     cdef uint64_t pause_us
     cdef uint64_t messages
     cdef uint64_t bytes
-    bone.load_from_us = bone.last_turn_us = now_us()
+    bone.opened_us = bone.load_from_us = bone.last_turn_us = now_us()
     pthread_mutex_lock(&bone.turn_lock)
     backbone_streams(bone)
     pthread_mutex_unlock(&bone.turn_lock)
@@ -309,11 +311,18 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
 
 cdef inline void backbone_last_words(backbone_t* bone) noexcept nogil:
     # Children switch at once instead of waiting for the silence.
+    cdef uint32_t i
     if bone.xpub != NULL and not bone.goodbye_said:
         parent_beacon(bone, BEACON_DRAINING | BEACON_GOODBYE)
-    dealer_close(bone)
+    for i in range(bone.upstreams_count):
+        dealer_close(&bone.upstreams[i])
 
 cdef inline void backbone_subscribe(backbone_t* bone) noexcept nogil:
+    # Beacons of each upstream, whatever it feeds.
     cdef unsigned char topic[WIRE_TOPIC_BYTES]
+    cdef uint32_t i
     put_topic(topic, KIND_BEACON, 0)
-    bone.api.setsockopt(bone.sub, RELAY_ZMQ_SUBSCRIBE, topic, WIRE_TOPIC_BYTES)
+    for i in range(bone.upstreams_count):
+        bone.api.setsockopt(
+            bone.upstreams[i].sub, RELAY_ZMQ_SUBSCRIBE, topic, WIRE_TOPIC_BYTES
+        )

@@ -1,35 +1,38 @@
-# backbone_state.pxd: what the backbone thread keeps: a link for each stream, the order of the
-# directory, the keys its children want.
+# backbone_state.pxd: what the backbone thread keeps: its upstreams, a link for each stream, the
+# order of the directory, the keys its children want.
 #
 # Rules of this room
 #   1. All of it is owned by the backbone thread; others look only under turn_lock (a snapshot).
-#   2. Bounds: links ≤ streams_max + TOMBS_MAX; demand ≤ subscriptions_max keys; nothing grows
-#      otherwise.
+#   2. Bounds: upstreams ≤ UPSTREAMS_MAX; links ≤ streams_max + TOMBS_MAX; demand ≤
+#      subscriptions_max keys; nothing grows otherwise.
 #   3. A link holds one reference on its stream; its cursor (out) one on a ring.
 #   4. Every listed change gets the next directory version; links are ordered by it, oldest first.
 #   5. Knows no sockets' use: only where they are kept.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
-from relay._core.hop cimport HOP_NOTHING, hop_t, peer_t
+from relay._core.hop cimport HOP_NOTHING, hop_forget, hop_open, hop_t
+from relay._core.parents cimport DEPTH_MAX, PARENT_NONE, feed_hops, feed_listing, peer_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
     MOUNT_BYTES_MAX, WRITER_LOCAL, stream_drop, stream_ring_drop, stream_t,
 )
-from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PATH_MAX, WIRE_REASONS
 from relay._core.thread cimport pthread_t
-from relay._core.zmq_api cimport curve_t, zmq_api_t
+from relay._core.upstream cimport UPSTREAMS_MAX, upstream_closed, upstream_t
+from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_REASONS
+from relay._core.zmq_api cimport zmq_api_t
 
 cdef enum:
     TOMBS_MAX = 1024              # removed streams that the directory still remembers
     PREFETCH_MAX = 4096
     BACKBONE_READER = 64          # our place in retire.pxd
+    RECEIVES_MAX = 1024           # messages of one socket in a turn
 
 cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t received_messages_total
@@ -60,7 +63,12 @@ cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t mount_conflicts_total    # the upstream has a mount that a local source writes
     uint64_t pages_asked_total
     uint64_t upstreams_lost_total
-    uint64_t switches_total           # the upstream is another node than before
+    uint64_t switches_total           # an upstream is another node than before
+    uint64_t moves_total              # a stream comes from another upstream than before
+    uint64_t shadowed_total           # epochs that have lost against a higher one of the mount
+    uint64_t lost_gone_frames_total   # given up: no upstream will ever have them
+    uint64_t lost_wait_frames_total   # given up: they did not come in time
+    uint64_t lost_outage_frames_total # given up: more than the ring bridges
     uint64_t loops_total
     uint64_t turns_total
     uint64_t refused_total[WIRE_REASONS]
@@ -84,12 +92,9 @@ cdef struct link_t:
     uint64_t listed_epoch
     uint32_t listed_up
     uint32_t listed_info
-    # the upstream's
-    bint from_upstream
-    bint told_up
-    uint32_t told_hops
-    uint64_t told_origin
-    uint64_t round                # of the snapshot that last had it
+    uint32_t listed_hops
+    # the upstreams'
+    bint from_upstream            # at least one lists it
     bint prefetch
     bint conflict
     hop_t hop
@@ -116,8 +121,10 @@ cdef struct backbone_t:
     void* context
     void* xpub                    # NULL: nobody may attach to us
     void* router
-    void* sub                     # NULL: no upstream
-    void* dealer                  # NULL until the first beacon; made and closed by the thread
+    upstream_t upstreams[UPSTREAMS_MAX]
+    peer_t peers[UPSTREAMS_MAX]   # what decisions see of them
+    uint32_t upstreams_count
+    bint merge                    # all upstreams feed, the first copy wins; else one feeds
     pthread_t thread
     pthread_mutex_t turn_lock     # held during a turn; a snapshot waits for its end
     uint32_t stop                 # set by close()
@@ -128,9 +135,6 @@ cdef struct backbone_t:
     uint64_t repair_wait_us
     uint32_t router_port
     char advertise[WIRE_ADDRESS_BYTES_MAX + 1]
-    char upstream_host[WIRE_ADDRESS_BYTES_MAX + 1]   # tcp://host, without the port
-    char upstream[WIRE_ADDRESS_BYTES_MAX + 1]        # tcp://host:port, as the SUB was connected
-    curve_t curve                 # our keys and the upstream's, for the DEALER
     uint64_t prefetch[PREFETCH_MAX]
     uint32_t prefetch_count
     uint32_t fault_drop_every     # tests: drops each n-th run that comes; 0: none
@@ -151,31 +155,14 @@ cdef struct backbone_t:
     share_t* asker
     share_t* asker_run
     uint64_t answered_bytes       # in this turn
-    # the upstream
-    peer_t peer
-    uint64_t peer_id[2]
-    uint32_t peer_version
-    uint64_t peer_path[WIRE_PATH_MAX]
-    uint32_t peer_path_count
-    uint32_t peer_port
-    uint32_t peer_load
-    char peer_address[512]
-    uint64_t redial_us            # when a silent SUB is connected anew; 0: not silent
-    # since when the DEALER has asked and heard nothing; 0: it has heard
-    uint64_t unheard_us
-    uint64_t page_since           # the version up to which we have its directory
-    uint64_t page_wanted          # its version, as the last beacon said
-    uint64_t page_round           # of the snapshot being taken; 0: only changes
-    uint64_t rounds
-    uint64_t page_best            # how far the pages of this run have come
-    uint32_t page_stuck           # pages of this run that brought no newer version
-    uint32_t page_request         # 0: none open
-    uint64_t page_answer_by_us
-    uint64_t page_retry_us
-    uint32_t request              # the last id
-    uint32_t window               # requests open now
+    # of answers: grows with time, shrinks with each; below 0 the last one was more than was left
+    int64_t allowed_bytes
+    uint64_t allowed_us           # when it last grew
+    uint64_t rounds               # snapshots of directories that were begun
+    uint32_t request              # the id of the last request, whatever the upstream
     # time
     uint64_t now_us
+    uint64_t opened_us
     uint64_t last_turn_us
     uint64_t beacon_us            # when the next is due
     uint64_t outage_us            # when the upstream's absence is next judged
@@ -240,6 +227,10 @@ cdef inline void keys_remove(keys_t* keys, uint64_t key) noexcept nogil:
             slot = probe
         probe = (probe + 1) & mask
 
+cdef inline bint directory_is_whole(backbone_t* bone) noexcept nogil:
+    # May children be told what there is? A relay that restarted presents no half directory.
+    return bone.upstreams_count == 0 or load_u32(&bone.engine.directory_known)
+
 # --- links ---------------------------------------------------------------------------------------
 
 cdef inline uint64_t link_slot(backbone_t* bone, uint64_t key) noexcept nogil:
@@ -270,6 +261,7 @@ cdef inline link_t* link_of(backbone_t* bone, stream_t* stream) noexcept nogil:
         if link == NULL:
             return NULL
         link.key = stream.key
+        hop_open(&link.hop, bone.upstreams_count)
         link.mount_bytes = stream.mount_bytes
         memcpy(link.mount, stream.mount, stream.mount_bytes)
         for i in range(bone.prefetch_count):
@@ -298,14 +290,14 @@ cdef inline void link_close_out(link_t* link) noexcept nogil:
 
 cdef inline void link_let_go(backbone_t* bone, link_t* link) noexcept nogil:
     # Its stream has left the table.
-    if link.hop.asked != HOP_NOTHING and bone.window > 0:
-        bone.window -= 1
+    if link.hop.asked != HOP_NOTHING:
+        upstream_closed(&bone.upstreams[link.hop.asked_of])
     link_close_out(link)
     store_u32(&link.stream.downstream, 0)
     link.stream.link = NULL
     stream_drop(link.stream)
     link.stream = NULL
-    memset(&link.hop, 0, sizeof(hop_t))
+    hop_forget(&link.hop)
 
 cdef inline void link_unlist(backbone_t* bone, link_t* link) noexcept nogil:
     # Out of the directory's order.
@@ -367,7 +359,7 @@ cdef inline void tombs_purge(backbone_t* bone) noexcept nogil:
 cdef inline void link_bury(backbone_t* bone, link_t* link) noexcept nogil:
     # The stream is gone from this node: children are told, then it is forgotten.
     link_let_go(bone, link)
-    link.from_upstream = link.told_up = False
+    link.from_upstream = False
     free(link.header)
     link.header = NULL
     if link.version == 0:
@@ -377,21 +369,34 @@ cdef inline void link_bury(backbone_t* bone, link_t* link) noexcept nogil:
     link_list(bone, link)
     bone.tombs += 1
 
+cdef inline bint is_ours(link_t* link) noexcept nogil:
+    # Nobody above us may have more of it than we.
+    return not link.from_upstream or load_u32(&link.stream.writer) == WRITER_LOCAL
+
 cdef inline void link_note(backbone_t* bone, link_t* link) noexcept nogil:
     # Has anything changed that the directory says of this stream?
     cdef stream_t* stream = link.stream
-    cdef bint local = not link.from_upstream or load_u32(&stream.writer) == WRITER_LOCAL
-    cdef uint64_t epoch = load_u64(&stream.epoch_highest) if local else link.hop.told_epoch
-    cdef uint32_t up = load_u32(&stream.source_up) if local else link.told_up
+    cdef uint64_t epoch = load_u64(&stream.epoch_highest)
+    cdef uint32_t up = load_u32(&stream.source_up)
     cdef uint32_t info = load_u32(&stream.info_changes)
+    cdef uint32_t hops = 0
+    cdef uint32_t told
+    if not is_ours(link):
+        epoch = link.hop.told_epoch
+        told = feed_listing(&link.hop.feed, epoch)
+        up = told != PARENT_NONE and link.hop.feed.parents[told].up
+        hops = feed_hops(&link.hop.feed, epoch, bone.merge)
+        if hops > DEPTH_MAX:
+            hops = link.listed_hops if link.listed_hops else DEPTH_MAX
     if epoch == 0 and info == 0:
         return
     if epoch != link.listed_epoch or up != link.listed_up or info != link.listed_info or (
-        link.version == 0
+        hops != link.listed_hops or link.version == 0
     ):
         link.listed_epoch = epoch
         link.listed_up = up
         link.listed_info = info
+        link.listed_hops = hops
         link_list(bone, link)
 
 # --- open and close ------------------------------------------------------------------------------

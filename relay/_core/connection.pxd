@@ -2,8 +2,8 @@
 #
 # Rules of this room
 #   1. Only the shard's own thread calls here. A record is in at most one slot of the wheel.
-#   2. Bounds: records = listeners_max + heads_max + PARTING_MAX, preallocated; counters are the
-#      shard's own and published once a turn.
+#   2. Bounds: a record for each place of the node (listeners_max + heads_max), preallocated;
+#      counters are the shard's own and published once a turn.
 #   3. Does not know requests and replies (door.pxd) nor the order of a turn (shard.pxd).
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -13,15 +13,21 @@ from libc.string cimport memcpy, memset
 from relay._core.atomics cimport add_u64, fence, load_u64, store_u64, sub_u32
 from relay._core.engine cimport engine_t, now_us
 from relay._core.handover cimport EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd
+from relay._core.heads cimport heads_close, heads_count, heads_drop, heads_open, heads_t
 from relay._core.http_head cimport HEAD_BYTES_MAX
 from relay._core.listener cimport (
     END_CLOSED, END_REASONS, END_RESET, END_SHUTDOWN, FLOW_BLOCKED, FLOW_MORE, FREE, HEAD,
     MSG_DONTWAIT, PARTING, flow_t, listener_flow, listener_leave_ring, listener_t,
 )
+from relay._core.observe cimport (
+    SEEN_GAP, SEEN_JOIN, SEEN_SKIP, observe, observe_busy, observe_lateness, observed_t,
+)
 from relay._core.pace cimport (
-    NOBODY, pace_slots, wheel_close, wheel_join, wheel_open, wheel_put, wheel_remove, wheel_t,
+    NOBODY, pace_slots, wheel_close, wheel_holds, wheel_join, wheel_open, wheel_put, wheel_remove,
+    wheel_return, wheel_t,
 )
 from relay._core.stream cimport hub_tell, stream_drop, stream_t
+from relay._core.tempo cimport tempo_pace_us, tempo_t, tempo_turn
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -52,28 +58,21 @@ cdef extern from "door.h" nogil:
     void door_address(const sockaddr_storage* from_, uint8_t* address, uint16_t* port)
     int door_reserve()
     uint32_t http_date(uint64_t unix_s, char* out)
+    int door_error(int fd)
 
 cdef enum:
     EVENTS_MAX = 512
-    PARTING_MAX = 1024        # refused connections whose close is awaited; more are closed at once
+    PARTING_MAX = 1024        # refused connections whose close is awaited; more are closed at once,
+                              # and so is what exceeds half of heads_max
     PARTING_US = 1000000
     GARBAGE_BYTES_MAX = 65536 # what a listener may send after its head
-    ADDRESS_BUCKETS = 4096
 
 cdef enum:  # epoll data that is no record
     DATA_LISTEN = 0xFFFFFFFF
     DATA_WAKE = 0xFFFFFFFE
 
-cdef enum:  # refusals: index into the shard's counters
-    REFUSED_NOT_FOUND = 0
-    REFUSED_FULL = 1          # listeners_max of the node or the mount
-    REFUSED_UPSTREAM = 2      # the upstream is down
-    REFUSED_MALFORMED = 3
-    REFUSED_TOO_LARGE = 4
-    REFUSED_METHOD = 5
-    REFUSED_BUSY = 6          # the queue to the slow door is full, or the node goes down
-    REFUSED_DESCRIPTORS = 7
-    REFUSED_REASONS = 8
+cdef enum:
+    REFUSED_REASONS = 8       # replies.h tells them
 
 cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t accepts_total
@@ -83,11 +82,16 @@ cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t short_writes_total
     uint64_t skips_total
     uint64_t handovers_total
+    uint64_t redirects_total  # sent on to another node instead of being refused
     uint64_t heads_expired_total
     uint64_t heads_evicted_total
     uint64_t turns_total
     uint64_t busy_us_total
     uint64_t late_us_max      # the furthest that serving ever fell behind its slot
+    uint64_t behind_us_total  # by which all were put off: more were due than could be served
+    uint64_t pace_ms          # the auto pace now
+    uint64_t pace_changes_total
+    uint64_t pace_moves_total # listeners that took another pace
     uint64_t ended_total[END_REASONS]
     uint64_t refused_total[REFUSED_REASONS]
     uint64_t heads            # now
@@ -99,16 +103,19 @@ cdef struct shard_t:
     int epoll_fd, listen_fd, wake_fd, reserve_fd
     uint32_t stop             # 1: end the thread
     uint64_t shut_until_us    # > 0: the door is not watched until then
+    bint callers              # somebody waits, or may wait, at the listening socket
     uint32_t draining         # 1: no new ones; each listener ends at its next frame boundary
     listener_t* records       # records_max; owned
     uint32_t records_max
     uint32_t* unused          # stack of free records; owned
     uint32_t unused_count
     wheel_t wheel
-    uint32_t oldest_head, newest_head
-    uint32_t heads
+    tempo_t tempo
+    heads_t heads
     uint32_t parting
-    uint16_t heads_by_address[ADDRESS_BUCKETS]
+    uint32_t parting_max
+    uint64_t dice             # for jitter
+    uint32_t redirect_next    # whose turn it is of engine.redirects
     uint64_t date_s           # the second that date_text tells
     char date_text[32]
     uint8_t bytes[HEAD_BYTES_MAX]   # heads that come whole are read here
@@ -116,6 +123,7 @@ cdef struct shard_t:
     shard_counters_t counters
     uint64_t published_version  # odd while `published` changes
     shard_counters_t published
+    observed_t observed       # read where it is: observe.pxd
 
 # --- life -----------------------------------------------------------------------------------------
 
@@ -133,10 +141,17 @@ cdef inline int shard_open(
     shard.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
     shard.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     shard.reserve_fd = door_reserve()
-    shard.oldest_head = shard.newest_head = NOBODY
+    shard.parting_max = min(<uint32_t>PARTING_MAX, engine.heads_max // 2)
+    shard.dice = engine.node_id[1] ^ <uint64_t>(number + 1) * <uint64_t>0x9E3779B97F4A7C15 | 1
+    shard.redirect_next = number
+    shard.heads.counted_max = max(engine.heads_max // engine.shards, <uint32_t>1)
+    shard.heads.per_address_max = max(engine.heads_per_address_max // engine.shards, <uint32_t>1)
+    shard.heads.grace_us = engine.head_grace_us
+    shard.heads.timeout_us = engine.head_timeout_us
     if (
         shard.records == NULL or shard.unused == NULL or shard.epoll_fd < 0 or shard.wake_fd < 0
         or wheel_open(&shard.wheel, records_max, now_us()) != 0
+        or heads_open(&shard.heads, records_max, engine.node_id[0]) != 0
     ):
         return -1
     for i in range(records_max):
@@ -155,6 +170,18 @@ cdef inline bint shard_watch_door(shard_t* shard) noexcept nogil:
     event.data.u64 = DATA_LISTEN
     return epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, shard.listen_fd, &event) == 0
 
+cdef inline bint shard_watch(shard_t* shard, uint32_t index) noexcept nogil:
+    # Registered once; edges only: costs nothing while the listener is healthy. What has come
+    # before is told as well: epoll_ctl(2) looks at once.
+    cdef epoll_event event
+    cdef listener_t* listener = &shard.records[index]
+    if listener.watched:
+        return True
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLOUT | EPOLLET
+    event.data.u64 = index | (<uint64_t>listener.generation << 32)
+    listener.watched = epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) == 0
+    return listener.watched
+
 cdef inline void shard_close(shard_t* shard) noexcept nogil:
     # The thread has ended, or shard_open has failed.
     cdef uint32_t i
@@ -168,11 +195,12 @@ cdef inline void shard_close(shard_t* shard) noexcept nogil:
     if shard.reserve_fd >= 0:
         close(shard.reserve_fd)
     wheel_close(&shard.wheel)
+    heads_close(&shard.heads)
     free(shard.records)
     free(shard.unused)
 
 cdef inline void shard_publish(shard_t* shard) noexcept nogil:
-    shard.counters.heads = shard.heads
+    shard.counters.heads = heads_count(&shard.heads)
     store_u64(&shard.published_version, shard.published_version + 1)
     fence()
     memcpy(&shard.published, &shard.counters, sizeof(shard_counters_t))
@@ -204,21 +232,65 @@ cdef inline void shard_flow(
     if flow.skipped:
         shard.counters.skips_total += 1
         add_u64(&listener.stream.counters.skips_total, 1)
+        observe(&shard.observed, SEEN_SKIP, 0, flow.skipped_us)
     if status < 0:
         shard_end(shard, index, -status)
         return
+    if flow.position < listener.position and listener.sent_bytes > sent_before:
+        shard_book_audio(shard, listener, flow)
     listener.blocked = status == FLOW_BLOCKED
     if listener.blocked:
         shard.counters.short_writes_total += 1
     if status == FLOW_MORE:
         listener.hurried = True
-        wheel_put(&shard.wheel, index, shard.wheel.slot)
+        wheel_put(&shard.wheel, index, shard.wheel.until)
     elif listener.hurried:
         listener.hurried = False    # those who caught up together spread out again
-        wheel_join(&shard.wheel, index, listener.stream.config.pace_us)
-    elif shard.wheel.links[index].slot == <uint32_t>NOBODY:
-        wheel_put(&shard.wheel, index,
-                  shard.wheel.slot - 1 + pace_slots(listener.stream.config.pace_us))
+        shard_join_wheel(shard, index)
+    elif not wheel_holds(&shard.wheel, index):
+        shard.counters.pace_moves_total += wheel_return(
+            &shard.wheel, index, &listener.pace, shard_pace(shard, listener)
+        )
+
+cdef inline uint64_t shard_pace(shard_t* shard, const listener_t* listener) noexcept nogil:
+    # The pace that a listener of this mount is to have now, in slots.
+    return pace_slots(tempo_pace_us(
+        &shard.tempo, listener.stream.config.pace_us_min, listener.stream.config.pace_us_max
+    ))
+
+cdef inline void shard_join_wheel(shard_t* shard, uint32_t index) noexcept nogil:
+    # A place for a new listener, or for one that was served out of its turn.
+    cdef listener_t* listener = &shard.records[index]
+    listener.pace = <uint8_t>shard_pace(shard, listener)
+    wheel_join(&shard.wheel, index, listener.pace)
+
+cdef inline void shard_keep_tempo(
+    shard_t* shard, uint64_t began_us, uint64_t served_us, uint64_t behind_us
+) noexcept nogil:
+    # At the end of a turn: what it has cost, and whether the pace is to follow.
+    cdef uint64_t now = now_us()
+    shard.counters.busy_us_total += now - began_us
+    observe_busy(&shard.observed, began_us, now)
+    shard.counters.behind_us_total += behind_us
+    shard.counters.pace_changes_total += tempo_turn(
+        &shard.tempo, shard.counters.listeners, now, served_us - began_us, now - served_us,
+        behind_us,
+    )
+    shard.counters.pace_ms = shard.tempo.pace_us // 1000
+
+cdef inline void shard_book_audio(
+    shard_t* shard, listener_t* listener, flow_t* flow
+) noexcept nogil:
+    # Audio went out: how soon? By a clock of its own, 20 ns: a full turn lasts tens of ms, and who
+    # is served last in it must not be told as if he were first.
+    cdef uint64_t now = now_us()
+    observe(&shard.observed, SEEN_GAP if listener.heard else SEEN_JOIN, listener.audio_us, now)
+    if flow.position >= listener.burst_position:
+        observe_lateness(
+            &shard.observed, listener.ring, flow.position, shard.counters.turns_total, now
+        )
+    listener.audio_us = now
+    listener.heard = True
 
 cdef inline void shard_end(shard_t* shard, uint32_t index, int reason) noexcept nogil:
     # The end of a listener, with its counted reason.
@@ -233,7 +305,7 @@ cdef inline void shard_free(shard_t* shard, uint32_t index) noexcept nogil:
     cdef uint32_t generation = listener.generation
     wheel_remove(&shard.wheel, index)
     if listener.state == HEAD:
-        shard_head_remove(shard, index)
+        heads_drop(&shard.heads, index)
     if listener.state == PARTING:
         shard.parting -= 1
     shard_leave(shard, listener)
@@ -245,6 +317,7 @@ cdef inline void shard_free(shard_t* shard, uint32_t index) noexcept nogil:
     listener.generation = generation + 1
     shard.unused[shard.unused_count] = index
     shard.unused_count += 1
+    sub_u32(&shard.engine.places, 1)
 
 cdef inline void shard_leave(shard_t* shard, listener_t* listener) noexcept nogil:
     # Gives ring, stream and the places in the counts back.
@@ -257,27 +330,6 @@ cdef inline void shard_leave(shard_t* shard, listener_t* listener) noexcept nogi
     listener.stream = NULL
     sub_u32(&shard.engine.listeners, 1)
     shard.counters.listeners -= 1
-
-cdef inline uint16_t* shard_bucket(shard_t* shard, listener_t* listener) noexcept nogil:
-    # Addresses that share a bucket share its bound: cheap, and only ever too strict.
-    cdef uint32_t hash = <uint32_t>2166136261
-    cdef int i
-    for i in range(16):
-        hash = (hash ^ listener.address[i]) * <uint32_t>16777619
-    return &shard.heads_by_address[(hash ^ (hash >> 16)) % ADDRESS_BUCKETS]
-
-cdef inline void shard_head_remove(shard_t* shard, uint32_t index) noexcept nogil:
-    cdef listener_t* listener = &shard.records[index]
-    shard_bucket(shard, listener)[0] -= 1
-    if listener.older != <uint32_t>NOBODY:
-        shard.records[listener.older].newer = listener.newer
-    else:
-        shard.oldest_head = listener.newer
-    if listener.newer != <uint32_t>NOBODY:
-        shard.records[listener.newer].older = listener.older
-    else:
-        shard.newest_head = listener.older
-    shard.heads -= 1
 
 cdef inline bint shard_swallow(shard_t* shard, listener_t* listener) noexcept nogil:
     # A listener has nothing to say after its head; a little is read and forgotten.

@@ -14,7 +14,7 @@ from relay._core.frames cimport (
     FRAME_BYTES_MAX, FRAME_CHAIN, SCAN_OGG, cut_t, le32, scan_next, scan_open, scan_t,
 )
 from relay._core.frames_ogg cimport OGG_SERIAL_OFFSET, OGG_SERIAL_STEP, ogg_mask_serial
-from relay._core.stream cimport stream_push, stream_t
+from relay._core.stream cimport stream_mark, stream_push, stream_t
 
 cdef enum:
     CARRY_BYTES = 2 * FRAME_BYTES_MAX
@@ -95,11 +95,12 @@ cdef inline int64_t cutter_cut(cutter_t* cutter, const uint8_t* bytes, size_t si
     return <int64_t>used
 
 cdef inline int64_t cutter_feed(
-    cutter_t* cutter, const uint8_t* bytes, size_t size,
+    cutter_t* cutter, const uint8_t* bytes, size_t size, uint64_t now_us,
 ) noexcept nogil:
     # Takes all of them; 0, or < 0: not what the format promises (scan_reason).
     cdef size_t piece
     cdef int64_t used = 0
+    stream_mark(cutter.stream, now_us)
     while cutter.carry_bytes > 0 and size > 0:
         piece = CARRY_BYTES - cutter.carry_bytes
         piece = piece if piece < size else size

@@ -14,6 +14,7 @@ from relay._core.atomics cimport add_u32, load_u32, store_u32
 from relay._core.handover cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, handover_close, handover_open, handover_t,
 )
+from relay._core.redirect cimport REDIRECTS_MAX, base_set, base_t
 from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, retire_close, retire_open, retire_t,
@@ -59,9 +60,15 @@ cdef struct engine_t:
     handover_t sources        # PUT and SOURCE
     uint32_t listeners        # attached now, all shards
     uint32_t listeners_max
-    uint32_t heads_max        # unfinished request heads, each shard
+    uint32_t places           # connections of all shards now: listeners, heads, those who part
+    uint32_t places_max       # listeners_max + heads_max: what the file limit was checked against
+    uint32_t heads_max        # unfinished request heads that count (heads.pxd), all shards
     uint32_t heads_per_address_max
+    uint32_t shards           # how many there will be; set before the first is opened
     uint64_t head_timeout_us
+    uint64_t head_grace_us
+    base_t redirects[REDIRECTS_MAX]   # other nodes; set before the threads start
+    uint32_t redirects_count
     uint64_t join_wait_us
     uint64_t node_id[2]       # 128 random bits, new at each start
     uint32_t has_upstream     # 1: an upstream is configured
@@ -88,6 +95,26 @@ cdef inline const stream_config_t* engine_config(engine_t* engine, uint64_t key)
             return &engine.overrides[i].config
     return &engine.defaults
 
+cdef inline void engine_pace_range(
+    engine_t* engine, uint64_t* floor_us, uint64_t* ceiling_us
+) noexcept nogil:
+    # Where a pace that is chosen by load may lie: the range of all mounts that leave a choice.
+    cdef const stream_config_t* config = &engine.defaults
+    cdef uint32_t i
+    floor_us[0] = config.pace_us_min
+    ceiling_us[0] = config.pace_us_max
+    for i in range(engine.overrides_count):
+        config = &engine.overrides[i].config
+        if config.pace_us_min >= config.pace_us_max:
+            continue
+        if floor_us[0] >= ceiling_us[0]:
+            floor_us[0] = config.pace_us_min
+            ceiling_us[0] = config.pace_us_max
+        if config.pace_us_min < floor_us[0]:
+            floor_us[0] = config.pace_us_min
+        if config.pace_us_max > ceiling_us[0]:
+            ceiling_us[0] = config.pace_us_max
+
 cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nogil:
     # -1: no memory, or more than STREAMS_MAX.
     if streams_max > STREAMS_MAX:
@@ -111,6 +138,17 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
     engine.upstream_up = 1
     pthread_mutex_init(&engine.table_lock, NULL)
     retire_open(&engine.retire)
+    return 0
+
+cdef inline int engine_add_redirect(
+    engine_t* engine, const char* base, uint64_t size
+) noexcept nogil:
+    # -1: one too many, or not what base_set takes.
+    if engine.redirects_count == REDIRECTS_MAX:
+        return -1
+    if not base_set(&engine.redirects[engine.redirects_count], base, size):
+        return -1
+    engine.redirects_count += 1
     return 0
 
 cdef inline int engine_hub_open(engine_t* engine) noexcept nogil:

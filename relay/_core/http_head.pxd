@@ -2,7 +2,7 @@
 #
 # Rules of this room
 #   1. Length-limited (HEAD_BYTES_MAX, FIELDS_MAX), no copy except of the decoded path; every byte
-#      is looked at once when the head is whole. Input is hostile.
+#      is looked at when the head is whole. Input is hostile.
 #   2. Answers with a status: > 0 bytes of the head, 0 more needed, < 0 minus the HTTP status of a
 #      refusal.
 #   3. Knows only the few fields that a listener's request needs; sources are parsed in Python.
@@ -34,6 +34,8 @@ cdef struct head_t:           # what the request says
     int minor                 # HTTP/1.minor; 0 for ICE/1.0
     uint32_t path_bytes
     char path[PATH_BYTES_MAX + 1]   # percent-decoded, without the query
+    const uint8_t* target     # path and query as they came; borrowed from the head's bytes
+    uint32_t target_bytes
     bint icy                  # Icy-MetaData: non-zero
     uint32_t fields
 
@@ -82,12 +84,16 @@ cdef inline int head_path(head_t* head, const uint8_t* bytes, uint64_t size) noe
     cdef int low
     cdef uint8_t c
     head.path_bytes = 0
+    head.target_bytes = 0
     if size > 7 and strncasecmp(<const char*>bytes, b"http://", 7) == 0:
         i = 7
         while i < size and bytes[i] != 47:
             i += 1
     if i >= size or (bytes[i] != 47 and not (size == 1 and bytes[0] == 42)):
         return -400
+    head.target = bytes + i
+    while i + head.target_bytes < size and bytes[i + head.target_bytes] != 35:
+        head.target_bytes += 1
     while i < size and bytes[i] != 63 and bytes[i] != 35:
         c = bytes[i]
         if c <= 32:
@@ -172,6 +178,8 @@ cdef inline int head_parse(head_t* head, const uint8_t* bytes, uint64_t size) no
     head.icy = False
     head.fields = 0
     head.path_bytes = 0
+    head.target = NULL
+    head.target_bytes = 0
     while begin < size and status == 0:
         end = begin
         while bytes[end] != 10:

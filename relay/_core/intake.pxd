@@ -36,7 +36,7 @@ cdef enum:
     INTAKE_READ_BYTES = 8192  # 2 s of 32 kbit/s: what one read may put the source ahead
     INTAKE_EVENTS = 64
     INTAKE_HOLD_US_MIN = 20000
-    INTAKE_WAIT_MS = 100      # as long as a shard waits: who watches over the threads sees it turn
+    INTAKE_WAIT_MS_MAX = 1000
 
 cdef enum:  # state of a member
     INTAKE_FREE = 0
@@ -127,7 +127,7 @@ cdef inline void intake_end(
     eventfd_write(intake.event_fd, 1)
 
 cdef inline int64_t intake_feed(
-    intake_member_t* member, const uint8_t* bytes, uint64_t size,
+    intake_member_t* member, const uint8_t* bytes, uint64_t size, uint64_t now,
 ) noexcept nogil:
     # 0, or why this source cannot go on.
     cdef uint64_t audio_bytes
@@ -139,7 +139,7 @@ cdef inline int64_t intake_feed(
         bytes += step
         size -= <uint64_t>step
         if audio_bytes > 0:
-            step = cutter_feed(member.cutter, bytes - audio_bytes, audio_bytes)
+            step = cutter_feed(member.cutter, bytes - audio_bytes, audio_bytes, now)
             if step < 0:
                 return step
     return INTAKE_WHOLE if member.body.state == BODY_ENDED else 0
@@ -176,7 +176,7 @@ cdef inline int64_t intake_attach(
     if not intake_watch(intake, index):
         intake_detach(intake, index)
         return -2
-    reason = intake_feed(member, first, first_bytes)
+    reason = intake_feed(member, first, first_bytes, now_us())
     if reason != 0:
         intake_end(intake, member, reason)
     return index
@@ -206,14 +206,14 @@ cdef inline void intake_read(intake_t* intake, intake_member_t* member) noexcept
         member.error = errno if got < 0 else 0
         intake_end(intake, member, INTAKE_LOST if got < 0 else INTAKE_CLOSED)
         return
-    reason = intake_feed(member, intake.bytes, <uint64_t>got)
+    now = now_us()
+    reason = intake_feed(member, intake.bytes, <uint64_t>got, now)
     if reason != 0:
         intake_end(intake, member, reason)
         return
     if not member.has_audio and member.cutter.fed_media_us > 0:
         member.has_audio = True
         eventfd_write(intake.event_fd, 1)
-    now = now_us()
     ahead_us = cutter_ahead_us(member.cutter, now) - member.ahead_us_max
     if ahead_us > 0:
         intake_unwatch(intake, member)
@@ -224,12 +224,13 @@ cdef inline void intake_read(intake_t* intake, intake_member_t* member) noexcept
         intake.held += 1
 
 cdef inline int intake_resume(intake_t* intake, uint64_t now) noexcept nogil:
-    # Reads on from those with whom real time has caught up; how long to wait at most, ms.
-    cdef uint64_t next_us = now + INTAKE_WAIT_MS * 1000
+    # Reads on from those with whom real time has caught up; how long to wait at most, ms (-1: until
+    # something comes).
+    cdef uint64_t next_us = now + INTAKE_WAIT_MS_MAX * 1000
     cdef uint32_t i
     cdef intake_member_t* member
     if intake.held == 0:
-        return INTAKE_WAIT_MS
+        return -1
     for i in range(intake.members_top):
         member = &intake.members[i]
         if member.state != INTAKE_HELD:
@@ -260,7 +261,7 @@ cdef inline void intake_run(intake_t* intake) noexcept nogil:
     # The thread's loop, until `stop`.
     cdef epoll_event events[INTAKE_EVENTS]
     cdef int count
-    cdef int wait_ms = INTAKE_WAIT_MS
+    cdef int wait_ms = -1
     while not load_u32(&intake.stop):
         count = epoll_wait(intake.epoll_fd, events, INTAKE_EVENTS, wait_ms)
         pthread_mutex_lock(&intake.lock)

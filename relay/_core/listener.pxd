@@ -17,8 +17,8 @@ from relay._core.atomics cimport add_u32, load_u32, load_u64
 from relay._core.icy cimport ICY_METAINT
 from relay._core.ring cimport (
     audio_bytes, frame_t, header_t, ring_at, ring_burst_sequence, ring_header, ring_read_entry,
-    ring_readable_end, ring_sequence_at, ring_start_after, ring_t, ring_tail_position, ring_title,
-    ring_was_overtaken, title_t,
+    ring_readable_end, ring_sequence_at, ring_start_after, ring_t, ring_tail_position,
+    ring_tail_sequence, ring_title, ring_was_overtaken, title_t,
 )
 from relay._core.stream cimport (
     RINGS_MAX, info_t, stream_ring_drop, stream_ring_take, stream_t,
@@ -37,6 +37,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void* bytes, size_t size, int flags)
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
+    int MSG_EOR
 
 cdef extern from "<errno.h>" nogil:
     int errno
@@ -44,10 +45,11 @@ cdef extern from "<errno.h>" nogil:
     int EINTR
     int EMFILE
     int ENFILE
+    int ETIMEDOUT
 
 cdef enum:
     PARTS_MAX = 8
-    SEND_BYTES_MAX = 262144   # one listener's share of one turn
+    SEND_BYTES_MAX = 28672    # a share of one turn; with DOOR_QUEUED_BYTES what a stalled one costs
     REST_BYTES_MAX = (1 << 20) + 16384
 
 cdef enum:  # why a listener ended: index into the shard's counters
@@ -72,14 +74,15 @@ cdef enum:  # state of a record
 cdef struct listener_t:       # ≤ 256 B; owner: the shard
     int fd
     uint8_t state
+    uint8_t pace              # its own, in slots of the wheel
     bint icy
     bint blocked              # the last write was short: EPOLLOUT resumes it
     bint skipping             # at `limit` it goes on at a later start
     bint hurried              # served out of its turn until it has caught up
+    bint heard                # audio has gone out to it
     bint is_whole             # its request is whole: nothing more of it can come
+    bint watched              # registered with epoll
     uint32_t generation       # tells late events of an earlier connection
-    uint32_t older            # heads: the next older one, NOBODY: none
-    uint32_t newer
     uint32_t received_bytes   # what it sent after its head: bounded
     uint32_t icy_left_bytes   # audio bytes until the next block
     uint64_t icy_title        # sequence + 1 of the title last sent; 0: none yet
@@ -90,6 +93,8 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     uint64_t limit            # where skipping takes effect: the end of the frame it is in
     uint64_t progress_us      # when it last took bytes or had taken all
     uint64_t began_us         # when it was accepted
+    uint64_t audio_us         # when audio last went out; before the first: when it was accepted
+    uint64_t burst_position   # up to here it is burst: what was old before the listener came
     uint64_t sent_bytes
     uint8_t* rest             # left over from a short write; goes first; owned
     uint32_t rest_bytes
@@ -105,6 +110,10 @@ cdef struct flow_t:           # one send being put together
     uint64_t titles[PARTS_MAX]  # of a block: sequence + 1 of its title
     int count
     uint64_t bytes
+    uint64_t position         # of the first audio byte in it
+    uint64_t end              # where audio may go on to in this turn
+    uint64_t head             # the ring's head when this was put together
+    uint64_t skipped_us       # media time that the skip left out
     bint skipped              # it was moved to a later start
 
 cdef enum:
@@ -120,7 +129,7 @@ cdef enum:  # what listener_flow answers (≥ 0), or minus the reason of an end
 
 cdef inline void flow_open(flow_t* flow) noexcept nogil:
     flow.count = 0
-    flow.bytes = 0
+    flow.bytes = flow.position = flow.end = flow.head = flow.skipped_us = 0
     flow.skipped = False
 
 cdef inline void flow_add(
@@ -213,31 +222,23 @@ cdef inline void flow_add_audio(flow_t* flow, listener_t* listener, uint64_t end
         position += piece
         left -= piece
 
-cdef inline int listener_send(listener_t* listener, flow_t* flow, uint64_t now_us) noexcept nogil:
-    # One system call. FLOW_DONE when all of it went.
+cdef inline int64_t listener_send(listener_t* listener, flow_t* flow) noexcept nogil:
+    # One system call: the bytes that the socket took; minus errno: it broke. MSG_EOR: the kernel
+    # asks for room before each send, and does not add it to one that waits (docs/architecture.md,
+    # the stalled).
     cdef ssize_t sent
-    cdef uint64_t position = listener.position
     cdef msghdr message
     if flow.count == 1:
         sent = send(listener.fd, flow.parts[0].iov_base, flow.parts[0].iov_len,
-                    MSG_DONTWAIT | MSG_NOSIGNAL)
+                    MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR)
     else:
         memset(&message, 0, sizeof(message))
         message.msg_iov = flow.parts
         message.msg_iovlen = flow.count
-        sent = sendmsg(listener.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        sent = sendmsg(listener.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR)
     if sent < 0:
-        if errno != EAGAIN and errno != EINTR:
-            return -END_RESET
-        sent = 0
-    if listener.ring != NULL and ring_was_overtaken(listener.ring, position):
-        return -END_TORN
-    if sent > 0:
-        listener.progress_us = now_us
-        listener.sent_bytes += <uint64_t>sent
-    if not listener_sent(listener, flow, <uint64_t>sent):
-        return -END_MEMORY
-    return FLOW_DONE if <uint64_t>sent == flow.bytes else FLOW_BLOCKED
+        return 0 if errno == EAGAIN or errno == EINTR else -errno
+    return sent
 
 cdef inline void listener_begin_at(
     listener_t* listener, flow_t* flow, uint64_t sequence,
@@ -265,6 +266,7 @@ cdef inline void listener_enter(listener_t* listener, flow_t* flow) noexcept nog
         stream_ring_drop(listener.stream, ring)   # nothing to begin with, or an epoch that is over
         return
     listener.ring = ring
+    listener.burst_position = load_u64(&ring.head_position)
     listener_begin_at(listener, flow, sequence)
 
 cdef inline void listener_follow(listener_t* listener, flow_t* flow) noexcept nogil:
@@ -282,7 +284,7 @@ cdef inline void listener_follow(listener_t* listener, flow_t* flow) noexcept no
             return
         listener.ring = ring
         if ring_tail_position(ring) == 0 and load_u64(&ring.base_sequence) == 0:
-            listener.position = listener.whole_position = 0
+            listener.position = listener.whole_position = listener.burst_position = 0
         else:
             listener_leave_ring(listener)
             listener_enter(listener, flow)
@@ -330,9 +332,34 @@ cdef inline void listener_add_header(
         return
     flow_add(flow, PART_COPY, header.bytes, header.size_bytes, 0)
 
+cdef inline uint64_t listener_media_us(listener_t* listener) noexcept nogil:
+    # Media time of a cursor at a frame boundary: where the frame before it ends. Of what has left
+    # the ring (or never was in it) by the mean rate of what is there.
+    cdef ring_t* ring = listener.ring
+    cdef uint64_t head_us = load_u64(&ring.head_media_us)
+    cdef uint64_t head = load_u64(&ring.head_position)
+    cdef uint64_t gone_us
+    cdef frame_t frame
+    if listener.position > ring_tail_position(ring) and ring_read_entry(
+        ring, ring_sequence_at(ring, listener.position - 1), &frame
+    ):
+        return <uint64_t>frame.media_us + frame.duration_us
+    if not ring_read_entry(ring, ring_tail_sequence(ring), &frame) or (
+        frame.position >= head or <uint64_t>frame.media_us >= head_us
+    ):
+        return head_us
+    if listener.position >= frame.position:
+        return <uint64_t>frame.media_us
+    gone_us = <uint64_t>(
+        <double>(frame.position - listener.position) * (head_us - <uint64_t>frame.media_us)
+        / (head - frame.position)
+    )
+    return <uint64_t>frame.media_us - gone_us if gone_us < <uint64_t>frame.media_us else 0
+
 cdef inline bint listener_skip(listener_t* listener, flow_t* flow, bint hole) noexcept nogil:
     # At a frame boundary: on to a later start. False: there is none yet.
     cdef ring_t* ring = listener.ring
+    cdef uint64_t media_us
     cdef uint64_t sequence
     cdef frame_t frame
     if hole:
@@ -345,6 +372,10 @@ cdef inline bint listener_skip(listener_t* listener, flow_t* flow, bint hole) no
     if frame.position <= listener.position:
         return False
     listener_add_header(listener, flow, sequence)
+    media_us = listener_media_us(listener)
+    flow.skipped_us = <uint64_t>frame.media_us - media_us if (
+        <uint64_t>frame.media_us > media_us
+    ) else 0
     listener.position = listener.whole_position = frame.position
     return True
 
@@ -364,15 +395,13 @@ cdef inline int listener_judge(listener_t* listener, uint64_t now_us) noexcept n
         listener_skip_later(listener)
     return FLOW_BLOCKED
 
-cdef inline int listener_flow(
-    listener_t* listener, flow_t* flow, uint64_t now_us
-) noexcept nogil:
-    # Sends what there is. `flow` may already hold the response head of a new listener.
-    cdef uint64_t end = 0
-    cdef uint64_t head = 0
-    cdef int status
+cdef inline int listener_gather(listener_t* listener, flow_t* flow) noexcept nogil:
+    # Decides what goes out next and puts it into `flow`, which may already hold the response head
+    # of a new listener. FLOW_DONE, or minus the reason of an end.
+    cdef uint64_t head
     cdef ring_t* ring
     cdef bint enters = listener.ring == NULL
+    flow.position = listener.position
     if load_u32(&listener.stream.closed):
         return -END_STREAM
     if listener.rest != NULL:
@@ -383,28 +412,53 @@ cdef inline int listener_flow(
     elif load_u32(&listener.ring.superseded):
         listener_follow(listener, flow)
     ring = listener.ring
-    if ring != NULL:
-        head = load_u64(&ring.head_position)
-        if listener.position < ring_tail_position(ring) and not enters:
-            if listener.position == listener.whole_position:
-                flow.skipped = listener_skip(listener, flow, False)
-            elif ring_was_overtaken(ring, listener.position - ring.guard_bytes // 2):
-                return -END_TORN
-        end = ring_readable_end(ring, listener.position)
-        if listener.skipping and end > listener.limit:
-            end = listener.limit
-        if end == listener.position and end < head and not flow.skipped:
-            flow.skipped = listener_skip(listener, flow, not listener.skipping)
-            end = ring_readable_end(ring, listener.position) if flow.skipped else end
-        flow_add_audio(flow, listener, end)
+    if ring == NULL:
+        return FLOW_DONE
+    head = load_u64(&ring.head_position)
+    if listener.position < ring_tail_position(ring) and not enters:
+        if listener.position == listener.whole_position:
+            flow.skipped = listener_skip(listener, flow, False)
+        elif ring_was_overtaken(ring, listener.position - ring.guard_bytes // 2):
+            return -END_TORN
+    flow.end = ring_readable_end(ring, listener.position)
+    if listener.skipping and flow.end > listener.limit:
+        flow.end = listener.limit
+    if flow.end == listener.position and flow.end < head and not flow.skipped:
+        flow.skipped = listener_skip(listener, flow, not listener.skipping)
+        if flow.skipped:
+            flow.end = ring_readable_end(ring, listener.position)
+    flow.head = head
+    flow.position = listener.position
+    flow_add_audio(flow, listener, flow.end)
+    return FLOW_DONE
+
+cdef inline int listener_took(
+    listener_t* listener, flow_t* flow, int64_t sent, uint64_t now_us
+) noexcept nogil:
+    # What becomes of it now that the socket took `sent` bytes of the flow.
+    if sent < 0:    # ETIMEDOUT: its host is gone (door_suit_stream)
+        return -END_STALLED if sent == -ETIMEDOUT else -END_RESET
+    if listener.ring != NULL and ring_was_overtaken(listener.ring, flow.position):
+        return -END_TORN
+    if sent > 0:
+        listener.progress_us = now_us
+        listener.sent_bytes += <uint64_t>sent
+    if not listener_sent(listener, flow, <uint64_t>sent):
+        return -END_MEMORY
+    if listener.position == flow.end:
+        listener.whole_position = flow.end
+    if <uint64_t>sent < flow.bytes:
+        return listener_judge(listener, now_us)
+    return FLOW_MORE if listener.position < flow.head else FLOW_DONE
+
+cdef inline int listener_flow(
+    listener_t* listener, flow_t* flow, uint64_t now_us
+) noexcept nogil:
+    # Sends what there is.
+    cdef int status = listener_gather(listener, flow)
+    if status < 0:
+        return status
     if flow.count == 0:
         listener.progress_us = now_us
         return FLOW_DONE
-    status = listener_send(listener, flow, now_us)
-    if listener.position == end:
-        listener.whole_position = end
-    if status == FLOW_BLOCKED:
-        status = listener_judge(listener, now_us)
-    elif status == FLOW_DONE and listener.position < head:
-        status = FLOW_MORE
-    return status
+    return listener_took(listener, flow, listener_send(listener, flow), now_us)

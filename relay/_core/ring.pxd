@@ -7,7 +7,8 @@
 #   3. No torn frames: the writer stores reserved_position, copies, then stores head_position. A
 #      reader re-checks reserved_position after its send or copy (ring_was_overtaken). The same
 #      holds for the index: reserved_sequence, ring_entry_was_overtaken.
-#   4. Memory: 1 × size_bytes + 32 B × frames_count + ≤ 8 titles × 8 KiB + ≤ 4 headers × 1 MiB.
+#   4. Memory: 1 × size_bytes + 32 B × frames_count + 8 KiB of marks + ≤ 8 titles × 8 KiB
+#      + ≤ 4 headers × 1 MiB.
 #   5. This room does not know sockets, listeners, streams or time.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -17,6 +18,7 @@ from libc.string cimport memcpy
 from relay._core.atomics cimport fence_acquire, load_pointer, load_u64, load_u64_relaxed, sub_u32
 from relay._core.frames_state cimport FRAME_START
 from relay._core.icy cimport ICY_BLOCK_BYTES_MAX
+from relay._core.marks cimport marks_t
 from relay._core.retire cimport retire_later, retire_t
 
 cdef extern from "mirror.h" nogil:
@@ -115,6 +117,7 @@ cdef struct ring_t:
     uint32_t pins             # one for all refs together, one for each view; at 0 it is retired
     uint32_t superseded       # 1: `next` is set; cursors that reached this head go on there
     ring_t* next              # holds one reference on it
+    marks_t marks             # when which byte became readable; owner: the writer
 
 cdef inline uint64_t power_of_two(uint64_t least) noexcept nogil:
     cdef uint64_t value = 1

@@ -376,6 +376,7 @@ cdef inline ring_t* ring_resized(
     ring.holes_total = old.holes_total
     ring.holes_end_position = old.holes_end_position
     memcpy(ring.holes, old.holes, sizeof(old.holes))
+    ring.marks = old.marks
     while sequence < old.head_sequence:
         if not ring_has(old, sequence):     # a lost run stays one
             sequence += 1

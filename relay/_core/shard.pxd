@@ -1,77 +1,116 @@
 # shard.pxd: one engine thread: the order of a turn.
 #
 # Rules of this room
-#   1. Each turn, in this order: who is due, then events (heads, resumed writes, goodbyes), then
-#      accepts, each with a budget. Those who listen are never disturbed by those who come.
-#   2. Never takes the GIL, never blocks but in epoll_wait; holds the table lock for a look-up only.
-#   3. The hot path: epoll_wait → shard_serve_due → shard_serve → shard_flow → listener_flow → send.
+#   1. Each turn, in this order: who is due, then events of those inside (resumed writes, goodbyes),
+#      then the door (heads, accepts), each with a budget: what is left when the next slot is due
+#      goes on in the next turn. Those who listen are never disturbed by those who come.
+#   2. Guests, who are due but whose burst is not out yet, yield to listeners: in a turn that takes
+#      longer than GUESTS_US only a few of them are served, the others a slot later.
+#   3. Never takes the GIL, never blocks but in epoll_wait; holds the table lock for a look-up only.
+#   4. The hot path: epoll_wait → shard_serve_due → shard_serve → shard_flow → listener_flow → send.
 #      Nothing is allocated on it.
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from relay._core.atomics cimport load_u32
+from relay._core.budget cimport EVENTS_MIN, TURN_US_MAX, budget_make, budget_t
 from relay._core.connection cimport (
-    DATA_LISTEN, DATA_WAKE, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_DEL,
-    EVENTS_MAX, epoll_ctl, epoll_event, epoll_wait, shard_close, shard_counters_t, shard_end,
-    shard_flow, shard_free, shard_open, shard_publish, shard_snapshot, shard_swallow, shard_t,
+    DATA_LISTEN, DATA_WAKE, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EVENTS_MAX,
+    door_error, epoll_event, epoll_wait, shard_close, shard_counters_t, shard_end, shard_flow,
+    shard_free, shard_keep_tempo, shard_open, shard_publish, shard_snapshot, shard_swallow, shard_t,
 )
 from relay._core.door cimport (
-    shard_accept, shard_expire_heads, shard_look_again, shard_open_door, shard_read_head,
+    shard_attend, shard_expire_heads, shard_farewell, shard_look_again, shard_open_door,
+    shard_stop_accepting,
 )
-from relay._core.engine cimport now_us
-from relay._core.handover cimport close, eventfd_read
+from relay._core.engine cimport engine_pace_range, now_us
+from relay._core.handover cimport eventfd_read
+from relay._core.heads cimport heads_wake
 from relay._core.listener cimport (
-    END_CLOSED, END_GARBAGE, END_RESET, END_SHUTDOWN, FLOWING, FREE, HEAD, PARKED, PARTING,
-    flow_open, flow_t, listener_skip_later, listener_t,
+    END_CLOSED, END_GARBAGE, END_RESET, END_SHUTDOWN, END_STALLED, ETIMEDOUT, FLOWING, FREE, HEAD,
+    PARKED, PARTING, flow_open, flow_t, listener_skip_later, listener_t,
 )
 from relay._core.pace cimport (
-    NOBODY, SLOT_US, WHEEL_SLOTS, wheel_catch_up, wheel_is_due, wheel_next_us, wheel_remove,
-    wheel_t,
+    NOBODY, SLOT_US, wheel_next_us, wheel_put, wheel_t, wheel_take, wheel_turn,
 )
 from relay._core.retire cimport turn_begin, turn_end
+from relay._core.tempo cimport tempo_open
+
+cdef enum:
+    IDLE_US_MAX = 100000      # a turn at least so often
+    GUESTS_US = 5000          # half a slot
+    GUESTS_MIN = 4
 
 cdef inline void shard_run(shard_t* shard) noexcept nogil:
-    # The thread's loop, until `stop`.
+    # The thread's loop, until `stop`. Events that a turn has no time for stay where they are.
     cdef epoll_event events[EVENTS_MAX]
-    cdef int count
-    cdef uint64_t now
-    cdef uint64_t wait_us
+    cdef int count = 0
+    cdef int done = 0
+    cdef uint64_t began
+    cdef uint64_t behind_us
+    cdef uint64_t served_us
+    shard_open_tempo(shard)
     while not load_u32(&shard.stop):
-        wait_us = wheel_next_us(&shard.wheel, now_us(), 100000)
-        count = epoll_wait(shard.epoll_fd, events, EVENTS_MAX, <int>((wait_us + 999) // 1000))
+        if done >= count:
+            count = epoll_wait(shard.epoll_fd, events, EVENTS_MAX, shard_wait_ms(shard))
+            done = 0
         turn_begin(&shard.engine.retire, shard.number)
-        now = now_us()
-        shard_serve_due(shard, now)
-        shard_events(shard, events, count, now)
-        shard_expire_heads(shard, now)
-        shard_open_door(shard, now)
+        began = now_us()
+        behind_us = shard_serve_due(shard, began)
+        served_us = now_us()
+        done = shard_events(shard, events, done, count, began)
+        shard_attend(shard, began)
+        if load_u32(&shard.draining):
+            shard_stop_accepting(shard)
+        shard_expire_heads(shard, began)
+        shard_open_door(shard, began)
         shard.counters.turns_total += 1
-        shard.counters.busy_us_total += now_us() - now
+        shard_keep_tempo(shard, began, served_us, behind_us)
         shard_publish(shard)
         turn_end(&shard.engine.retire, shard.number)
+    turn_begin(&shard.engine.retire, shard.number)
+    shard_farewell(shard)
+    turn_end(&shard.engine.retire, shard.number)
 
-cdef inline void shard_stop_accepting(shard_t* shard) noexcept nogil:
-    if shard.listen_fd >= 0:
-        epoll_ctl(shard.epoll_fd, EPOLL_CTL_DEL, shard.listen_fd, NULL)
-        close(shard.listen_fd)
-        shard.listen_fd = -1
+cdef inline int shard_wait_ms(shard_t* shard) noexcept nogil:
+    # How long nothing is to be done unless something comes.
+    if shard.callers or shard.heads.queue.count > 0:
+        return 0
+    return <int>((wheel_next_us(&shard.wheel, now_us(), IDLE_US_MAX) + 999) // 1000)
 
-cdef inline void shard_serve_due(shard_t* shard, uint64_t now) noexcept nogil:
+cdef inline void shard_open_tempo(shard_t* shard) noexcept nogil:
+    # All settings are there by now.
+    cdef uint64_t floor_us
+    cdef uint64_t ceiling_us
+    engine_pace_range(shard.engine, &floor_us, &ceiling_us)
+    tempo_open(&shard.tempo, floor_us, ceiling_us, now_us())
+
+cdef inline uint64_t shard_serve_due(shard_t* shard, uint64_t now) noexcept nogil:
+    # Everybody who is due, once. Answers by how much the schedule was put off, in µs.
     cdef wheel_t* wheel = &shard.wheel
-    cdef uint32_t place
-    cdef uint32_t member
-    wheel_catch_up(wheel, now)
-    while wheel_is_due(wheel, now):
-        place = <uint32_t>(wheel.slot % WHEEL_SLOTS)
-        if wheel.first[place] != <uint32_t>NOBODY and (
-            now - wheel.slot * SLOT_US > shard.counters.late_us_max
+    cdef uint64_t behind_us = wheel_turn(wheel, now)
+    cdef uint32_t member = wheel_take(wheel)
+    cdef uint64_t late_us
+    cdef uint32_t guests = 0
+    if member != <uint32_t>NOBODY:    # the first one is the latest
+        late_us = now - (wheel.slot - 1) * SLOT_US + behind_us
+        if late_us > shard.counters.late_us_max:
+            shard.counters.late_us_max = late_us
+    while member != <uint32_t>NOBODY:
+        if shard_is_guest(&shard.records[member]):
+            guests += 1
+        if guests > GUESTS_MIN and shard_is_guest(&shard.records[member]) and (
+            now_us() > now + GUESTS_US
         ):
-            shard.counters.late_us_max = now - wheel.slot * SLOT_US
-        wheel.slot += 1       # whoever is put back while being served lands in a later slot
-        while wheel.first[place] != <uint32_t>NOBODY:
-            member = wheel.first[place]
-            wheel_remove(wheel, member)
+            wheel_put(wheel, member, wheel.until)
+        else:
             shard_serve(shard, member, now)
+        member = wheel_take(wheel)
+    return behind_us
+
+cdef inline bint shard_is_guest(const listener_t* listener) noexcept nogil:
+    # Waits for its stream, or its burst is longer than one send.
+    return listener.state == PARKED or listener.hurried
 
 cdef inline void shard_serve(shard_t* shard, uint32_t index, uint64_t now) noexcept nogil:
     # One record whose time has come (it is in no slot now), or whose socket takes bytes again.
@@ -96,41 +135,45 @@ cdef inline bint shard_has_finished(listener_t* listener) noexcept nogil:
         listener.ring == NULL or not listener.skipping or listener.position >= listener.limit
     )
 
-cdef inline void shard_events(
-    shard_t* shard, epoll_event* events, int count, uint64_t now
+cdef inline int shard_events(
+    shard_t* shard, epoll_event* events, int first, int count, uint64_t began
 ) noexcept nogil:
-    cdef int i
+    # Answers how far it came: of those that follow, the next turn takes care.
+    cdef int i = first
     cdef uint32_t index
-    cdef bint accepting = False
     cdef uint64_t token
-    for i in range(count):
+    cdef uint64_t now = now_us()
+    cdef budget_t budget
+    budget_make(&budget, began, now, now + wheel_next_us(&shard.wheel, now, TURN_US_MAX), 0, 1, 0)
+    while i < count and (now < budget.events_until_us or i < first + EVENTS_MIN):
         token = events[i].data.u64
         index = <uint32_t>token
         if index == <uint32_t>DATA_LISTEN:
-            accepting = True
+            shard.callers = True
         elif index == <uint32_t>DATA_WAKE:
             eventfd_read(shard.wake_fd, &token)
         elif shard.records[index].state != FREE and (
             shard.records[index].generation == <uint32_t>(token >> 32)
         ):
             shard_event(shard, index, events[i].events, now)
-    if load_u32(&shard.draining):
-        shard_stop_accepting(shard)
-    elif accepting:
-        shard_accept(shard, now)
+        i += 1
+        now = now_us()
+    return i
 
 cdef inline void shard_event(
     shard_t* shard, uint32_t index, uint32_t events, uint64_t now
 ) noexcept nogil:
     cdef listener_t* listener = &shard.records[index]
     if listener.state == HEAD:
-        shard_read_head(shard, index, now)
+        if events & ~EPOLLOUT:
+            heads_wake(&shard.heads, index)
         return
     if listener.state == PARTING:
         shard_discard(shard, index, events)
         return
     if events & (EPOLLERR | EPOLLHUP):
-        shard_end(shard, index, END_RESET)
+        # the kernel gives up one whose host is gone (door_suit_stream)
+        shard_end(shard, index, END_STALLED if door_error(listener.fd) == ETIMEDOUT else END_RESET)
         return
     if events & EPOLLRDHUP:
         shard_end(shard, index, END_CLOSED)

@@ -18,6 +18,7 @@ from relay._core.atomics cimport (
     add_u32, add_u64, claim_pointer, claim_u32, fence, load_pointer, load_u32, load_u64, ref_take,
     store_pointer, store_u32, store_u64, sub_u32, swap_pointer, swap_u32,
 )
+from relay._core.marks cimport marks_add
 from relay._core.retire cimport retire_later, retire_t
 from relay._core.frames cimport FRAME_BYTES_MAX
 from relay._core.ring cimport (
@@ -48,7 +49,8 @@ cdef struct info_t:           # immutable once published: what listeners and chi
 
 cdef struct stream_config_t:  # per mount; units in the names; set before the first epoch
     uint64_t burst_us
-    uint64_t pace_us
+    uint64_t pace_us_min      # a fixed pace is both
+    uint64_t pace_us_max
     uint64_t lag_us_max
     uint64_t stall_us
     uint64_t linger_us
@@ -371,6 +373,11 @@ cdef inline void stream_fit_again(stream_t* stream) noexcept nogil:
     stream.fit_sequence = stream.ring.head_sequence
     stream.fit_from_media_us = stream.ring.head_media_us
     stream.fit_media_us = stream.ring.head_media_us + 5000000
+
+cdef inline void stream_mark(stream_t* stream, uint64_t now_us) noexcept nogil:
+    # Before the writer goes on: what comes next is not older than now. Once for all that it writes
+    # in one go, so that no frame pays for a clock.
+    marks_add(&stream.ring.marks, stream.ring.head_position, now_us)
 
 cdef inline int stream_place(
     stream_t* stream, uint64_t sequence, uint64_t position, uint64_t media_us,

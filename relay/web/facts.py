@@ -9,6 +9,7 @@ Rules of this room
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -37,6 +38,8 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     title: str | None = None
     head_sequence: int | None = None
     listeners_peak: int = 0
+    upstream: str | None = None  # the one that feeds it; null at the origin, and while idle
+    switches: int = 0  # times that another upstream took over
     counters: dict[str, int] = {}
     info: dict[str, str] = {}  # the header lines of the reply to listeners
 
@@ -54,8 +57,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     insecure: bool
     trust: str  # what protects the backbone: keys, loopback or insecure
     streams: list[StreamFacts]
-    upstream: dict[str, Any] | None = None
+    upstream: dict[str, Any] | None = None  # the one that feeds most
+    upstreams: list[dict[str, Any]] = []  # all of them, in the order of the settings
     counters: dict[str, Any] = {}
+    measured: dict[str, dict[str, Any]] = {}  # as Engine.snapshot() has it
 
 
 class Desk(Protocol):
@@ -101,6 +106,8 @@ def stream_facts(
         title=snapshot.get("title"),
         head_sequence=snapshot.get("head_sequence"),
         listeners_peak=max(listeners_peak, snapshot["listeners"]),
+        upstream=snapshot.get("upstream"),
+        switches=snapshot.get("switches", 0),
         counters={k: v for k, v in snapshot["counters"].items() if isinstance(v, int)},
         info=info,
     )
@@ -113,6 +120,39 @@ def _bit_rate_bps(snapshot: dict[str, Any], info: dict[str, str]) -> int | None:
         return int(snapshot["head_position"] * 8_000_000 // media_us)
     said = info.get("icy-br", "")
     return int(said) * 1000 if said.isascii() and said.isdigit() else None
+
+
+def upstreams_facts(link: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each upstream, with the mounts that come from it now."""
+    upstreams: list[dict[str, Any]] = [dict(told) for told in link.get("upstreams", [])]
+    for told in upstreams:
+        told["mounts"] = []
+    for told in link.get("links", []):
+        if told.get("feeding") is not None and told["subscribed"]:
+            upstreams[told["feeding"]]["mounts"].append(told["mount"])
+    for told in upstreams:
+        told["mounts"].sort()
+        told["feeds"] = len(told["mounts"])  # of this moment, not of the last beacon
+    return upstreams
+
+
+def link_facts(
+    state: Mapping[str, Any],
+    link: Mapping[str, Any] | None,
+    upstream_is_up: bool,
+    upstreams: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What the backbone knows of a stream, in the words of the engine's snapshot."""
+    if link is None or not link["from_upstream"]:
+        return {}
+    told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
+    told["switches"] = link.get("switches", 0)
+    if link.get("feeding") is not None and link["subscribed"]:
+        told["upstream"] = upstreams[link["feeding"]]["address"]
+    if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
+        frames = max(0, link["target_sequence"] - state["head_sequence"])
+        told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
+    return told
 
 
 def stream_document(stream: StreamFacts) -> dict[str, Any]:
@@ -129,8 +169,19 @@ def status_document(facts: Facts) -> dict[str, Any]:
         "node": {name: getattr(facts, name) for name in names},
         "streams": [stream_document(stream) for stream in facts.streams],
         "upstream": facts.upstream,
+        "upstreams": facts.upstreams,
         "counters": facts.counters,
+        "measured": {name: measured_document(seen) for name, seen in facts.measured.items()},
     }
+
+
+def measured_document(seen: dict[str, Any]) -> dict[str, float]:
+    """One entry of `measured` in /api/v1/status: how many, quantiles, maximum; ms or percent."""
+    names = ("p50", "p90", "p99", "max")
+    told: dict[str, float] = {"total": seen["total"]}
+    if "max_us" in seen:
+        return told | {f"{name}_ms": seen[f"{name}_us"] / 1000 for name in names}
+    return told | {f"{name}_percent": seen[f"{name}_percent"] for name in (*names, "last")}
 
 
 def _iso8601(seconds: float) -> str:

@@ -3,8 +3,9 @@
 Rules of this room
   1. A collector over `Facts`, in a registry of its own: nothing global, nothing counted here.
   2. Counters end in _total there and here; all names begin with relay_.
-  3. Labels are bounded: `mount` by streams_max, `shard` by the threads.
-  4. What is in no table below is not exposed; docs/http-api.md tells the same (a test sees to it).
+  3. Labels are bounded: `mount` by streams_max, `shard` by the threads, `upstream` by 8.
+  4. Histograms are the node's, not the shards': 64 × 85 series would tell nothing more.
+  5. What is in no table below is not exposed; docs/http-api.md tells the same (a test sees to it).
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from relay.web.facts import Facts, StreamFacts
 
@@ -25,7 +31,7 @@ _NODE = {
     "listeners": "Listeners attached now.",
     "listeners_max": "Listeners that fit at once.",
     "streams": "Streams that this node knows now.",
-    "upstream_up": "1 while the upstream node is heard; absent on a node without one.",
+    "upstream_up": "1 while an upstream node is heard; absent on a node without one.",
     "directory_known": "1 once the upstream has told which streams it has; absent without one.",
     "heads": "Connections now whose request head is not whole yet.",
     "pages_waiting": "Connections now in the queue to the pages.",
@@ -39,6 +45,7 @@ _NODE = {
     "short_writes_total": "Sends of which a listener's socket took only a part.",
     "skips_total": "Times that a lagging listener skipped to newer audio.",
     "handovers_total": "Connections handed on to pages or the source door.",
+    "redirects_total": "Listeners sent to another node, since this one was full or going down.",
     "heads_expired_total": "Connections ended because their head took too long.",
     "heads_evicted_total": "Connections ended because too many heads were unfinished.",
     "ended_closed_total": "Listeners that closed their connection.",
@@ -71,20 +78,20 @@ _NODE = {
     "source_displaced_total": "Connections at the source door ended because too many waited.",
 }
 _BACKBONE = {
-    "received_messages_total": "Messages from the upstream.",
-    "received_bytes_total": "Bytes from the upstream.",
-    "received_frames_total": "Frames from the upstream.",
+    "received_messages_total": "Messages from upstreams.",
+    "received_bytes_total": "Bytes from upstreams.",
+    "received_frames_total": "Frames from upstreams, those that were here already too.",
     "sent_messages_total": "Runs published, whatever the number of children.",
     "sent_bytes_total": "Bytes published, whatever the number of children.",
     "sent_frames_total": "Frames published, whatever the number of children.",
     "beacons_sent_total": "Signs of life sent to children.",
-    "beacons_received_total": "Signs of life heard from the upstream.",
+    "beacons_received_total": "Signs of life heard from upstreams.",
     "joins_asked_total": "Requests for a stream's tail.",
     "repairs_asked_total": "Requests for missing frames.",
     "backfills_asked_total": "Requests for frames from before a stream's base.",
-    "answers_later_total": "Answers of the upstream that it has not got it yet.",
-    "answers_gone_total": "Answers of the upstream that it has it no more.",
-    "timeouts_total": "Requests that the upstream did not answer.",
+    "answers_later_total": "Answers of an upstream that it has not got it yet.",
+    "answers_gone_total": "Answers of an upstream that it has it no more.",
+    "timeouts_total": "Requests that an upstream did not answer.",
     "redials_total": "Connections made anew because nothing was heard on them.",
     "deferred_total": "Requests of children put off: they have not read their answers yet.",
     "requests_total": "Requests of children.",
@@ -97,10 +104,15 @@ _BACKBONE = {
     "unwanted_messages_total": "Messages of streams that this node does not take.",
     "early_frames_total": "Frames further ahead than the ring reaches, fetched later.",
     "mount_conflicts_total": "Upstream streams whose mount has a source on this node.",
-    "pages_asked_total": "Requests for a part of the upstream's directory.",
-    "upstreams_lost_total": "Times that the upstream was lost.",
-    "switches_total": "Times that the upstream was another node than before.",
-    "loops_total": "Times that the upstream led back here.",
+    "pages_asked_total": "Requests for a part of an upstream's directory.",
+    "upstreams_lost_total": "Times that an upstream was lost.",
+    "switches_total": "Times that an upstream was another node than before.",
+    "moves_total": "Times that a stream went over to another upstream.",
+    "shadowed_total": "Sources elsewhere whose epoch lost against a higher one of the mount.",
+    "lost_gone_frames_total": "Missing frames given up because no upstream has them any more.",
+    "lost_wait_frames_total": "Missing frames given up because they did not come in time.",
+    "lost_outage_frames_total": "Missing frames given up because the ring did not reach so far.",
+    "loops_total": "Times that an upstream led back here.",
     "turns_total": "Turns of the backbone thread.",
     "refused_total": "Messages refused, whatever the reason.",
     "refused_short_total": "Messages refused because their fields end too early or too late.",
@@ -118,11 +130,30 @@ _BACKBONE = {
     "handshakes_refused_broken_total": "Handshakes that were none, or for another node's key.",
     "handshakes_refused_unfinished_total": "Handshakes that were not finished in 5 s.",
 }
+_UPSTREAM = {
+    "alive": "1 while this upstream is heard.",
+    "sign_age_ms": "Time since its last sign of life.",
+    "feeds": "Streams that come from it now.",
+    "load": "Share of its backbone thread's time that was taken, per mille.",
+    "lost_total": "Times that it was lost.",
+}
 _SHARD = {
     "listeners": "Listeners attached to this shard now.",
     "turns_total": "Turns of this shard.",
     "busy_us_total": "Time that this shard worked, µs.",
+    "busy_percent": "Share of its last 100 ms in which this shard worked, %.",
     "late_us_max": "The furthest that this shard ever fell behind a listener's slot, µs.",
+    "behind_us_total": "Time by which all listeners were put off because there were too many, µs.",
+    "pace_ms": "How often this shard serves a listener now, where pace_ms is auto, ms.",
+    "pace_changes_total": "Times that this shard chose another pace.",
+    "pace_moves_total": "Listeners that took another pace.",
+}
+_MEASURED = {  # of Engine.snapshot()["measured"]: name and what it tells
+    "join": ("join_seconds", "From accepting a listener to its first audio."),
+    "lateness": ("lateness_seconds", "From a frame's arrival in this node's ring to its sending."),
+    "gap": ("gap_seconds", "Between two sends of audio to one listener."),
+    "skip": ("skip_seconds", "Media time that a skip left out."),
+    "busy": ("busy_percent", "Share of 100 ms in which a shard worked, %."),
 }
 _STREAM = {
     "received_bytes_total": "Bytes of audio that came in.",
@@ -190,6 +221,10 @@ class NodeCollector:
             if name in counters:
                 yield _single(name, help_, counters[name])
         yield from _labelled("shard_", "shard", _SHARD, _shards(facts))
+        yield from _labelled("upstream_", "upstream", _UPSTREAM, _upstreams(facts))
+        for name, (called, help_) in _MEASURED.items():
+            if name in facts.measured:
+                yield _histogram(called, help_, facts.measured[name])
         of_streams = {stream.mount: stream.counters for stream in facts.streams}
         yield from _labelled("stream_", "mount", _STREAM, of_streams)
         for name, (help_, read) in _STREAM_GAUGES.items():
@@ -204,6 +239,25 @@ def _single(name: str, help_: str, value: float) -> Metric:
     return family
 
 
+def _histogram(name: str, help_: str, seen: dict[str, Any]) -> Metric:
+    """All shards together: histograms add up, and a sick shard shows in its own busy share.
+
+    The edges are those of the engine's own buckets (1.024 ms and its doublings up to 33.6 s; tenths
+    of a share), so each count is exact.
+    """
+    below = seen["below_total"]
+    if "sum_us" in seen:
+        edges = [1024 * 2**i / 1e6 for i in range(len(below))]
+        total = seen["sum_us"] / 1e6
+    else:
+        edges = [100 * (i + 1) / len(below) for i in range(len(below))]
+        total = seen["sum_percent"]
+    buckets = [(repr(edge), n) for edge, n in zip(edges, below, strict=True)]
+    family = HistogramMetricFamily(f"relay_{name}", help_)
+    family.add_metric([], [*buckets, ("+Inf", seen["total"])], total)
+    return family
+
+
 def _family(name: str, help_: str, label: str, values: dict[str, float]) -> Metric:
     family = metric(name, help_, (label,))
     for key, value in values.items():
@@ -213,6 +267,14 @@ def _family(name: str, help_: str, label: str, values: dict[str, float]) -> Metr
 
 def _shards(facts: Facts) -> dict[str, dict[str, Any]]:
     return {str(number): told for number, told in enumerate(facts.counters.get("shards", []))}
+
+
+def _upstreams(facts: Facts) -> dict[str, dict[str, Any]]:
+    rows = {}
+    for told in facts.upstreams:
+        row = dict(numbers(told)) | {"alive": float(told["state"] == "up")}
+        rows[told["address"]] = row
+    return rows
 
 
 def _labelled(

@@ -9,6 +9,7 @@ Rules of this room
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import time
@@ -17,6 +18,7 @@ from contextlib import closing
 
 import pytest
 from tools.children import Child, FakeParent, throw_bytes
+from tools.faults import IdleCrowd, from_address, memory_bytes, reset
 from tools.listeners import Crowd, Listener
 from tools.nodes import NodeProcess, Nodes, wait_known, wait_until
 from tools.sources import FrameChecker, FrameMaker, LiveSource, Source
@@ -248,6 +250,97 @@ def test_bad_head_is_answered_and_counted(
     assert answer.split(b" ")[1] == status, answer
     assert answer.endswith(b"\n")
     wait_counted(house.origin, counter, before + 1)
+
+
+# --- crowds that mean no good --------------------------------------------------------------------
+
+CROWD_BYTES_MAX = 48 << 20  # 20,000 records, 2,048 heads of 8 KiB, and slack
+WHOLE = b"GET /calm HTTP/1.0\r\n\r\n"
+
+
+@pytest.mark.parametrize("words", [b"", b"GET /calm HT"], ids=["silent", "dripping"])
+def test_twenty_thousand_idle_connections_are_bounded(
+    house: House, crowd: Crowd, words: bytes
+) -> None:
+    """From 64 addresses, twice 10,000: who asks gets in all the same, memory stays bounded, each
+    of them is ended after its time, and those who listen miss nothing."""
+    node = house.origin
+    gone = ("heads_expired_total", "heads_evicted_total")
+    before = {name: counted(node, name) for name in gone}
+    memory = memory_bytes(node.pid)
+    with (
+        IdleCrowd(node.address, 10_000, addresses=64, words=words) as one,
+        IdleCrowd(node.address, 10_000, addresses=64, words=words) as two,
+    ):
+        assert one.opened + two.opened == 20_000
+        listener = crowd.join(node.address, "/calm", checker=FrameChecker(), keep=False)
+        wait_until(lambda: listener.audio_bytes > 0, 5.0, what="a listener among the idle")
+        assert memory_bytes(node.pid) - memory < CROWD_BYTES_MAX
+        wait_until(
+            lambda: sum(counted(node, name) - before[name] for name in gone) >= 19_900,
+            20.0,
+            what="the idle to be ended",
+        )
+        house.check_calm()
+    assert counted(node, "heads") == 0
+
+
+def test_a_slow_drip_from_everywhere_is_ended_in_time(house: House) -> None:
+    """A byte now and then keeps nobody in: the time counts from the first."""
+    before = counted(house.origin, "heads_expired_total")
+    where = house.origin.address
+    socks = [socket.create_connection(where, 5.0, (from_address(n), 0)) for n in range(200)]
+    begin_s = time.monotonic()
+    while counted(house.origin, "heads_expired_total") < before + 200:
+        assert time.monotonic() - begin_s < 3 * HEAD_TIMEOUT_S + 2
+        for sock in socks:
+            with contextlib.suppress(OSError):
+                sock.send(b"G")
+        time.sleep(0.1)
+    for sock in socks:
+        sock.close()
+
+
+def test_a_request_line_of_a_megabyte_is_answered(house: House) -> None:
+    """431 after 8 KiB; what still comes is read and forgotten, or the answer would be lost."""
+    before = counted(house.origin, "refused_too_large_total")
+    memory = memory_bytes(house.origin.pid)
+    for _ in range(20):
+        with socket.create_connection(house.origin.address, timeout=5.0) as raw:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                raw.sendall(b"GET /" + b"x" * (1 << 20))
+            with contextlib.suppress(ConnectionResetError):
+                assert raw.recv(100).startswith(b"HTTP/1.0 431 ")
+    wait_counted(house.origin, "refused_too_large_total", before + 20)
+    assert memory_bytes(house.origin.pid) - memory < 4 << 20
+
+
+def test_pipelined_garbage_ends_the_listener(house: House) -> None:
+    """A listener has nothing to say: 64 KiB are forgiven, more end it, counted."""
+    before = counted(house.origin, "ended_garbage_total")
+    dice = random.Random(11)
+    with socket.create_connection(house.origin.address, timeout=5.0) as raw:
+        raw.sendall(WHOLE + WHOLE * 100)
+        assert raw.recv(100).startswith(b"HTTP/1.0 200 ")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(100):
+                raw.sendall(dice.randbytes(4096))
+        wait_counted(house.origin, "ended_garbage_total", before + 1)
+
+
+def test_resets_in_the_middle_of_a_burst_are_counted(house: House) -> None:
+    """300 who join and reset at once, or before their head is read: each is gone, none in doubt."""
+    before = counted(house.origin, "joins_total")
+    listening = counted(house.origin, "listeners")
+    for number in range(300):
+        sock = socket.create_connection(house.origin.address, timeout=5.0)
+        sock.sendall(WHOLE)
+        if number % 3 > 0:
+            assert sock.recv(50 * (number % 3)).startswith(b"HTTP/1.0 200 ")
+        reset(sock)
+    wait_counted(house.origin, "joins_total", before + 200)
+    wait_until(lambda: counted(house.origin, "listeners") == listening, 5.0)
+    wait_until(lambda: counted(house.origin, "heads") == 0, 5.0)
 
 
 # --- the backbone's ports ------------------------------------------------------------------------

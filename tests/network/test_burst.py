@@ -24,7 +24,7 @@ from tools.nodes import NodeProcess, Nodes, wait_known, wait_until
 from tools.sources import FrameMaker, LiveSource, Source
 
 BURST_MS = 3000.0
-PACE_MS = 200.0
+PACE_MS = 200
 WITHIN_MS = 500.0
 SHARE = 0.8
 RTT_MS = 100.0
@@ -121,7 +121,8 @@ def test_cold_edge_gives_the_burst_within_500_ms(nodes: Nodes, crowd: Crowd) -> 
 def far_row(nodes: Nodes) -> Iterator[tuple[Lan, list[NodeProcess]]]:
     """Three nodes on machine A; machine B is 100 ms away, behind an MTU of 1500."""
     with Lan(mtu=1500, rtt_ms=RTT_MS) as lan:
-        yield lan, nodes.row(3, http=f"{lan.a.address}:0", prefix=lan.a.prefix)
+        where = f"{lan.a.address}:0"
+        yield lan, nodes.row(3, "--pace-ms", str(PACE_MS), http=where, prefix=lan.a.prefix)
 
 
 def listen_from_afar(

@@ -27,14 +27,14 @@ from relay.backbone import Backbone, open_backbone
 from relay.gate import Gate
 from relay.keys import Keys, make_secret, write_secret
 
-ORIGIN, EDGE, STRANGER = (make_secret() for _ in range(3))
+ORIGIN, EDGE, STRANGER, LEFT, RIGHT = (make_secret() for _ in range(5))
 JOIN = ask(b"J", "/nowhere", struct.pack("<QQ", 0, 3_000_000))
 # ZMTP 3.0's greeting (https://rfc.zeromq.org/spec/23/), then a HELLO of CURVE that opens no box.
 BROKEN = (
     b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + bytes(32)
     + b"\x04\xc8\x05HELLO\x01\x00" + bytes(192)
 )  # fmt: skip
-PUBLIC = {secret: Keys(secret).public for secret in (ORIGIN, EDGE, STRANGER)}
+PUBLIC = {secret: Keys(secret).public for secret in (ORIGIN, EDGE, STRANGER, LEFT, RIGHT)}
 
 
 def curve(secret: str, parent: str = ORIGIN) -> tuple[str, str, str]:
@@ -99,6 +99,54 @@ def test_listed_child_hears_every_frame_and_a_stranger_none(
     misled.wait_event("upstream_refused")
     for node in (origin, edge, stranger, misled):
         for secret in (ORIGIN, EDGE, STRANGER):
+            assert secret.removeprefix("secret:") not in node.output(10_000)
+
+
+@pytest.mark.parametrize("redundancy", ["standby", "merge"])
+def test_either_of_two_parents_with_keys_of_their_own_may_die(
+    nodes: Nodes, crowd: Crowd, redundancy: str
+) -> None:
+    """Each link has the key of its own parent, and the dead one is not missed."""
+    origin = nodes.start(
+        *("--children", f"left={PUBLIC[LEFT]}", "--children", f"right={PUBLIC[RIGHT]}"),
+        env={"RELAY_SECRET_KEY": ORIGIN},
+    )
+    parents = [
+        nodes.start(
+            *("--children", f"edge={PUBLIC[EDGE]}"),
+            upstreams=[f"{origin.backbone}#{PUBLIC[ORIGIN]}"],
+            env={"RELAY_SECRET_KEY": secret},
+        )
+        for secret in (LEFT, RIGHT)
+    ]
+    keys = (PUBLIC[LEFT], PUBLIC[RIGHT])
+    edge = nodes.start(
+        *("--redundancy", redundancy),
+        upstreams=[f"{p.backbone}#{key}" for p, key in zip(parents, keys, strict=True)],
+        env={"RELAY_SECRET_KEY": EDGE},
+    )
+
+    def states() -> list[str]:
+        return [told["state"] for told in edge.json("/api/v1/status")["upstreams"]]
+
+    wait_until(lambda: states() == ["up", "up"], 10.0, what="both parents are up")
+    with LiveSource(Source(origin.address, "/live"), FrameMaker()):
+        wait_known(edge, "/live")
+        listener = crowd.join(edge.address, "/live", checker=FrameChecker())
+        crowd.wait_audio(30_000)
+        feeder = wait_until(
+            lambda: edge.json("/api/v1/status")["streams"][0]["upstream"], 3.0, what="a feeder"
+        )
+        assert "#" not in feeder
+        index = [parent.backbone for parent in parents].index(feeder)
+        parents[index].kill9()
+        wait_until(lambda: states()[index] == "lost", 5.0, what="the feeder is lost")
+        crowd.wait_audio(listener.audio_bytes + 30_000, 10.0)
+    assert listener.checker is not None
+    assert listener.checker.clean, listener.checker
+    assert states()[1 - index] == "up"
+    for node in (origin, *parents, edge):
+        for secret in (ORIGIN, LEFT, RIGHT, EDGE):
             assert secret.removeprefix("secret:") not in node.output(10_000)
 
 

@@ -1,8 +1,9 @@
 """A relay in the middle dies, hangs or loses its link: those behind it miss and repeat no frame.
 
 Rules of this room
-  1. Origin, middle, edge: three `relay serve` processes in a row; two streams; 20 listeners on the
-     edge, 10 on each stream, every frame of each checked.
+  1. Origin, middle, edge: three `relay serve` processes in a row, or four in a diamond with two
+     relays in the middle; two streams; 20 listeners on the edge, 10 on each stream, every frame
+     of each checked.
   2. Phases are random, from a seed that is printed; RELAY_TEST_SEED=… plays the same again.
   3. The checks can fail: with the repair socket out of reach the same ones report missing frames.
 """
@@ -114,6 +115,40 @@ def wait_ready(node: NodeProcess, timeout_s: float = 10.0) -> None:
     wait_until(lambda: node.get("/readyz").status == 200, timeout_s, what=f"readyz of {node!r}")
 
 
+class Diamond(Row):
+    """Two relays behind the origin, the edge behind both."""
+
+    def branch(self, redundancy: str) -> list[NodeProcess]:
+        """Start the relays and the edge; returns the relays in the order of their names."""
+        behind = [self.origin.backbone]
+        relays = [self.nodes.start("--name", name, upstreams=behind) for name in ("left", "right")]
+        both = [relay.backbone for relay in relays]
+        self.edge = self.nodes.start("--name", "edge", "--redundancy", redundancy, upstreams=both)
+        return relays
+
+    def feeders(self) -> list[str]:
+        """Which upstream feeds each stream of the edge (as of up to half a second ago)."""
+
+        def known() -> list[str]:
+            streams = self.edge.json("/api/v1/status")["streams"]
+            fed = [stream["upstream"] for stream in streams if stream["mount"] in MOUNTS]
+            return fed if None not in fed else []
+
+        return wait_until(known, 3.0, what="a feeder of each stream")
+
+    def gap_ms_max(self, since_s: float) -> float:
+        """The longest that any listener has waited between two arrivals."""
+        every = (who for listeners in self.listeners.values() for who in listeners)
+        return max(who.gap_ms_max(since_s) for who in every)
+
+
+@pytest.fixture
+def diamond(nodes: Nodes, crowd: Crowd) -> Iterator[Diamond]:
+    """An origin, and what may be built behind it; the sources end with the test."""
+    with ExitStack() as stack:
+        yield Diamond(nodes, crowd, stack)
+
+
 @pytest.fixture
 def row(nodes: Nodes, crowd: Crowd) -> Iterator[Row]:
     """An origin, and what may be built behind it; the sources end with the test."""
@@ -166,6 +201,94 @@ def test_many_kills_in_all_phases_lose_no_frame(row: Row, dice: random.Random) -
     row.wait_news("after the last kill")
     print(f"{row.frames()} frames checked at {len(row.crowd.all)} listeners")
     assert not row.faults(), "\n".join(row.faults())
+
+
+def kill_in_turn(diamond: Diamond, redundancy: str, kills: int, dice: random.Random) -> None:
+    """Kill the relays by turns, the one that feeds first; each comes back before the next goes."""
+    relays = diamond.branch(redundancy)
+    diamond.play()
+    wait_ready(diamond.edge)
+    for number in range(kills):
+        victim = relays[number % 2]
+        quiet_s = time.monotonic()
+        diamond.wait_phase(dice.uniform(0.5, 1.5))
+        before_ms = diamond.gap_ms_max(quiet_s)
+        fed, begin_s = diamond.feeders(), time.monotonic()
+        victim.kill9()
+        diamond.wait_news("with one relay")
+        diamond.wait_phase(0.7 - (time.monotonic() - begin_s))
+        print(
+            f"{redundancy}: killed {'the feeder' if victim.backbone in fed else 'the other'}, "
+            f"longest gap {diamond.gap_ms_max(begin_s):.0f} ms (before it {before_ms:.0f} ms)"
+        )
+        victim.restart()
+        wait_until(
+            lambda: all(
+                up["state"] == "up" for up in diamond.edge.json("/api/v1/status")["upstreams"]
+            ),
+            5.0,
+            what="both upstreams up",
+        )
+    diamond.wait_news("after the last restart")
+    print(f"{diamond.frames()} frames checked at {len(diamond.crowd.all)} listeners")
+    assert not diamond.faults(), "\n".join(diamond.faults())
+
+
+@pytest.mark.parametrize("redundancy", ["standby", "merge"])
+def test_kill_9_of_either_parent_loses_no_frame(
+    diamond: Diamond, dice: random.Random, redundancy: str
+) -> None:
+    """Six times, both relays by turns, at random phases: 0 missing, 0 repeated."""
+    kill_in_turn(diamond, redundancy, 6, dice)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("redundancy", ["standby", "merge"])
+def test_kill_9_of_either_parent_loses_no_frame_in_20_kills(
+    diamond: Diamond, dice: random.Random, redundancy: str
+) -> None:
+    """Twenty times."""
+    kill_in_turn(diamond, redundancy, 20, dice)
+
+
+@pytest.mark.parametrize("redundancy", ["standby", "merge"])
+def test_frozen_parent_is_left_and_repeats_nothing_when_it_wakes(
+    diamond: Diamond, redundancy: str
+) -> None:
+    """SIGSTOP for 3 s, SIGCONT: the edge moves within a second; 0 missing, 0 repeated."""
+    relays = diamond.branch(redundancy)
+    diamond.play()
+    wait_ready(diamond.edge)
+    begin_s = time.monotonic()
+    for relay in relays:
+        if relay.backbone in diamond.feeders():
+            relay.stop()
+            diamond.wait_news("with one relay")
+            print(f"\n{redundancy}: longest gap {diamond.gap_ms_max(begin_s):.0f} ms")
+            diamond.wait_phase(3.0)
+            assert relay.backbone not in diamond.feeders()
+            relay.cont()
+            break
+    diamond.wait_phase(1.0)
+    diamond.wait_news("after SIGCONT")
+    assert not diamond.faults(), "\n".join(diamond.faults())
+
+
+def test_frozen_edge_judges_nobody_by_its_own_sleep(diamond: Diamond) -> None:
+    """SIGSTOP for 1 s, SIGCONT: no upstream counts as lost, no stream moves, no frame is missed."""
+    diamond.branch("standby")
+    diamond.play()
+    wait_ready(diamond.edge)
+    fed = diamond.feeders()
+    for _ in range(3):
+        diamond.edge.stop()
+        diamond.wait_phase(1.0)
+        diamond.edge.cont()
+        diamond.wait_news("after SIGCONT")
+    told = diamond.edge.json("/api/v1/status")
+    assert [up["lost_total"] for up in told["upstreams"]] == [0, 0]
+    assert diamond.feeders() == fed
+    assert not diamond.faults(), "\n".join(diamond.faults())
 
 
 def test_lost_upstream_is_noticed_within_500_ms(row: Row) -> None:

@@ -241,18 +241,19 @@ def test_epochs_that_pass_while_a_listener_is_behind_end_in_the_newest() -> None
 
 def test_a_slow_listener_in_an_old_epoch_does_not_keep_the_source_out() -> None:
     """Its ring holds all later ones: once half of what a stream may have is held, it is dropped."""
-    with running() as (engine, address), slow(address) as sock:
+    with running() as (engine, address):
         live = Programme(engine, bit_rate_kbit=320)
-        live.push_seconds(10)
-        body_of(sock)
-        wait_until(lambda: engine.snapshot()["short_writes_total"] > 0)
-        for _ in range(20):
-            live.stream.end()
-            live.stream.begin()
-            live.push(10)
-            time.sleep(0.1)
-        assert ended(engine, "stalled")["listeners"] == 0
-        assert live.stream.snapshot()["rings"] == 1
+        with slow(address) as sock:
+            live.push_seconds(10)
+            body_of(sock)
+            wait_until(lambda: engine.snapshot()["short_writes_total"] > 0)
+            for _ in range(20):
+                live.stream.end()
+                live.stream.begin()
+                live.push(10)
+                time.sleep(0.1)
+            assert ended(engine, "stalled")["listeners"] == 0
+            assert live.stream.snapshot()["rings"] == 1
 
 
 def test_who_joins_while_the_source_is_away_waits_with_a_200() -> None:

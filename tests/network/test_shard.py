@@ -95,6 +95,49 @@ def test_two_threads_share_one_port() -> None:
         assert told["listeners"] == 60
 
 
+def test_four_shards_share_the_connections_evenly() -> None:
+    """8,000 from 200 addresses: each shard takes its quarter, give or take an eighth of it (the
+    kernel's hash is a lottery of standard deviation 39), and what they count adds up."""
+    count, shards = 8000, 4
+    with running(threads=shards) as (engine, address):
+        for number in range(count):
+            with socket.socket() as sock:
+                sock.bind((f"127.0.1.{number % 200 + 1}", 0))
+                sock.connect(address)
+                sock.sendall(MALFORMED)
+                assert sock.recv(100).startswith(b"HTTP/1.0 400 ")
+        told = idle(engine)
+        shares = [shard["accepts_total"] for shard in told["shards"]]
+        assert all(abs(share - count / shards) < count / shards / 8 for share in shares), shares
+        for name in ("accepts_total", "refused_malformed_total", "turns_total"):
+            assert told[name] == sum(shard[name] for shard in told["shards"])
+        assert told["accepts_total"] == told["refused_malformed_total"] == count
+
+
+def test_the_places_of_a_node_are_bounded_whatever_its_shards() -> None:
+    """listeners_max is the node's, and so are its places: heads of all shards together."""
+    with running(threads=3, listeners_max=20, heads_max=30, head_grace_ms=200) as (engine, address):
+        Programme(engine).push(10)
+        socks = []
+        try:
+            for number in range(120):
+                socks.append(socket.create_connection(address, 5.0, (f"127.0.2.{number + 1}", 0)))
+            wait_until(lambda: engine.snapshot()["heads"] >= 30)
+            assert engine.snapshot()["heads"] <= 20 + 30 + 3
+            wait_until(lambda: engine.snapshot()["accepts_total"] == 120)
+            wait_until(lambda: engine.snapshot()["heads"] <= 30)
+            socks += [dial(address) for _ in range(30)]
+            for sock in socks[120:]:
+                sock.sendall(get())
+            told = [sock.recv(100)[9:12] for sock in socks[120:]]
+            assert (told.count(b"200"), told.count(b"503")) == (20, 10)
+            assert engine.snapshot()["listeners"] == 20
+        finally:
+            for sock in socks:
+                sock.close()
+        idle(engine)
+
+
 def test_ipv6_is_served_and_told() -> None:
     """`::1` works like 127.0.0.1, and the address of a hand-over is IPv6."""
     try:
@@ -202,6 +245,42 @@ def visit_in_every_way() -> None:
         wait_until(lambda: engine.snapshot()["listeners"] == 2)
         for sock in socks:
             sock.close()
+
+
+# --- the pace -------------------------------------------------------------------------------------
+
+PACES = {"fixed": {"pace_ms": 250}, "floor": {"pace_ms": None, "pace_ms_min": 250}}
+
+
+@pytest.mark.parametrize("kind", PACES)
+def test_listeners_are_served_once_a_pace(kind: str) -> None:
+    """Not more often, whether it is fixed or the floor of auto; and nothing is left out."""
+    with running(config=PACES[kind]) as (engine, address), Crowd() as crowd:
+        live = Programme(engine)
+        live.push_seconds(1)
+        listeners = [crowd.join(address) for _ in range(20)]
+        crowd.wait_audio(len(live.audio))
+        before, begin = engine.snapshot(), time.monotonic()
+        live.push_live(2.0)
+        crowd.wait_audio(len(live.audio))
+        told, paces = engine.snapshot(), (time.monotonic() - begin) / 0.25
+        assert told["sends_total"] - before["sends_total"] <= len(listeners) * (paces + 1)
+        assert all(bytes(who.body) == live.audio for who in listeners)
+        assert told["pace_ms"] == told["shards"][0]["pace_ms"] == 250
+        assert (told["pace_changes_total"], told["pace_moves_total"]) == (0, 0)
+
+
+def test_each_mount_has_a_pace_of_its_own() -> None:
+    """A fixed mount beside an auto one: the shard tells the range of those that leave a choice."""
+    engine = core.Engine(listeners_max=10)
+    engine.configure(pace_ms=700)
+    engine.configure("/quick", pace_ms_min=50, pace_ms_max=300)
+    engine.configure("/slow", pace_ms=1000)
+    engine.listen("127.0.0.1", 0)
+    engine.start()
+    wait_until(lambda: engine.snapshot()["turns_total"] > 0)
+    assert engine.snapshot()["pace_ms"] == 50
+    engine.close()
 
 
 # --- going down -----------------------------------------------------------------------------------

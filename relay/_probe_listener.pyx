@@ -1,0 +1,276 @@
+# _probe_listener.pyx: faces for the tests on what a listener gets, and what is measured of it.
+#
+# Rules of this room
+#   1. Test faces only: the package never imports it, nothing at run time depends on it.
+#   2. It decides nothing: converts arguments, calls the rooms, converts the answer. In the place of
+#      a socket stands a test that takes as many bytes as it likes, at the time it likes.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from relay._core.atomics cimport load_u32, load_u64, store_u32, store_u64
+from relay._core.engine cimport engine_close, engine_open, engine_t, now_us as clock_us
+from relay._core.icy cimport ICY_METAINT
+from relay._core.listener cimport (
+    END_REASONS, FLOWING, FLOW_BLOCKED, FLOW_DONE, FLOW_MORE, PART_COPY, flow_add, flow_open,
+    flow_t, listener_gather, listener_leave_ring, listener_t, listener_took,
+)
+from relay._core.marks cimport MARKS, marks_add, marks_find, marks_t
+from relay._core.observe cimport (
+    BUSY_STEPS, SEEN_GAP, SEEN_KINDS, SEEN_LATENESS, busy_quantile_permille, observe,
+    observe_add_up, observe_busy, observe_lateness, observed_t,
+)
+from relay._core.ring cimport FRAME_TITLE, ring_close, ring_open, ring_t
+from relay._core.stream cimport (
+    stream_begin_epoch, stream_config_t, stream_drop, stream_end_epoch, stream_mark, stream_open,
+    stream_place, stream_push, stream_t,
+)
+
+LISTENER_BYTES = sizeof(listener_t)
+MARKS_BYTES = sizeof(marks_t)
+
+
+# --- marks ---
+
+
+cdef class Marks:
+    """The marks of one ring."""
+
+    cdef marks_t marks
+    cdef uint64_t head
+    cdef uint32_t stop
+
+    def add(self, uint64_t position, uint64_t now_us):
+        """marks_add."""
+        marks_add(&self.marks, position, now_us)
+
+    def find(self, uint64_t position):
+        """marks_find."""
+        return marks_find(&self.marks, position)
+
+    def write_unpaced(self, uint64_t step_us):
+        """Marks and moves the head as fast as it can until stop_writing(): what is at position p
+        became readable at p × step_us. No GIL."""
+        cdef uint64_t position = 0
+        with nogil:
+            while not load_u32(&self.stop):
+                position += 1
+                marks_add(&self.marks, position, position * step_us)
+                store_u64(&self.head, position + 1)
+
+    def stop_writing(self):
+        """Ends write_unpaced."""
+        store_u32(&self.stop, 1)
+
+    @property
+    def written(self):
+        """How many bytes write_unpaced has made readable."""
+        return load_u64(&self.head)
+
+    def look(self, uint64_t step_us, uint64_t looks):
+        """Asks so often for one of the newest MARKS bytes, which there must be: (answers, answers
+        later than the truth), without those during which the writer ran on by another 2000."""
+        cdef uint64_t late = 0
+        cdef uint64_t answers = 0
+        cdef uint64_t found
+        cdef uint64_t position
+        cdef uint64_t i
+        with nogil:
+            for i in range(looks):
+                position = load_u64(&self.head) - 1 - i % MARKS
+                found = marks_find(&self.marks, position)
+                if load_u64(&self.head) - position < MARKS + 2000:
+                    answers += 1
+                    late += found > position * step_us
+        return answers, late
+
+
+# --- what a shard sees ---
+
+
+cdef class Observed:
+    """What one shard books, and one ring that may be marked."""
+
+    cdef observed_t observed
+    cdef ring_t* ring
+
+    def __cinit__(self):
+        self.ring = ring_open(65536, 64, 1, 0, 0, 0, NULL)
+        if self.ring == NULL:
+            raise MemoryError("no ring")
+
+    def __dealloc__(self):
+        if self.ring != NULL:
+            ring_close(self.ring)
+
+    def mark(self, uint64_t position, uint64_t now_us):
+        """marks_add on the ring."""
+        marks_add(&self.ring.marks, position, now_us)
+
+    def sent(self, uint64_t position, uint64_t turn, uint64_t now_us):
+        """observe_lateness: a send carried what begins at position."""
+        observe_lateness(&self.observed, self.ring, position, turn, now_us)
+
+    def book(self, int kind, uint64_t since_us, uint64_t now_us):
+        """observe."""
+        assert 0 <= kind < SEEN_KINDS
+        observe(&self.observed, kind, since_us, now_us)
+
+    def turn(self, uint64_t begin_us, uint64_t end_us):
+        """observe_busy."""
+        observe_busy(&self.observed, begin_us, end_us)
+
+    def told(self, *others):
+        """All of it, with what other shards have seen."""
+        cdef observed_t total
+        cdef Observed other
+        memset(&total, 0, sizeof(observed_t))
+        observe_add_up(&total, &self.observed)
+        for other in others:
+            observe_add_up(&total, &other.observed)
+        return {
+            "durations": [
+                (total.durations[i].total, total.durations[i].sum_us, total.durations[i].max_us)
+                for i in range(SEEN_KINDS)
+            ],
+            "windows": [total.busy.windows[i] for i in range(BUSY_STEPS)],
+            "windows_total": total.busy.total, "sum_permille": total.busy.sum_permille,
+            "max_permille": total.busy.max_permille, "last_permille": total.busy.last_permille,
+        }
+
+    def measure(self, uint64_t sends, uint64_t per_place):
+        """Books so many sends, `per_place` in a row from each of 200 places, as a shard does it:
+        seconds, with the clock that each asks."""
+        cdef uint64_t begin
+        cdef uint64_t end
+        cdef uint64_t now
+        cdef uint64_t place
+        cdef uint64_t i
+        with nogil:
+            begin = clock_us()
+            for i in range(200):
+                marks_add(&self.ring.marks, 400 * i, begin + 24000 * i)
+            begin = clock_us()
+            for i in range(sends):
+                now = clock_us()
+                place = i // per_place
+                observe(&self.observed, SEEN_GAP, now - 200000 - (i & 1023), now)
+                observe_lateness(&self.observed, self.ring, 400 * (place * 79 % 200), place,
+                                 now + 5000000)
+            end = clock_us()
+        return (end - begin) / 1e6
+
+    def busy_quantile(self, double share):
+        """busy_quantile_permille."""
+        return busy_quantile_permille(&self.observed.busy, share)
+
+    @property
+    def lateness_sum_us(self):
+        """Of all that was booked."""
+        return self.observed.durations[SEEN_LATENESS].sum_us
+
+
+# --- one listener ---
+
+
+cdef class OneListener:
+    """A listener of one stream; the test is the stream's source, its clock and the socket."""
+
+    cdef engine_t engine
+    cdef stream_t* stream
+    cdef listener_t listener
+    cdef bint is_open
+
+    def __cinit__(self, *, bint icy=True, uint64_t burst_us=1000000, uint64_t lag_us_max=5000000,
+                  uint64_t ring_us=20000000, uint64_t ring_bytes_max=1 << 26):
+        cdef stream_config_t config
+        memset(&config, 0, sizeof(config))
+        if engine_open(&self.engine, 4) != 0:
+            raise MemoryError("no engine")
+        self.is_open = True
+        config.burst_us = burst_us
+        config.lag_us_max = lag_us_max
+        config.ring_us = ring_us
+        config.ring_bytes_max = ring_bytes_max
+        config.stall_us = <uint64_t>1 << 60
+        self.stream = stream_open(
+            b"/live", 5, &config, &self.engine.retire, &self.engine.hub
+        )
+        if self.stream == NULL or stream_begin_epoch(self.stream, 1, 0, 0, 0, 0) != 0:
+            raise MemoryError("no stream")
+        self.listener.state = FLOWING
+        self.listener.stream = self.stream
+        self.listener.icy = icy
+        self.listener.icy_left_bytes = ICY_METAINT
+
+    def __dealloc__(self):
+        if not self.is_open:
+            return
+        if self.stream != NULL:
+            listener_leave_ring(&self.listener)
+            stream_drop(self.stream)
+        free(self.listener.rest)
+        engine_close(&self.engine)
+
+    def push(self, bytes data, uint32_t duration_us, uint32_t flags=1, uint64_t now_us=0):
+        """The next frame of the source; its status."""
+        stream_mark(self.stream, now_us)
+        return stream_push(
+            self.stream, <const uint8_t*><const char*>data, <uint32_t>len(data), duration_us, flags
+        )
+
+    def place(self, uint64_t sequence, uint64_t position, bytes data, uint64_t now_us):
+        """A frame of 24 ms that came over the backbone, at the head, ahead of it, or in a hole."""
+        stream_mark(self.stream, now_us)
+        return stream_place(
+            self.stream, sequence, position, sequence * 24000, <const uint8_t*><const char*>data,
+            <uint32_t>len(data), 24000, 1
+        )
+
+    def readable_us(self, uint64_t position):
+        """When this byte became readable, by the marks of the newest ring."""
+        return marks_find(&self.stream.ring.marks, position)
+
+    def title(self, bytes text):
+        """A title from here on."""
+        return self.push(text, 0, FRAME_TITLE)
+
+    def new_epoch(self, uint64_t epoch):
+        """The source leaves and returns."""
+        stream_end_epoch(self.stream, 0)
+        return stream_begin_epoch(self.stream, epoch, 0, 0, 0, 0)
+
+    def send(self, uint64_t room, uint64_t now_us, bytes head=b""):
+        """One turn of this listener: (status, the bytes that a socket with so much room took, parts
+        put together, µs of media skipped or None). A status is "done", "more", "blocked" or why it
+        ended, as a number."""
+        cdef flow_t flow
+        cdef int64_t sent = 0
+        cdef uint64_t took
+        cdef int status
+        cdef int i
+        flow_open(&flow)
+        if head:
+            flow_add(&flow, PART_COPY, <const char*>head, len(head), 0)
+        status = listener_gather(&self.listener, &flow)
+        out = bytearray()
+        if status == FLOW_DONE and flow.count > 0:
+            for i in range(flow.count):
+                took = min(<uint64_t>flow.parts[i].iov_len, room - <uint64_t>sent)
+                out += (<const char*>flow.parts[i].iov_base)[:took]
+                sent += <int64_t>took
+            status = listener_took(&self.listener, &flow, sent, now_us)
+        skipped_us = flow.skipped_us if flow.skipped else None
+        return status_name(status), bytes(out), flow.count, skipped_us
+
+    @property
+    def rings(self):
+        """Live rings of the stream: more than one while it was resized and somebody hears the old
+        one out."""
+        return load_u32(&self.stream.rings)
+
+
+cdef object status_name(int status):
+    assert -END_REASONS < status
+    return {FLOW_DONE: "done", FLOW_BLOCKED: "blocked", FLOW_MORE: "more"}.get(status, status)
