@@ -18,7 +18,8 @@ from relay._core.atomics cimport (
 from relay._core.body cimport BODY_CHUNKED, BODY_RAW, BODY_SIZED, body_open, body_reason, body_t
 from relay._core.backbone cimport backbone_main, backbone_subscribe
 from relay._core.backbone_state cimport (
-    PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
+    EXPELLED_MAX, PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t,
+    link_t,
 )
 from relay._core.backbone_view cimport backbone_view_t, link_view_t, view_free, view_take
 from relay._core.cutter cimport (
@@ -1056,7 +1057,8 @@ cdef class Backbone:
 
     def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
                   int router_port, str advertise, list upstreams, int silence_ms,
-                  int repair_wait_ms, prefetch, int subscriptions_max, bint merge=False):
+                  int repair_wait_ms, prefetch, int subscriptions_max, bint merge=False,
+                  int xpub_port=0, int guest_topics_max=0):
         engine.check()
         cdef backbone_t* bone = &self.bone
         cdef const char* missing = zmq_api_load(&bone.api, module.encode())
@@ -1073,6 +1075,7 @@ cdef class Backbone:
         bone.xpub = <void*>xpub
         bone.router = <void*>router
         bone.router_port = router_port
+        bone.xpub_port = xpub_port
         bone.silence_us = silence_ms * <uint64_t>1000
         bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
         copy_text(bone.advertise, advertise)
@@ -1085,7 +1088,7 @@ cdef class Backbone:
             bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
             bone.prefetch_count += 1
         pthread_mutex_init(&bone.turn_lock, NULL)
-        if backbone_open(bone, subscriptions_max) != 0:
+        if backbone_open(bone, subscriptions_max, guest_topics_max or subscriptions_max) != 0:
             raise MemoryError(f"no memory for a backbone of {subscriptions_max} subscriptions")
         self.begin()
 
@@ -1170,6 +1173,7 @@ cdef dict backbone_dict(backbone_view_t* view):
         "answers_held_bytes": view.held_bytes,
         "directory_version": view.directory_version,
         "links": [link_dict(&view.links[i], view.now_us) for i in range(view.links_count)],
+        "expelled": [view.expelled[i].decode("ascii", "replace") for i in range(EXPELLED_MAX)],
         "counters": counters_dict(view.counters),
     }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import re
 import weakref
@@ -42,10 +43,12 @@ SUBSCRIPTION_BYTES_MAX_KEYS = 320
 # Of one child. libzmq takes them for as long as there are any, within one call of our thread: a
 # child that never pauses held it for 3.6 s with 1,000, for ever with 0, for 0.3 s with 10.
 SUBSCRIPTIONS_QUEUED_MAX = 10
+CHILDREN_FULL_MAX = 8  # so many children's worth of subscriptions are kept, all together
 GOODBYE_LINGER_MS = 100
 REDUNDANCIES = ("standby", "merge")
 
 _ADDRESS = re.compile(r"(?:tcp://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(\d{1,5}|\*)", re.ASCII)
+log = logging.getLogger("relay.backbone")
 _open: weakref.WeakSet[Backbone] = weakref.WeakSet()
 
 
@@ -107,6 +110,7 @@ class Backbone:
         self._sockets: list[zmq.Socket[bytes]] = []
         self._core: _core.Backbone | None = None
         self._gate: Gate | None = None
+        self._expelled_total = 0
         self._pid = os.getpid()
         _open.add(self)
 
@@ -179,8 +183,22 @@ class Backbone:
         if self._core is None:
             raise RelayError("the backbone is closed")
         seen: dict[str, Any] = self._core.snapshot()
+        self._turn_away(seen.pop("expelled"), seen["counters"]["expelled_total"])
         seen["counters"] |= counters() if self._gate is None else self._gate.snapshot()
         return {"address": self.address, "repair_address": self.repair_address, **seen}
+
+    def _turn_away(self, names: list[str], expelled_total: int) -> None:
+        """Take who was cut since the last look off the list; the core keeps the last few names."""
+        new, self._expelled_total = expelled_total - self._expelled_total, expelled_total
+        for number in range(expelled_total - min(new, len(names)), expelled_total):
+            name = names[number % len(names)]
+            log.warning(
+                "cut a child for its subscriptions: %s",
+                name or "it has no key",
+                extra={"event": "child_expelled", "child": name},
+            )
+            if self._gate is not None and name:
+                self._gate.turn_away(name)
 
     def goodbye(self) -> None:
         """Tells the children that this node goes, so that they switch at once; does not block."""
@@ -233,7 +251,7 @@ def open_backbone(
         silence_ms: an upstream without a sign of life for so long is lost.
         repair_wait_ms: how long a hole is waited for.
         prefetch: mounts that are kept warm without listeners.
-        subscriptions_max: streams that children may ask for, all together.
+        subscriptions_max: streams that one child may ask for; one that asks for more is cut.
         keys: this node's; links are then encrypted, and closed to all but `children`. None: open.
         children: the public key of each node that may attach, by a name for it.
 
@@ -272,7 +290,9 @@ def open_backbone(
             silence_ms=silence_ms,
             repair_wait_ms=repair_wait_ms,
             prefetch=list(prefetch),
-            subscriptions_max=subscriptions_max,
+            subscriptions_max=subscriptions_max * CHILDREN_FULL_MAX,
+            xpub_port=int((backbone.address or ":0").rpartition(":")[2]),
+            guest_topics_max=subscriptions_max,
         )
     except BaseException:
         backbone.close()

@@ -32,9 +32,11 @@ ZAP_ADDRESS = "inproc://zeromq.zap.01"
 DOMAIN = b"relay"
 LOG_S = 60.0
 LOGGED_MAX = 1024  # addresses and reasons remembered
-REASONS = ("key", "none", "broken", "unfinished")
-"""Why a handshake was refused: a key that is not listed; no key at all; something else than keys of
-ours (another server key, garbage); not finished in time, or broken off."""
+TURNED_AWAY_S = 60.0
+REASONS = ("key", "turned_away", "none", "broken", "unfinished")
+"""Why a handshake was refused: a key that is not listed; the key of a child that was cut a moment
+ago; no key; something else than keys of ours (another server key, garbage); not finished in time,
+or broken off."""
 
 _EVENT = struct.Struct("=HI")
 _EVENTS = (
@@ -46,6 +48,7 @@ _EVENTS = (
 )
 _WORDS = {
     "key": "a key that is not among backbone.children",
+    "turned_away": "the key of a child that was cut a moment ago",
     "none": "no key",
     "broken": "a handshake that is none, or for a node with another key",
     "unfinished": "a handshake that was not finished",
@@ -87,6 +90,7 @@ class Gate:
         self.handshakes_total = 0
         self.refused = dict.fromkeys(REASONS, 0)
         self._names = {bytes.fromhex(key): name for name, key in children.items()}
+        self._away: dict[str, float] = {}  # name: until when; at most one entry a child
         self._context = context
         self._seldom = Seldom()
         self._peers: dict[tuple[int, int], str] = {}  # (watch, descriptor): address
@@ -160,6 +164,10 @@ class Gate:
         """Counters. Does not block."""
         return counters(self.handshakes_total, self.refused)
 
+    def turn_away(self, name: str) -> None:
+        """Take a child off the list for TURNED_AWAY_S; its connections are the caller's to end."""
+        self._away[name] = time.monotonic() + TURNED_AWAY_S
+
     # --- who comes ---------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -186,10 +194,14 @@ class Gate:
             return [*head, b"500", b"not understood", b"", b""]
         _, _, domain, raw, _, mechanism, credentials = request
         name = self._names.get(credentials)
+        reason = "key"
         if domain == DOMAIN and mechanism == b"CURVE" and name is not None:
+            reason = "turned_away"
+        if reason != "key" and self._away.get(name or "", 0.0) < time.monotonic():
             self.handshakes_total += 1
+            assert name is not None
             return [*head, b"200", b"OK", name.encode(), b""]
-        self._refuse("key", plain_address(raw.decode(errors="replace")), credentials)
+        self._refuse(reason, plain_address(raw.decode(errors="replace")), credentials)
         return [*head, b"400", b"not listed", b"", b""]
 
     def _look(self, monitor: zmq.Socket[bytes]) -> None:

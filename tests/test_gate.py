@@ -78,6 +78,21 @@ def test_stranger_is_logged_once_a_minute_without_its_whole_key(
     assert gate.snapshot()["handshakes_refused_total"] == 51
 
 
+def test_child_that_was_turned_away_is_refused_for_a_minute(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own name and no other; then its key counts again."""
+    now = 1000.0
+    monkeypatch.setattr("relay.gate.time.monotonic", lambda: now)
+    gate.turn_away("other")
+    assert gate.answer(request(CHILD))[2] == b"200"
+    gate.turn_away("edge-1")
+    assert gate.answer(request(CHILD))[2] == b"400"
+    assert gate.snapshot()["handshakes_refused"]["turned_away"] == 1
+    now += 61
+    assert gate.answer(request(CHILD))[2] == b"200"
+
+
 def test_what_may_be_logged_is_bounded() -> None:
     """In time for one address, in memory for all of them."""
     seldom = Seldom()

@@ -43,6 +43,8 @@ typedef struct {
     int (*msg_more)(const relay_msg_t *);
     void *(*msg_data)(relay_msg_t *);
     size_t (*msg_size)(const relay_msg_t *);
+    int (*msg_get)(const relay_msg_t *, int property);
+    const char *(*msg_gets)(const relay_msg_t *, const char *property);
 } zmq_api_t;
 
 typedef struct {  /* how a socket that we connect proves who it is, and knows the other end */
@@ -61,6 +63,7 @@ enum {
     RELAY_ZMQ_IMMEDIATE = 39, RELAY_ZMQ_IPV6 = 42, RELAY_ZMQ_HANDSHAKE_IVL = 66,
     RELAY_ZMQ_CURVE_PUBLICKEY = 48, RELAY_ZMQ_CURVE_SECRETKEY = 49, RELAY_ZMQ_CURVE_SERVERKEY = 50,
     RELAY_ZMQ_TCP_MAXRT = 80,
+    RELAY_ZMQ_SRCFD = 2,
     RELAY_ZMQ_DONTWAIT = 1, RELAY_ZMQ_SNDMORE = 2, RELAY_ZMQ_POLLIN = 1
 };
 
@@ -94,6 +97,8 @@ static inline const char *zmq_api_load(zmq_api_t *api, const char *path)
     RELAY_TAKE(msg_more, "zmq_msg_more");
     RELAY_TAKE(msg_data, "zmq_msg_data");
     RELAY_TAKE(msg_size, "zmq_msg_size");
+    RELAY_TAKE(msg_get, "zmq_msg_get");
+    RELAY_TAKE(msg_gets, "zmq_msg_gets");
 #undef RELAY_TAKE
     return NULL;
 }

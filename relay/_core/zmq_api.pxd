@@ -36,6 +36,8 @@ cdef extern from "zmq_api.h" nogil:
         int (*msg_more)(const relay_msg_t* msg) noexcept nogil
         void* (*msg_data)(relay_msg_t* msg) noexcept nogil
         size_t (*msg_size)(const relay_msg_t* msg) noexcept nogil
+        int (*msg_get)(const relay_msg_t* msg, int property) noexcept nogil
+        const char* (*msg_gets)(const relay_msg_t* msg, const char* property) noexcept nogil
     ctypedef struct curve_t:
         uint8_t is_set
         uint8_t public_key[32]
@@ -61,6 +63,7 @@ cdef extern from "zmq_api.h" nogil:
         RELAY_ZMQ_IPV6
         RELAY_ZMQ_HANDSHAKE_IVL
         RELAY_ZMQ_TCP_MAXRT
+        RELAY_ZMQ_SRCFD
         RELAY_ZMQ_DONTWAIT
         RELAY_ZMQ_SNDMORE
         RELAY_ZMQ_POLLIN
