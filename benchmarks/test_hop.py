@@ -25,6 +25,7 @@ import zmq.backend.cython._zmq as zmq_module
 
 from relay import _core, _probe_backbone
 from relay.backbone import open_backbone
+from relay.keys import Keys, make_secret
 
 FRAME = bytes(range(256)) + bytes(range(160))  # 416 bytes: MP3 at 128 kbit/s
 FRAMES = 40_000  # a lap: a quarter of the ring
@@ -85,14 +86,19 @@ def ratios(
 
 
 @contextmanager
-def two_nodes(before: int, frame_us: int, **settings: Any) -> Iterator[tuple[Any, Any, Any]]:
+def two_nodes(
+    before: int, frame_us: int, *, keyed: bool = False, **settings: Any
+) -> Iterator[tuple[Any, Any, Any]]:
     """One stream on two nodes, `before` frames old: (upper end, lower end, upper backbone)."""
     first, second = _core.Engine(streams_max=4), _core.Engine(streams_max=4)
     for engine in (first, second):
         engine.configure(**settings)
-    above = open_backbone(first, bind="tcp://127.0.0.1:0")
+    upper, lower = (Keys(make_secret()) if keyed else None for _ in range(2))
+    children = {"lower": lower.public} if lower else {}
+    above = open_backbone(first, bind="tcp://127.0.0.1:0", keys=upper, children=children)
     assert above.address
-    below = open_backbone(second, bind=None, upstreams=[above.address], prefetch=["/live"])
+    upstream = f"{above.address}#{upper.public}" if upper else above.address
+    below = open_backbone(second, bind=None, upstreams=[upstream], prefetch=["/live"], keys=lower)
     try:
         here = first.add_stream("/live")
         here.claim()
@@ -179,6 +185,45 @@ def test_hop_beside_a_plain_loop(benchmark: Any, hop: tuple[Any, Any, Any]) -> N
             loop = f"{name}_loop{clock}"
             benchmark.extra_info[f"ratio_to_{loop}"] = round(statistics.median(found), 2)
             benchmark.extra_info[f"range_to_{loop}"] = f"{found[0]:.2f} ... {found[-1]:.2f}"
+    print(benchmark.extra_info)
+
+
+def test_hop_with_keys_beside_one_without(benchmark: Any) -> None:
+    """What encryption costs one hop: the same frames, with CURVE and plain, in turn."""
+    size = {"ring_s": 20, "ring_bytes_max": 64 << 20}
+    rounds: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    laps = 1 if benchmark.disabled else LAPS
+
+    def hop(ends: tuple[Any, Any, Any], keyed: bool) -> None:
+        here, there, above = ends
+        cpu = time.process_time()
+        seconds, own = _core.measure_hop(above._core, here, there, FRAME, FRAME_US, FRAMES, laps)
+        rounds[keyed].append((seconds, time.process_time() - cpu - own))
+
+    with (
+        two_nodes(BEFORE, FRAME_US, keyed=True, **size) as closed,
+        two_nodes(BEFORE, FRAME_US, **size) as open_,
+    ):
+        for ends, keyed in ((closed, True), (open_, False)):
+            hop(ends, keyed)  # the rings' pages are touched for the first time
+            rounds[keyed].clear()
+        benchmark.pedantic(hop, args=(closed, True), setup=lambda: hop(open_, False), rounds=ROUNDS)
+        for _, there, above in (closed, open_):
+            state = there.snapshot()
+            passes = (state["head_sequence"] - BEFORE) // (laps * FRAMES)
+            assert state["head_sequence"] == BEFORE + passes * laps * FRAMES
+            assert state["head_position"] == len(FRAME) * state["head_sequence"]
+            assert state["counters"]["lost_frames_total"] == 0
+            assert sum(bytes(memoryview(there.view()))[-len(FRAME) * 1000 :]) == sum(FRAME) * 1000
+            assert (above.public_key is None) == (there is open_[1])
+    for i, clock in enumerate(("", "_cpu")):
+        found = ratios(rounds[False], rounds[True], i)
+        benchmark.extra_info[f"ratio_to_no_keys{clock}"] = round(statistics.median(found), 2)
+        benchmark.extra_info[f"range_to_no_keys{clock}"] = f"{found[0]:.2f} ... {found[-1]:.2f}"
+    seconds, cpu_s = (statistics.median(column) for column in zip(*rounds[True], strict=True))
+    benchmark.extra_info["frames_per_second"] = round(laps * FRAMES / seconds)
+    benchmark.extra_info["megabytes_per_second"] = round(laps * FRAMES * len(FRAME) / seconds / 1e6)
+    benchmark.extra_info["cpu_ns_per_frame"] = round(cpu_s / (laps * FRAMES) * 1e9)
     print(benchmark.extra_info)
 
 

@@ -18,7 +18,8 @@ from relay._core.atomics cimport (
 from relay._core.body cimport BODY_CHUNKED, BODY_RAW, BODY_SIZED, body_open, body_reason, body_t
 from relay._core.backbone cimport backbone_main, backbone_subscribe
 from relay._core.backbone_state cimport (
-    PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t, link_t,
+    EXPELLED_MAX, PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t,
+    link_t,
 )
 from relay._core.backbone_view cimport backbone_view_t, link_view_t, view_free, view_take
 from relay._core.cutter cimport (
@@ -67,7 +68,7 @@ from relay._core.stream cimport (
 from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
 from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
-from relay._core.zmq_api cimport zmq_api_load
+from relay._core.zmq_api cimport curve_t, zmq_api_load
 
 import os
 import time
@@ -318,6 +319,14 @@ cdef class Engine:
         """Readable when an attached source has ended or had its first frame (an eventfd); reset
         by clear_intake."""
         return self.intake.event_fd
+
+    def pulse_intake(self):
+        """How often the intake's thread has turned; and wakes it, since it sleeps for as long as
+        nothing comes: one that lives has turned again at the next look. Does not block."""
+        cdef uint64_t turns = load_u64(&self.intake.turns_total)
+        self.check()
+        eventfd_write(self.intake.wake_fd, 1)
+        return turns
 
     def clear_intake(self):
         """Resets intake_fd; then look at each attached source."""
@@ -1048,7 +1057,8 @@ cdef class Backbone:
 
     def __cinit__(self, Engine engine, *, str module, size_t context, size_t xpub, size_t router,
                   int router_port, str advertise, list upstreams, int silence_ms,
-                  int repair_wait_ms, prefetch, int subscriptions_max, bint merge=False):
+                  int repair_wait_ms, prefetch, int subscriptions_max, bint merge=False,
+                  int xpub_port=0, int guest_topics_max=0):
         engine.check()
         cdef backbone_t* bone = &self.bone
         cdef const char* missing = zmq_api_load(&bone.api, module.encode())
@@ -1065,19 +1075,20 @@ cdef class Backbone:
         bone.xpub = <void*>xpub
         bone.router = <void*>router
         bone.router_port = router_port
+        bone.xpub_port = xpub_port
         bone.silence_us = silence_ms * <uint64_t>1000
         bone.repair_wait_us = repair_wait_ms * <uint64_t>1000
         copy_text(bone.advertise, advertise)
         bone.merge = merge
-        names = sorted(address for _, _, address in upstreams)
-        for sub, host, address in upstreams[:UPSTREAMS_MAX]:
-            upstream_open(bone, sub, host, address, names.index(address))
+        names = sorted(address for _, _, address, _ in upstreams)
+        for sub, host, address, curve in upstreams[:UPSTREAMS_MAX]:
+            upstream_open(bone, sub, host, address, names.index(address), curve)
         for mount in prefetch[:PREFETCH_MAX]:
             name = mount.encode()
             bone.prefetch[bone.prefetch_count] = mount_key(name, len(name))
             bone.prefetch_count += 1
         pthread_mutex_init(&bone.turn_lock, NULL)
-        if backbone_open(bone, subscriptions_max) != 0:
+        if backbone_open(bone, subscriptions_max, guest_topics_max or subscriptions_max) != 0:
             raise MemoryError(f"no memory for a backbone of {subscriptions_max} subscriptions")
         self.begin()
 
@@ -1162,12 +1173,13 @@ cdef dict backbone_dict(backbone_view_t* view):
         "answers_held_bytes": view.held_bytes,
         "directory_version": view.directory_version,
         "links": [link_dict(&view.links[i], view.now_us) for i in range(view.links_count)],
+        "expelled": [view.expelled[i].decode("ascii", "replace") for i in range(EXPELLED_MAX)],
         "counters": counters_dict(view.counters),
     }
 
 
 cdef int upstream_open(
-    backbone_t* bone, size_t sub, str host, str address, int rank,
+    backbone_t* bone, size_t sub, str host, str address, int rank, bytes curve,
 ) except -1:
     cdef upstream_t* up = &bone.upstreams[bone.upstreams_count]
     up.api = &bone.api
@@ -1179,6 +1191,8 @@ cdef int upstream_open(
     up.peer.rank = rank
     copy_text(up.host, host)
     copy_text(up.address, address)
+    if curve is not None:
+        copy_curve(&up.curve, curve)
     bone.upstreams_count += 1
     return 0
 
@@ -1205,6 +1219,17 @@ cdef int copy_text(char* to, str text) except -1:
     if len(data) > WIRE_ADDRESS_BYTES_MAX:
         raise RelayError(f"an address of {len(data)} bytes; the bound is {WIRE_ADDRESS_BYTES_MAX}")
     memcpy(to, <const char*>data, len(data) + 1)
+    return 0
+
+
+cdef int copy_curve(curve_t* to, bytes keys) except -1:
+    # Our public and secret key and the upstream's public one, in this order.
+    if len(keys) != 96:
+        raise ValueError(f"keys of {len(keys)} bytes; three of 32 are wanted")
+    memcpy(to.public_key, <const char*>keys, 32)
+    memcpy(to.secret_key, <const char*>keys + 32, 32)
+    memcpy(to.server_key, <const char*>keys + 64, 32)
+    to.is_set = 1
     return 0
 
 

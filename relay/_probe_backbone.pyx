@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from relay._core.engine cimport now_us
+from relay._core.guests cimport guest_adds, guest_drops, guests_close, guests_open, guests_t
 from relay._core.hop cimport *
 from relay._core.hop_step cimport *
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
@@ -36,6 +37,36 @@ cdef class Buffer:
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)
+
+
+cdef class Guests:
+    """Who holds how many topics."""
+
+    cdef guests_t guests
+
+    def __cinit__(self, int count_max, int each_max):
+        if guests_open(&self.guests, count_max, each_max) != 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        guests_close(&self.guests)
+
+    def adds(self, uint64_t key, int fd):
+        """0, or why not: -1 this connection has too many, -2 all of them have."""
+        return guest_adds(&self.guests, key, fd)
+
+    def drops(self, uint64_t key):
+        """Nobody holds it any more."""
+        guest_drops(&self.guests, key)
+
+    def held(self, int fd):
+        """How many this connection holds."""
+        return self.guests.held[fd]
+
+    @property
+    def count(self):
+        """How many all of them hold."""
+        return self.guests.count
 
 
 def wire_decode(data):

@@ -26,6 +26,9 @@ BASE_URL_BYTES_MAX = 255
 SHOWN_CHARACTERS_MAX = 120
 SHOWN_ITEMS_MAX = 8
 MASK = '"********"'
+SECRET = "secret:"  # what a secret key begins with, so that none is taken for a public one
+_HEXADECIMAL = re.compile("[0-9A-Fa-f]{64}")  # a CURVE key has 32 bytes
+_KEY_FORM = "64 hexadecimal digits, as relay keygen writes them"
 
 # Paths that Relay answers itself, on every node; a mount may not hide them.
 FIXED_PATHS = frozenset({"/", "/metrics", "/healthz", "/readyz"})
@@ -35,7 +38,7 @@ FIXED_SUFFIXES = (".m3u", ".pls", ".xspf")
 
 def is_secret(name: str) -> bool:
     """Whether the setting of this name must never be shown."""
-    return name.endswith("password")
+    return name.endswith(("password", "secret_key"))
 
 
 def show(value: object, *, secret: bool = False) -> str:
@@ -69,7 +72,11 @@ def show_scalar(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """The text on one line, cut at 200 characters, with escapes for what cannot be printed."""
+    """The text on one line, cut at 200 characters, with escapes for what cannot be printed.
+
+    A secret key that was written in the wrong place is masked here as well.
+    """
+    text = re.sub(f"{SECRET}[0-9A-Fa-f]+", f"{SECRET}********", text[:1000])
     escaped = text[:200].replace("\\", "\\\\").replace('"', '\\"')
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in escaped)
 
@@ -161,6 +168,41 @@ def parse_tcp(text: str, *, port_min: int = 1) -> Address:
     if not text.startswith("tcp://"):
         raise ConfigError(f"{show(text)}: must begin with tcp://, as in tcp://127.0.0.1:9000")
     return _host_port(text, text.removeprefix("tcp://"), port_min)
+
+
+def parse_upstream(text: str) -> tuple[Address, str | None]:
+    """Read `tcp://HOST:PORT` or `tcp://HOST:PORT#KEY`: an upstream and its public key.
+
+    Raises:
+        ConfigError: `VALUE: what is wrong with it`, one line. Never blocks: no name is looked up.
+    """
+    address, hash_, key = text.partition("#")
+    if SECRET in text:
+        parse_key(SECRET)  # says what is wrong, and shows nothing
+    return parse_tcp(address), parse_key(key) if hash_ else None
+
+
+def parse_key(text: str) -> str:
+    """Read a public key, 64 hexadecimal digits as `relay keygen` prints them; in lower case.
+
+    Raises:
+        ConfigError: `VALUE: what is wrong with it`, one line.
+    """
+    if text.startswith(SECRET):
+        raise ConfigError(
+            f"{MASK}: is a secret key where a public one belongs; if others have seen it, "
+            "make a new pair with relay keygen"
+        )
+    if not _HEXADECIMAL.fullmatch(text):
+        raise ConfigError(f"{show(text)}: a public key has {_KEY_FORM}")
+    return text.lower()
+
+
+def parse_secret(text: str) -> str:
+    """Read a secret key, `secret:` and 64 hexadecimal digits; no error shows it."""
+    if not _HEXADECIMAL.fullmatch(text.removeprefix(SECRET)) or not text.startswith(SECRET):
+        raise ConfigError(f"{MASK}: a secret key is {SECRET} and {_KEY_FORM}")
+    return text.lower()
 
 
 def parse_base_url(text: str) -> str:

@@ -5,16 +5,19 @@ Rules of this room
      close they belong to the core's thread.
   2. An address that cannot be used is said here, in one line, before anything runs.
   3. Limits are named with their reasons in docs/wire.md.
+  4. With keys, no socket is bound or connected before the gate stands.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import zmq
@@ -23,6 +26,8 @@ import zmq.backend.cython._zmq as zmq_module
 from relay import _core
 from relay.address import why_unbound
 from relay.errors import ConfigError, RelayError
+from relay.gate import Gate, counters
+from relay.keys import Keys
 
 RUNS_QUEUED_MAX = 8192  # messages a child may be behind before it loses some (it repairs them)
 ANSWERS_QUEUED_MAX = 256  # to one child; it has at most 32 requests open, of some 5 parts each
@@ -31,12 +36,19 @@ PREFETCH_MAX = 4096
 UPSTREAMS_MAX = 8
 RUN_BYTES_MAX = 192 * 1024
 REQUEST_BYTES_MAX = 1024
-# A topic has 9, but libzmq counts its own handshake: with less than 25 nobody gets in.
+# A topic has 9, but libzmq counts its own handshake: with less than 25 nobody gets in, and with
+# keys with less than 277 (an XSUB's INITIATE; measured with 4.3.5).
 SUBSCRIPTION_BYTES_MAX = 64
+SUBSCRIPTION_BYTES_MAX_KEYS = 320
+# Of one child. libzmq takes them for as long as there are any, within one call of our thread: a
+# child that never pauses held it for 3.6 s with 1,000, for ever with 0, for 0.3 s with 10.
+SUBSCRIPTIONS_QUEUED_MAX = 10
+CHILDREN_FULL_MAX = 8  # so many children's worth of subscriptions are kept, all together
 GOODBYE_LINGER_MS = 100
 REDUNDANCIES = ("standby", "merge")
 
 _ADDRESS = re.compile(r"(?:tcp://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(\d{1,5}|\*)", re.ASCII)
+log = logging.getLogger("relay.backbone")
 _open: weakref.WeakSet[Backbone] = weakref.WeakSet()
 
 
@@ -97,6 +109,8 @@ class Backbone:
         self._context = context
         self._sockets: list[zmq.Socket[bytes]] = []
         self._core: _core.Backbone | None = None
+        self._gate: Gate | None = None
+        self._expelled_total = 0
         self._pid = os.getpid()
         _open.add(self)
 
@@ -106,6 +120,16 @@ class Backbone:
         _options(socket, **limits)
         return socket
 
+    @property
+    def public_key(self) -> str | None:
+        """This node's public key, or None where links have no keys."""
+        return None if self._gate is None else self._gate.keys.public
+
+    def _guard(self, *sockets: zmq.Socket[bytes]) -> None:
+        if self._gate is not None:
+            for socket in sockets:
+                self._gate.guard(socket)
+
     def _bind(self, bind: str, advertise: str | None) -> tuple[int, int, int, str]:
         """(XPUB, ROUTER, the ROUTER's port, what beacons announce)."""
         host, port = _split("backbone.bind", bind, port_min=0)
@@ -113,7 +137,10 @@ class Backbone:
         if advertise:
             told_host, told_port = _split("backbone.advertise", advertise, port_min=1)
         xpub = self._socket(
-            zmq.XPUB, bytes_max=SUBSCRIPTION_BYTES_MAX, sent_max=RUNS_QUEUED_MAX, received_max=0
+            zmq.XPUB,
+            bytes_max=SUBSCRIPTION_BYTES_MAX_KEYS if self._gate else SUBSCRIPTION_BYTES_MAX,
+            sent_max=RUNS_QUEUED_MAX,
+            received_max=SUBSCRIPTIONS_QUEUED_MAX,
         )
         router = self._socket(
             zmq.ROUTER,
@@ -122,6 +149,7 @@ class Backbone:
             received_max=REQUESTS_QUEUED_MAX,
         )
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is an error, no silent loss
+        self._guard(xpub, router)
         self.address = f"tcp://{host}:{_bind(xpub, 'backbone.bind', host, port)}"
         key = "backbone.advertise" if advertise else "backbone.bind"
         router_port = _bind(router, key, host, told_port)
@@ -129,8 +157,9 @@ class Backbone:
         told = f"{told_host}:{told_port}" if advertise else ""
         return xpub.underlying, router.underlying, router_port, told
 
-    def _connect(self, upstream: str) -> tuple[int, str, str]:
-        """(SUB, the upstream's `tcp://host` and `tcp://host:port`); it need not be there yet."""
+    def _connect(self, upstream: str) -> tuple[int, str, str, bytes | None]:
+        """(SUB, the upstream's `tcp://host` and `tcp://host:port`, keys); it may come later."""
+        upstream, _, key = upstream.partition("#")
         host, port = _split("backbone.upstream", upstream, port_min=1)
         address = f"tcp://{host}:{port}"
         sub = self._socket(
@@ -140,20 +169,36 @@ class Backbone:
             sent_max=0,
             received_max=RUNS_QUEUED_MAX,
         )
+        curve = self._gate.present(sub, address, key) if self._gate else None
         try:
             sub.connect(address)
         except zmq.ZMQError as error:
             raise ConfigError(
                 f"backbone.upstream = {upstream!r} cannot be used: {os.strerror(error.errno or 0)}"
             ) from None
-        return sub.underlying, f"tcp://{host}", address
+        return sub.underlying, f"tcp://{host}", address, curve
 
     def snapshot(self) -> dict[str, Any]:
         """Addresses, upstreams, links and counters at the end of a turn; blocks for that turn."""
         if self._core is None:
             raise RelayError("the backbone is closed")
         seen: dict[str, Any] = self._core.snapshot()
+        self._turn_away(seen.pop("expelled"), seen["counters"]["expelled_total"])
+        seen["counters"] |= counters() if self._gate is None else self._gate.snapshot()
         return {"address": self.address, "repair_address": self.repair_address, **seen}
+
+    def _turn_away(self, names: list[str], expelled_total: int) -> None:
+        """Take who was cut since the last look off the list; the core keeps the last few names."""
+        new, self._expelled_total = expelled_total - self._expelled_total, expelled_total
+        for number in range(expelled_total - min(new, len(names)), expelled_total):
+            name = names[number % len(names)]
+            log.warning(
+                "cut a child for its subscriptions: %s",
+                name or "it has no key",
+                extra={"event": "child_expelled", "child": name},
+            )
+            if self._gate is not None and name:
+                self._gate.turn_away(name)
 
     def goodbye(self) -> None:
         """Tells the children that this node goes, so that they switch at once; does not block."""
@@ -167,9 +212,13 @@ class Backbone:
         core, self._core = self._core, None
         if core is not None:
             core.stop()
+        if self._gate is not None:
+            self._gate.unwatch()
         for socket in self._sockets:
             socket.close(GOODBYE_LINGER_MS if core is not None else 0)
         self._sockets.clear()
+        if self._gate is not None:
+            self._gate.close()
         self._context.term()
         _open.discard(self)
 
@@ -185,13 +234,16 @@ def open_backbone(
     repair_wait_ms: int = 1500,
     prefetch: Sequence[str] = (),
     subscriptions_max: int = 65536,
+    keys: Keys | None = None,
+    children: Mapping[str, str] = MappingProxyType({}),
 ) -> Backbone:
     """Opens this node's side of the backbone and starts its thread.
 
     Args:
         engine: whose streams are sent and filled.
         bind: `tcp://HOST:PORT` for children (port 0: any free one); None: no children.
-        upstreams: `tcp://HOST:PORT` of each node above; none on an origin, at most 8.
+        upstreams: `tcp://HOST:PORT` of each node above, with keys `tcp://HOST:PORT#KEY`; none on
+            an origin, at most 8.
         redundancy: `standby`: one upstream feeds a stream, the others are ready; `merge`: all feed
             it, and the first copy of each frame counts.
         advertise: `HOST:PORT` at which children reach the repair socket, which then binds that
@@ -199,7 +251,9 @@ def open_backbone(
         silence_ms: an upstream without a sign of life for so long is lost.
         repair_wait_ms: how long a hole is waited for.
         prefetch: mounts that are kept warm without listeners.
-        subscriptions_max: streams that children may ask for, all together.
+        subscriptions_max: streams that one child may ask for; one that asks for more is cut.
+        keys: this node's; links are then encrypted, and closed to all but `children`. None: open.
+        children: the public key of each node that may attach, by a name for it.
 
     Raises:
         ConfigError: an address is malformed, taken, or not of this machine.
@@ -213,10 +267,16 @@ def open_backbone(
         raise ConfigError(f"prefetch names {len(prefetch)} mounts; the bound is {PREFETCH_MAX}")
     if bind is None and not upstreams:
         raise ConfigError("a backbone needs an address to bind or an upstream")
+    if keys is not None and not all("#" in upstream for upstream in upstreams):
+        raise ConfigError("with keys each upstream needs its public key: tcp://HOST:PORT#KEY")
     backbone = Backbone(zmq.Context())
     try:
+        if keys is not None:
+            backbone._gate = Gate(backbone._context, keys, children)
         xpub, router, port, told = backbone._bind(bind, advertise) if bind else (0, 0, 0, "")
         above = [backbone._connect(upstream) for upstream in upstreams]
+        if backbone._gate is not None:
+            backbone._gate.start()
         backbone._core = _core.Backbone(
             engine,
             module=str(zmq_module.__file__),
@@ -230,7 +290,9 @@ def open_backbone(
             silence_ms=silence_ms,
             repair_wait_ms=repair_wait_ms,
             prefetch=list(prefetch),
-            subscriptions_max=subscriptions_max,
+            subscriptions_max=subscriptions_max * CHILDREN_FULL_MAX,
+            xpub_port=int((backbone.address or ":0").rpartition(":")[2]),
+            guest_topics_max=subscriptions_max,
         )
     except BaseException:
         backbone.close()

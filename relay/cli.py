@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import click
 
-from relay.config import CATALOG, Config
+from relay.config import CATALOG, Config, host_name
 from relay.config_told import summary
 from relay.errors import ConfigError, RelayError
 from relay.options import Option
@@ -79,7 +79,7 @@ def _complain(*lines: str) -> None:
 
 def _metavar(option: Option) -> str:
     """A short word for the value in the help: N, HOST:PORT, text|json."""
-    form = option.form.removeprefix("list of ")
+    form = option.form.removeprefix("list of ").removeprefix("table of ")
     if form.startswith(("integer", "number")):
         return "N|auto" if form.endswith('"auto"') else "N"
     if form.startswith('"'):
@@ -92,7 +92,8 @@ def _metavar(option: Option) -> str:
 def _bounds(option: Option) -> str:
     """Range and default for the help: `10 to 1000 or auto; default 200`."""
     kind, _, bounds = option.form.replace('"', "").partition(" ")
-    default = "may be repeated" if option.is_list else f"default: {option.default_text}"
+    is_many = option.is_list or option.is_table
+    default = "may be repeated" if is_many else f"default: {option.default_text}"
     numeric = kind in ("integer", "number")
     return (f"{bounds}; {default}" if numeric else default).replace('"', "")
 
@@ -107,7 +108,7 @@ def _setting(option: Option) -> Callable[[Any], Any]:
         option.flag,
         option.keyword,
         metavar=_metavar(option),
-        multiple=option.is_list,
+        multiple=option.is_list or option.is_table,
         help=f"{option.help} [{_bounds(option)}]",
     )
 
@@ -216,15 +217,40 @@ def check(config_path: str) -> int:
     """Say what is wrong with a configuration, or what is in force.
 
     Reads the file and the environment as `relay serve` would. Prints `ok` and the effective
-    settings, passwords masked; or every problem at once, and exits with status 2.
+    settings, passwords and keys masked; or every problem at once, and exits with status 2.
 
     \b
     Example:
       relay check relay.toml
     """
+    from relay.keys import own_keys
+
     config = Config.load(config_path)
+    keys = own_keys(config.backbone)
     _complain(*CATALOG.misspelt(os.environ))
-    click.echo(f"ok\n\n{summary(config)}")
+    told = f"\n\npublic key: {keys.public}" if keys else ""
+    click.echo(f"ok\n\n{summary(config)}{told}")
+    return 0
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--out", metavar="FILE", help="Where the secret key goes. [default: NAME.key]")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+def keygen(name: str | None, **options: Any) -> int:
+    """Make a key pair, with which nodes trust each other.
+
+    Writes the secret half to a file that only its owner can read, and prints the public half with
+    the lines for the configuration of both ends of a link. NAME is what other nodes call this one;
+    without it, the name of this machine.
+
+    \b
+    Example:
+      relay keygen edge-1 --out /etc/relay/edge-1.key
+    """
+    from relay.keys import keygen as make
+
+    click.echo(make(name or host_name(), **options))
     return 0
 
 

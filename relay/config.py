@@ -6,7 +6,7 @@ Rules of this room
   2. Layers, weakest first: defaults, file, environment, command line. `[streams."/x"]` is laid over
      the outcome of `[defaults]`, so what is said about one mount wins for that mount.
   3. All problems are collected and raised together; a problem is one line, `key = value: bound`.
-  4. A password is never shown: not in a message, not in a repr, not in a summary.
+  4. A password or secret key is never shown: not in a message, not in a repr, not in a summary.
   5. Values are checked here and stay plain (numbers, text); whoever opens a socket asks for the
      parsed `Address`. A `Config` never changes once it is made.
   6. This room does not know sockets, threads, click or the engine.
@@ -31,12 +31,15 @@ from relay.address import (
     is_secret,
     parse_base_url,
     parse_host_port,
+    parse_secret,
     parse_tcp,
+    parse_upstream,
     show,
     show_scalar,
 )
 from relay.errors import ConfigError
 from relay.options import Catalog, Draft, read_toml
+from relay.trust import Trust, check_child, check_trust, trust_of
 
 __all__ = [
     "CATALOG",
@@ -85,10 +88,6 @@ def _check_advertise(text: str) -> None:
 def _check_backbone(text: str) -> None:
     if text != "none":
         parse_tcp(text, port_min=0)
-
-
-def _check_upstream_item(text: str) -> None:
-    parse_tcp(text)
 
 
 def _check_redirect_item(text: str) -> None:
@@ -235,8 +234,9 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
     upstream: Annotated[
         tuple[str, ...],
         Meta(
-            description="The nodes to receive streams from, up to 8; each stream from the nearest.",
-            extra={"form": "list of tcp://HOST:PORT", "check": _check_upstream_item},
+            description="The nodes to receive streams from, up to 8, and their public keys; each "
+            "stream from the nearest.",
+            extra={"form": "list of tcp://HOST:PORT[#KEY]", "check": parse_upstream},
         ),
     ] = ()
     redundancy: Annotated[
@@ -253,6 +253,28 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
             extra={"form": "HOST:PORT", "default": "the bind", "check": _check_advertise},
         ),
     ] = None
+    secret_key_file: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=4096)] | None,
+        Meta(
+            description="This node's secret key, as `relay keygen` wrote it; with it, links are "
+            "encrypted and closed to strangers.",
+            extra={"form": "path of a file", "default": "none"},
+        ),
+    ] = None
+    secret_key: Annotated[
+        str | None,
+        Meta(
+            description="The secret key itself, for who cannot have a file.",
+            extra={"form": "secret:KEY", "default": "none", "check": parse_secret},
+        ),
+    ] = None
+    children: Annotated[
+        dict[str, str],
+        Meta(
+            description="Who may attach: a name of yours, and that node's public key.",
+            extra={"form": "table of NAME=KEY", "check": check_child},
+        ),
+    ] = field(default_factory=dict)
     insecure: Annotated[
         bool,
         Meta(
@@ -290,7 +312,17 @@ class BackboneConfig(_Table, frozen=True, kw_only=True):
     @property
     def upstream_addresses(self) -> tuple[Address, ...]:
         """The upstream nodes."""
-        return tuple(parse_tcp(text) for text in self.upstream)
+        return tuple(parse_upstream(text)[0] for text in self.upstream)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether links are encrypted and both ends known."""
+        return self.secret_key is not None or self.secret_key_file is not None
+
+    @property
+    def trust(self) -> Trust:
+        """What protects the links: keys, that nobody else is on this machine, or nothing."""
+        return trust_of(self)
 
     @property
     def advertise_address(self) -> Address | None:
@@ -482,7 +514,7 @@ def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_F
             "the number of [streams] tables",
         )
     yield from _check_overlap(http, config.backbone)
-    yield from _check_trust(config.backbone)
+    yield from check_trust(config.backbone)
     yield from _check_upstream(config.backbone)
     yield from _check_pace("defaults", config.defaults)
     yield from _check_lag("defaults", config.defaults)
@@ -504,17 +536,6 @@ def _check_overlap(http: HttpConfig, backbone: BackboneConfig) -> Iterator[_Find
         )
 
 
-def _check_trust(backbone: BackboneConfig) -> Iterator[_Finding]:
-    bind = backbone.address
-    if bind is not None and not backbone.insecure and not bind.is_loopback:
-        yield (
-            {"backbone.bind", "backbone.insecure"},
-            f"backbone.bind = {show(backbone.bind)}: is not loopback, and without keys anyone who "
-            "reaches it can read and write; bind to tcp://127.0.0.1:9000, or accept that with "
-            "--insecure-backbone (backbone.insecure = true)",
-        )
-
-
 def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
     keys = {"backbone.upstream", "backbone.bind"}
     if len(backbone.upstream) > UPSTREAMS_MAX:
@@ -523,14 +544,15 @@ def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
             f"backbone.upstream = {show(backbone.upstream)}: a node has at most {UPSTREAMS_MAX} "
             f"upstreams, this is {len(backbone.upstream)}",
         )
-    twice = {text for text in backbone.upstream if backbone.upstream.count(text) > 1}
+    nodes = [text.partition("#")[0] for text in backbone.upstream]
+    twice = {text for text in nodes if nodes.count(text) > 1}
     if twice:
         yield (
             keys,
             f"backbone.upstream = {show(backbone.upstream)}: names {sorted(twice)[0]} twice; "
             "name each node once",
         )
-    if backbone.bind in backbone.upstream:
+    if backbone.bind in nodes:
         yield (
             keys,
             f"backbone.upstream = {show(backbone.bind)}: is this node's own backbone; "

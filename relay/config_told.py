@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from relay.address import is_secret, show, show_scalar
+from relay.address import is_secret, show, show_scalar, toml_key
 from relay.config import CATALOG, TABLES, Config, StreamConfig
 from relay.options import Option
 
@@ -36,9 +36,16 @@ def summary(config: Config) -> str:
 def _told(option: Option, value: object) -> str:
     if value is None:
         return f"# {option.name}: {option.default_text}"
-    line = f"{option.name} = {show(value, secret=is_secret(option.name))}"
+    line = f"{option.name} = {_shown(option, value)}"
     usual = option.default is None or value == option.default
     return line if usual else f"{line}  # default {option.default_text}"
+
+
+def _shown(option: Option, value: object) -> str:
+    if not isinstance(value, dict):
+        return show(value, secret=is_secret(option.name))
+    items = (f"{toml_key(name)} = {show_scalar(item)}" for name, item in value.items())
+    return f"{{ {', '.join(items)} }}" if value else "{}"
 
 
 def options_table() -> str:

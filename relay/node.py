@@ -18,7 +18,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from relay import _core
@@ -276,6 +276,11 @@ class Node:
         return None if self._backbone is None else self._backbone.address
 
     @property
+    def backbone_key(self) -> str | None:
+        """The public key of this node, 64 hexadecimal digits; None where links have no keys."""
+        return None if self._backbone is None else self._backbone.public_key
+
+    @property
     def listeners_max(self) -> int:
         """How many listeners fit."""
         return self._opened().listeners_max
@@ -343,6 +348,20 @@ class Node:
             counters["page_displaced_total"] = self._page_door.displaced_total
         return counters
 
+    def turns(self) -> dict[str, int]:
+        """How often each engine thread has turned; one that lives does so ten times a second.
+
+        The intake's sleeps while no source sends; each call wakes it, so the next one tells more.
+        Blocks for the backbone's turn, and for ever when it is stuck in one.
+        """
+        engine = self._opened()
+        shards = engine.snapshot()["shards"]
+        turns = {f"shard {number}": told["turns_total"] for number, told in enumerate(shards)}
+        turns["intake"] = engine.pulse_intake()
+        if self._backbone is not None:
+            turns["backbone"] = self._backbone.snapshot()["counters"]["turns_total"]
+        return turns
+
     def facts(self) -> Facts:
         """What is true of this node, up to FACTS_S old (for `relay.web`)."""
         now = time.monotonic()
@@ -351,18 +370,18 @@ class Node:
         return self._facts
 
     def _gather(self) -> Facts:
-        from relay.web.facts import Facts, stream_facts
+        from relay.web.facts import Facts, link_facts, stream_facts, upstreams_facts
 
         engine = self._opened()
         link = {} if self._backbone is None else self._backbone.snapshot()
         links = {told["mount"]: told for told in link.get("links", [])}
-        upstreams = _upstreams(link)
+        upstreams = upstreams_facts(link)
         upstream_is_up = (link.get("upstream") or {}).get("state") == "up"
         streams = []
         for stream in engine.streams():
             state = stream.snapshot()
             if state["writer"] != "local":
-                state |= _link_facts(state, links.get(stream.mount), upstream_is_up, upstreams)
+                state |= link_facts(state, links.get(stream.mount), upstream_is_up, upstreams)
             peak = self._peaks.get(stream.mount, 0)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)
@@ -381,18 +400,13 @@ class Node:
             http=self.http_address,
             backbone=self.backbone_address,
             insecure=self.config.backbone.insecure,
+            trust=self.config.backbone.trust,
             streams=streams,
-            upstream=self._upstream_facts(link),
+            upstream=link.get("upstream"),
             upstreams=upstreams,
             counters=counters,
             measured=measured,
         )
-
-    def _upstream_facts(self, link: Mapping[str, Any]) -> dict[str, Any] | None:
-        told = link.get("upstream")
-        if not told:
-            return None
-        return {"address": self.config.backbone.upstream[0], **told}
 
     def problems(self) -> list[str]:
         """Why no new listeners should come here; empty when they may (for /readyz)."""
@@ -477,39 +491,6 @@ def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
     return flat
 
 
-def _upstreams(link: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each upstream, with the mounts that come from it now."""
-    upstreams: list[dict[str, Any]] = [dict(told) for told in link.get("upstreams", [])]
-    for told in upstreams:
-        told["mounts"] = []
-    for told in link.get("links", []):
-        if told.get("feeding") is not None and told["subscribed"]:
-            upstreams[told["feeding"]]["mounts"].append(told["mount"])
-    for told in upstreams:
-        told["mounts"].sort()
-        told["feeds"] = len(told["mounts"])  # of this moment, not of the last beacon
-    return upstreams
-
-
-def _link_facts(
-    state: Mapping[str, Any],
-    link: Mapping[str, Any] | None,
-    upstream_is_up: bool,
-    upstreams: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """What the backbone knows of a stream, in the words of the engine's snapshot."""
-    if link is None or not link["from_upstream"]:
-        return {}
-    told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
-    told["switches"] = link.get("switches", 0)
-    if link.get("feeding") is not None and link["subscribed"]:
-        told["upstream"] = upstreams[link["feeding"]]["address"]
-    if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
-        frames = max(0, link["target_sequence"] - state["head_sequence"])
-        told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
-    return told
-
-
 def _open_engine(config: Config) -> _core.Engine:
     files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     http = config.http
@@ -559,6 +540,7 @@ def _open_backbone(engine: _core.Engine, config: Config) -> Backbone | None:
     if told.address is None and not told.upstream:
         return None
     from relay.backbone import open_backbone
+    from relay.keys import own_keys
 
     return open_backbone(
         engine,
@@ -570,6 +552,8 @@ def _open_backbone(engine: _core.Engine, config: Config) -> Backbone | None:
         repair_wait_ms=config.repair_wait_ms(""),
         prefetch=told.prefetch,
         subscriptions_max=told.subscriptions_max,
+        keys=own_keys(told),
+        children=told.children,
     )
 
 

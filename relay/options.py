@@ -56,8 +56,13 @@ class Option(Struct, frozen=True):
 
     @property
     def is_list(self) -> bool:
-        """Whether it may be given several times; in the environment, with commas between."""
+        """Whether it is a list; in the environment, with commas between."""
         return isinstance(self.default, tuple)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a table of names; as text NAME=VALUE, several as for a list."""
+        return isinstance(self.default, dict)
 
     def parse(self, value: object, *, text: bool = False) -> object:
         """Check one value; `text` says that numbers may come as text (environment, command line).
@@ -65,8 +70,10 @@ class Option(Struct, frozen=True):
         Raises:
             ConfigError: `VALUE: what it must be`, a line for each item that is wrong.
         """
-        if text and self.is_list and isinstance(value, str):
+        if text and (self.is_list or self.is_table) and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
+        if text and self.is_table and isinstance(value, list | tuple):
+            value = dict(_name_and_value(item) for item in value)
         try:
             parsed: object = msgspec.convert(value, self.type, strict=not text)
         except msgspec.ValidationError:
@@ -77,7 +84,7 @@ class Option(Struct, frozen=True):
         return parsed
 
     def _problems(self, parsed: Any) -> Iterator[str]:
-        for item in parsed if self.is_list else (parsed,):
+        for item in parsed if self.is_list else parsed.items() if self.is_table else (parsed,):
             try:
                 if self.check is not None:
                     self.check(item)
@@ -85,8 +92,15 @@ class Option(Struct, frozen=True):
                 yield str(wrong)
 
 
+def _name_and_value(item: object) -> tuple[str, str]:
+    name, equals, value = str(item).partition("=")
+    if not equals:
+        raise ConfigError(f"{show(item)}: lacks a name; write NAME=VALUE")
+    return name.strip(), value.strip()
+
+
 def _article(form: str) -> str:
-    for word, article in {"integer": "an ", "number": "a ", "list": "a "}.items():
+    for word, article in {"integer": "an ", "number": "a ", "list": "a ", "table": "a "}.items():
         if form.startswith(word):
             return article + form
     return form
@@ -124,13 +138,15 @@ def option_of(table: str, told: msgspec.structs.FieldInfo) -> Option:
     assert isinstance(kind, msgspec.inspect.Metadata)
     extra: dict[str, Any] = kind.extra or {}
     default = None if told.default is msgspec.NODEFAULT else told.default
+    if told.default_factory is dict:
+        default = {}
     flag = extra.get("flag", told.name.replace("_", "-"))
     return Option(
         table=table,
         name=told.name,
         type=bool if isinstance(kind.type, msgspec.inspect.BoolType) else told.type,
         default=default,
-        default_text=extra.get("default", show(default)),
+        default_text=extra.get("default", "none" if default == {} else show(default)),
         help=(kind.extra_json_schema or {})["description"],
         flag=f"--{flag}",
         env="RELAY_" + flag.replace("-", "_").upper(),
@@ -229,7 +245,7 @@ class Draft:
         """Take options by any of their names, and whole tables; None means not given."""
         for name, value in overrides.items():
             option = self.catalog.find(name)
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping) and not (option and option.is_table):
                 self.take_tree({name: value}, text=True)
             elif option is None:
                 self.problems.append(self.catalog.unknown_name(name))

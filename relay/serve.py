@@ -5,6 +5,7 @@ Rules of this room
   2. The first line says that the node is ready, and where; with log_format json it is one object.
   3. First SIGINT or SIGTERM: an orderly end within 2 s, status 0. A second one: at once, status 1.
   4. A password is shown only where it was made up here, once.
+  5. A supervisor (systemd) hears READY when the doors are open, whatever the upstream does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import IO, Any
 from relay.config import Config
 from relay.errors import ConfigError
 from relay.node import FILES_RESERVED, Node, listeners_that_fit
+from relay.notify import Supervisor, status_line
 
 BACKLOG = 4096  # what the engine asks of listen()
 LISTENERS_FEW = 100  # a node with less room than this is warned about
@@ -68,7 +70,13 @@ async def _run(config: Config, made_up: Mapping[str, str]) -> int:
     node = Node(config=config)
     await node.open()
     say_ready(node, made_up, sys.stdout)
+    supervisor = Supervisor()
+    told = f"{node.listeners_max} listeners fit, HTTP on {node.http_address}"
+    supervisor.tell("READY=1", status_line(told))
+    watching = asyncio.create_task(supervisor.watch(node.turns))
     await stop.wait()
+    supervisor.tell("STOPPING=1", status_line("listeners hear their frame to its end"))
+    watching.cancel()  # the end takes 2 s at most, less than any sensible watchdog
     log.info("going: no new listeners, sources end", extra={"event": "draining"})
     await node.close()
     log.info("gone", extra={"event": "stopped"})
@@ -150,7 +158,8 @@ def _ready_json(node: Node, made_up: Mapping[str, str]) -> str:
         "name": node.config.node.name,
         "http": node.http_address,
         "backbone": node.backbone_address,
-        "upstream": list(node.config.backbone.upstream),
+        "backbone_key": node.backbone_key,
+        "upstream": [address.tcp for address in node.config.backbone.upstream_addresses],
         "listeners_max": node.listeners_max,
         "pid": os.getpid(),
         **{words.replace(" ", "_"): password for words, password in made_up.items()},
@@ -170,9 +179,11 @@ def _ready_text(node: Node, made_up: Mapping[str, str]) -> str:
         f"  room    {node.listeners_max} listeners",
     ]
     if node.backbone_address is not None:
-        lines.append(f"  relays  relay serve --upstream {node.backbone_address}")
+        key = "" if node.backbone_key is None else f"#{node.backbone_key}"
+        lines.append(f"  relays  relay serve --upstream {node.backbone_address}{key}")
     if node.config.backbone.upstream:
-        lines.append(f"  from    {', '.join(node.config.backbone.upstream)}")
+        upstreams = (address.tcp for address in node.config.backbone.upstream_addresses)
+        lines.append(f"  from    {', '.join(upstreams)}")
     lines += [f"  {words} for this run: {password}" for words, password in made_up.items()]
     return "\n".join(lines)
 

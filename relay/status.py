@@ -182,6 +182,7 @@ def _node(node: Row) -> str:
         ("up for {} s", node.get("uptime_s")),
         ("HTTP on {}", node.get("http")),
         ("backbone on {}", node.get("backbone")),
+        ("{}", "links with keys" if node.get("trust") == "keys" else None),
         ("{}", "open without keys" if node.get("insecure") is True else None),
     )
 

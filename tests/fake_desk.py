@@ -84,6 +84,7 @@ class FakeDesk:
             "http": "127.0.0.1:8000",
             "backbone": None,
             "insecure": False,
+            "trust": "loopback",
             "streams": self.streams,
             "counters": {"listeners": 3, "joins_total": 5, "shards": [{"listeners": 3}]},
             "measured": MEASURED,

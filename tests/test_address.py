@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
@@ -13,7 +14,10 @@ from relay.address import (
     check_mount,
     parse_base_url,
     parse_host_port,
+    parse_key,
+    parse_secret,
     parse_tcp,
+    parse_upstream,
     show,
 )
 from relay.errors import ConfigError, MountError
@@ -249,3 +253,37 @@ def test_any_text_is_a_mount_or_a_line(text: str) -> None:
     """No text crashes the check."""
     with contextlib.suppress(MountError):
         check_mount("/" + text)
+
+
+KEY = "0123456789abcdef" * 4
+
+
+def test_upstreams_are_read_with_and_without_a_key() -> None:
+    """The key follows a #, in either case of letters."""
+    assert parse_upstream("tcp://[::1]:9000") == (Address("::1", 9000), None)
+    assert parse_upstream(f"tcp://a:1#{KEY.upper()}") == (Address("a", 1), KEY)
+    assert parse_secret(f"secret:{KEY}") == f"secret:{KEY}"
+
+
+@pytest.mark.parametrize(
+    ("reader", "text", "why"),
+    [
+        (parse_upstream, "tcp://a:1#", '"": a public key has 64 hexadecimal digits'),
+        (parse_upstream, f"tcp://a:1#{KEY}0", "a public key has 64"),
+        (parse_upstream, f"#{KEY}", '"": must begin with tcp://'),
+        (parse_upstream, f"tcp://a:1#secret:{KEY}", "is a secret key where a public one belongs"),
+        (parse_upstream, f"tcp://secret:{KEY}", "is a secret key where a public one belongs"),
+        (parse_key, f"secret:{KEY}", "is a secret key where a public one belongs"),
+        (parse_key, KEY[:-1] + "g", "a public key has 64"),
+        (parse_secret, KEY, "a secret key is secret: and 64"),
+        (parse_secret, f"secret:{KEY}\n", "a secret key is secret: and 64"),
+    ],
+)
+def test_what_is_no_key_is_refused(reader: Callable[[str], object], text: str, why: str) -> None:
+    """In one line, which shows no secret."""
+    with pytest.raises(ConfigError) as caught:
+        reader(text)
+    (line,) = caught.value.problems
+    assert why in line
+    assert "secret:0" not in line
+    assert reader is parse_upstream or KEY not in line

@@ -317,3 +317,36 @@ def test_the_module_runs_as_the_command_does() -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("relay ")
+
+
+# --- keygen ---------------------------------------------------------------------------------------
+
+
+def test_keygen_writes_the_secret_and_prints_the_public_half(tmp_path: Path) -> None:
+    """The lines it prints are configuration that loads; the secret is in the file alone."""
+    path = tmp_path / "edge-1.key"
+    result = run("keygen", "edge-1", "--out", str(path))
+    assert result.exit_code == 0
+    secret = path.read_text().splitlines()[-1]
+    assert secret.startswith("secret:")
+    assert secret.removeprefix("secret:") not in result.output
+    again = run("keygen", "edge-1", "--out", str(path))
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+    assert path.read_text().splitlines()[-1] == secret
+    assert run("keygen", "edge-1", "--out", str(path), "--force").exit_code == 0
+    assert path.read_text().splitlines()[-1] != secret
+
+
+def test_check_reads_the_key_file_too(tmp_path: Path) -> None:
+    """What serve would refuse, check refuses; else it tells the public key and no secret."""
+    settings, key = tmp_path / "relay.toml", tmp_path / "node.key"
+    settings.write_text(f"[backbone]\nsecret_key_file = '{key}'\n")
+    missing = run("check", str(settings))
+    assert missing.exit_code == 2
+    assert "make one with relay keygen" in missing.stderr
+    assert run("keygen", "node", "--out", str(key)).exit_code == 0
+    told = run("check", str(settings))
+    assert told.exit_code == 0
+    assert "public key: " in told.output
+    assert key.read_text().splitlines()[-1].removeprefix("secret:") not in told.output

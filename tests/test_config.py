@@ -196,7 +196,7 @@ burst_ms = "a"
         ("[backbone]\nprefetch = ['a']", 'backbone.prefetch = "a": a mount begins with /'),
         (
             "[backbone]\nupstream = 'tcp://a:1'",
-            'backbone.upstream = "tcp://a:1": must be a list of tcp://HOST:PORT',
+            'backbone.upstream = "tcp://a:1": must be a list of tcp://HOST:PORT[#KEY]',
         ),
         (
             "[backbone]\nupstream = [" + ", ".join(f"'tcp://a:{n}'" for n in range(1, 10)) + "]",
@@ -208,6 +208,12 @@ burst_ms = "a"
             "[backbone]\nupstream = ['tcp://a:1', 'tcp://a:1']",
             'backbone.upstream = ["tcp://a:1", "tcp://a:1"]: names tcp://a:1 twice; '
             "name each node once",
+        ),
+        (
+            f"[backbone]\nsecret_key = 'secret:{'a' * 64}'\n"
+            f"upstream = ['tcp://a:1#{'b' * 64}', 'tcp://a:1#{'c' * 64}']",
+            f'backbone.upstream = ["tcp://a:1#{"b" * 64}", "tcp://a:1#{"c" * 29}…: '
+            "names tcp://a:1 twice; name each node once",
         ),
         (
             "[backbone]\nredundancy = 'both'",
@@ -314,6 +320,29 @@ def test_misspelt_environment_names_are_noticed() -> None:
     ]
 
 
+def test_children_are_a_table_or_names_with_keys(tmp_path: Path) -> None:
+    """A table in a file and from a program; NAME=KEY on a command line and in the environment."""
+    one, two, secret = "1a" * 32, "2B" * 32, "secret:" + "3c" * 32
+    wanted = {"edge-1": one, "edge.2": two}
+    toml = f"[backbone]\nsecret_key = '{secret}'\n[backbone.children]\n"
+    toml += f"edge-1 = '{one}'\n'edge.2' = '{two}'\n"
+    words = [f"edge-1={one}", f"edge.2={two}"]
+    environ = {"RELAY_CHILDREN": ", ".join(words), "RELAY_SECRET_KEY": secret}
+    for config in (
+        load(toml, tmp_path),
+        load(children=wanted, secret_key=secret),
+        load(children=words, secret_key=secret),
+        Config.load(None, {}, environ),
+    ):
+        assert config.backbone.children == wanted
+        assert config.backbone.trust == "keys"
+    assert f'children = {{ edge-1 = "{one}", "edge.2" = "{two}" }}' in summary(config)
+    assert problems(children="edge-1", secret_key=secret) == (
+        'backbone.children (from children) = "edge-1": lacks a name; write NAME=VALUE',
+    )
+    assert "must be a table of NAME=KEY" in problems(backbone={"children": {"a": 1}})[0]
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -377,6 +406,17 @@ def test_passwords_are_never_shown(tmp_path: Path) -> None:
     assert config.source_password("/b") == "hunter2"
     for shown in (repr(config), summary(config), str(config.__rich_repr__())):
         assert "hunter2" not in shown
+        assert "********" in shown
+    keyed = load(secret_key="secret:" + "5e" * 32)
+    misplaced = problems(
+        secret_key="5e5e",
+        upstream=["tcp://a:1#secret:" + "5e" * 32, "tcp://secret:" + "5e" * 32],
+        children={"a": "secret:" + "5e" * 32},
+        prefetch=["secret:" + "5e" * 32],
+    )
+    assert len(misplaced) == 5
+    for shown in (repr(keyed), summary(keyed), *misplaced):
+        assert "5e5e" not in shown
         assert "********" in shown
     wrong = '[http]\nsource_pasword = "hunter2"\nadmin_password = ["hunter2"]\n'
     assert "hunter2" not in "".join(problems(wrong, tmp_path))

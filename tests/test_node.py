@@ -293,7 +293,7 @@ class FakeBackbone:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.upstream: dict[str, Any] | None = {"state": "up", "hops": 1}
+        self.upstream: dict[str, Any] | None = {"address": "tcp://h:9000", "state": "up", "hops": 1}
         self.links: list[dict[str, Any]] = []
 
     def link(self, mount: str, **more: Any) -> None:
@@ -305,7 +305,7 @@ class FakeBackbone:
     def snapshot(self) -> dict[str, Any]:
         """What the test said."""
         counters = {"runs_total": 9, "refused": {"short": 2}}
-        told = [{"address": "tcp://h:9000", **self.upstream}] if self.upstream else []
+        told = [dict(self.upstream)] if self.upstream else []
         links = [{"feeding": None, "subscribed": False, **link} for link in self.links]
         return {
             "upstream": self.upstream,

@@ -43,6 +43,7 @@ def node(**settings: Any) -> Node:
         config=config,
         http_address="0.0.0.0:8000",
         backbone_address="tcp://127.0.0.1:9000",
+        backbone_key=config.backbone.secret_key and "1a" * 32,
         listeners_max=17_440,
     )
     return cast(Node, told)
@@ -76,6 +77,10 @@ def test_ready_lines_tell_people_what_to_do_next() -> None:
         "--upstream tcp://127.0.0.1:9000",
     ):
         assert words in to.getvalue()
+    to = io.StringIO()
+    say_ready(node(secret_key="secret:" + "5e" * 32), {}, to)
+    assert f"--upstream tcp://127.0.0.1:9000#{'1a' * 32}" in to.getvalue()
+    assert "5e5e" not in to.getvalue()
 
 
 def test_more_listeners_than_files_are_refused() -> None:

@@ -94,6 +94,8 @@ def test_the_node_and_its_upstream_are_told_in_words() -> None:
         "",
         "no streams",
     ]
+    keyed = lines({"node": {"name": "studio", "trust": "keys", "insecure": False}})[0]
+    assert keyed == "node      studio, links with keys"
     lost = lines({"upstream": {"address": "tcp://o:9000", "state": "lost", "more": []}})[1]
     assert lost == "upstream  tcp://o:9000, lost, and tried again"
 

@@ -116,7 +116,8 @@ async def test_icestats_uses_the_host_that_was_asked(site: Site) -> None:
 
 async def test_health_and_readiness_differ(site: Site) -> None:
     """A node that lives may still want no listeners."""
-    assert (await site.ask("/healthz")).json()["insecure"] is False
+    health = (await site.ask("/healthz")).json()
+    assert (health["insecure"], health["trust"]) == (False, "loopback")
     assert (await site.ask("/readyz")).json() == {"ready": True, "problems": []}
     site.desk.wrong = ["draining"]
     reply = await site.ask("/readyz")

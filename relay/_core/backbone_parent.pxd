@@ -11,6 +11,7 @@
 #      of memory (pool.pxd) has room, and the rate allows it; until then it is told `later`.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.string cimport memset, strlen
 
 from relay._core.atomics cimport add_u32, load_u32, load_u64, store_u32
@@ -18,10 +19,11 @@ from relay._core.backbone_answer cimport answer_range, parent_join, parent_repai
 from relay._core.backbone_directory cimport parent_directory
 from relay._core.backbone_pack cimport pack_measure, pack_message, pack_t
 from relay._core.backbone_state cimport (
-    RECEIVES_MAX, backbone_t, directory_is_whole, keys_add, keys_remove, link_find, link_t,
-    link_touch, out_t, refuse,
+    EXPELLED_MAX, RECEIVES_MAX, backbone_t, directory_is_whole, keys_add, keys_remove, link_find,
+    link_t, link_touch, out_t, refuse,
 )
 from relay._core.engine cimport now_us
+from relay._core.guests cimport GUEST_OK, guest_adds, guest_cut, guest_drops
 from relay._core.parents cimport PARENT_NONE, PEER_UP
 from relay._core.pool cimport share_find, share_has_room
 from relay._core.ring cimport ring_t, ring_tail_sequence
@@ -138,6 +140,8 @@ cdef inline void parent_subscriptions(backbone_t* bone) noexcept nogil:
     cdef uint8_t add
     cdef uint8_t kind
     cdef uint64_t key
+    cdef int fd = -1
+    cdef int cut_fd = -1                # cut already, in this run of messages
     cdef int i
     bone.api.msg_init(&msg)
     for i in range(RECEIVES_MAX):
@@ -152,10 +156,37 @@ cdef inline void parent_subscriptions(backbone_t* bone) noexcept nogil:
             kind == KIND_BEACON and key != 0
         ):
             refuse(bone, WIRE_TOPIC)
+            fd = bone.api.msg_get(&msg, RELAY_ZMQ_SRCFD)
+            if add == 1 and fd != cut_fd:
+                parent_expel(bone, &msg, fd)
+                cut_fd = fd
+        elif kind == KIND_STREAM and add == 1:
+            fd = bone.api.msg_get(&msg, RELAY_ZMQ_SRCFD)
+            if guest_adds(&bone.guests, key, fd) == GUEST_OK:
+                parent_demand(bone, key, True)
+            else:
+                refuse(bone, WIRE_FULL)
+                if fd != cut_fd:
+                    parent_expel(bone, &msg, fd)
+                    cut_fd = fd
         elif kind == KIND_STREAM:
-            parent_demand(bone, key, add == 1)
+            guest_drops(&bone.guests, key)
+            parent_demand(bone, key, False)
     bone.api.msg_close(&msg)
     bone.again = True
+
+cdef inline void parent_expel(backbone_t* bone, relay_msg_t* msg, int fd) noexcept nogil:
+    # A child of ours never asks for such: its connection ends, and with it all that libzmq keeps
+    # for it. Its name, known where links have keys, is left for Python to take off the list.
+    cdef const char* name
+    cdef char* place = bone.expelled[bone.counters.expelled_total % EXPELLED_MAX]
+    if not guest_cut(fd, bone.xpub_port):
+        return
+    name = bone.api.msg_gets(msg, "User-Id")
+    place[0] = 0
+    if name != NULL:
+        snprintf(place, 65, "%s", name)
+    bone.counters.expelled_total += 1
 
 cdef inline void parent_demand(backbone_t* bone, uint64_t key, bint wanted) noexcept nogil:
     # Remembered also for streams that we do not know yet: after a restart children come first.

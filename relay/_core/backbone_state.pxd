@@ -15,6 +15,7 @@ from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
+from relay._core.guests cimport guests_close, guests_open, guests_t
 from relay._core.hop cimport HOP_NOTHING, hop_forget, hop_open, hop_t
 from relay._core.parents cimport DEPTH_MAX, PARENT_NONE, feed_hops, feed_listing, peer_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
@@ -31,6 +32,7 @@ from relay._core.zmq_api cimport zmq_api_t
 cdef enum:
     TOMBS_MAX = 1024              # removed streams that the directory still remembers
     PREFETCH_MAX = 4096
+    EXPELLED_MAX = 16
     BACKBONE_READER = 64          # our place in retire.pxd
     RECEIVES_MAX = 1024           # messages of one socket in a turn
 
@@ -71,6 +73,7 @@ cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t lost_outage_frames_total # given up: more than the ring bridges
     uint64_t loops_total
     uint64_t turns_total
+    uint64_t expelled_total           # connections of children cut for their subscriptions
     uint64_t refused_total[WIRE_REASONS]
 
 cdef struct out_t:                # what our children have been sent of one stream
@@ -149,6 +152,9 @@ cdef struct backbone_t:
     uint64_t directory_version
     uint64_t directory_floor      # changes before it are forgotten: who knows less gets all
     keys_t demand
+    guests_t guests               # who holds how many topics at our XPUB
+    uint32_t xpub_port
+    char expelled[EXPELLED_MAX][65]   # names of the last children that were cut, round and round
     link_t* touched
     pool_t* pool                  # buffers of full messages
     # whom the answer at hand is charged to, and what it is about; NULL: none is being given
@@ -401,7 +407,9 @@ cdef inline void link_note(backbone_t* bone, link_t* link) noexcept nogil:
 
 # --- open and close ------------------------------------------------------------------------------
 
-cdef inline int backbone_open(backbone_t* bone, uint32_t subscriptions_max) noexcept nogil:
+cdef inline int backbone_open(
+    backbone_t* bone, uint32_t subscriptions_max, uint32_t guest_topics_max
+) noexcept nogil:
     # The tables; -1: no memory.
     bone.table_size = 16
     bone.directory_version = bone.directory_floor = 1
@@ -410,6 +418,8 @@ cdef inline int backbone_open(backbone_t* bone, uint32_t subscriptions_max) noex
     bone.table = <link_t**>calloc(bone.table_size, sizeof(void*))
     bone.pool = pool_open()
     if bone.table == NULL or bone.pool == NULL or keys_open(&bone.demand, subscriptions_max) != 0:
+        return -1
+    if guests_open(&bone.guests, subscriptions_max, guest_topics_max) != 0:
         return -1
     return 0
 
@@ -428,6 +438,7 @@ cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
             free(link)
     free(bone.table)
     free(bone.demand.slots)
+    guests_close(&bone.guests)
     if bone.pool != NULL:
         pool_drop(bone.pool)
         bone.pool = NULL

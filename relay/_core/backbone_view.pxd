@@ -7,16 +7,17 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport load_u32
 from relay._core.backbone_parent cimport upstream_first
-from relay._core.backbone_state cimport backbone_counters_t, backbone_t, link_t
+from relay._core.backbone_state cimport EXPELLED_MAX, backbone_counters_t, backbone_t, link_t
 from relay._core.engine cimport now_us
 from relay._core.parents cimport PARENT_NONE, feed_listing, peer_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_unlock
 from relay._core.stream cimport MOUNT_BYTES_MAX
 from relay._core.upstream cimport UPSTREAMS_MAX, upstream_t
+from relay._core.zmq_api cimport curve_t
 
 cdef struct link_view_t:
     char mount[MOUNT_BYTES_MAX + 1]
@@ -46,6 +47,7 @@ cdef struct backbone_view_t:
     link_view_t* links        # owned
     uint32_t links_count
     uint32_t held_bytes       # of answers that libzmq still holds
+    char expelled[EXPELLED_MAX][65]   # children that were cut, by their names
     uint32_t subscriptions
     uint32_t load             # ‰
     uint64_t directory_version
@@ -88,9 +90,11 @@ cdef inline void view_copy(backbone_t* bone, backbone_view_t* view) noexcept nog
     memcpy(view.peers, bone.peers, sizeof(bone.peers))
     for i in range(view.upstreams_count):
         view.upstreams[i].peer = &view.peers[i]
+        memset(&view.upstreams[i].curve, 0, sizeof(curve_t))    # no secret leaves the thread
     view.first = upstream_first(bone).index
     if bone.pool != NULL:       # gone once stop() has freed what the thread held
         view.held_bytes = load_u32(&bone.pool.held_bytes)
+    memcpy(view.expelled, bone.expelled, sizeof(bone.expelled))
     view.subscriptions = bone.demand.count
     view.load = bone.load
     view.directory_version = bone.directory_version

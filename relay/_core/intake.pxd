@@ -11,7 +11,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from relay._core.atomics cimport load_u32, store_u32
+from relay._core.atomics cimport load_u32, store_u32, store_u64
 from relay._core.body cimport BODY_ENDED, body_next, body_t
 from relay._core.connection cimport (
     EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, epoll_create1, epoll_ctl,
@@ -73,6 +73,7 @@ cdef struct intake_t:
     int epoll_fd, wake_fd
     int event_fd              # readable: a source has ended, or had its first frame
     uint32_t stop             # 1: end the thread
+    uint64_t turns_total      # of the thread, which alone writes it
     uint8_t bytes[INTAKE_READ_BYTES]
 
 cdef inline int intake_open(intake_t* intake, uint32_t members_max) noexcept nogil:
@@ -266,4 +267,5 @@ cdef inline void intake_run(intake_t* intake) noexcept nogil:
         pthread_mutex_lock(&intake.lock)
         intake_turn(intake, events, count)
         wait_ms = intake_resume(intake, now_us())
+        store_u64(&intake.turns_total, intake.turns_total + 1)
         pthread_mutex_unlock(&intake.lock)

@@ -46,6 +46,7 @@ cdef struct upstream_t:
     void* context             # borrowed
     void* sub                 # relay/backbone.py's
     void* dealer              # NULL until the first beacon
+    curve_t curve             # our keys and this upstream's, for the DEALER
     char host[WIRE_ADDRESS_BYTES_MAX + 1]       # tcp://host, without the port
     char address[WIRE_ADDRESS_BYTES_MAX + 1]    # tcp://host:port, as the SUB was connected
     char repair_address[REPAIR_ADDRESS_BYTES]   # as the DEALER was
@@ -94,7 +95,9 @@ cdef inline bint dealer_connect(upstream_t* up) noexcept nogil:
     dealer_option(up, RELAY_ZMQ_TCP_KEEPALIVE_INTVL, 2)
     dealer_option(up, RELAY_ZMQ_TCP_MAXRT, 5000)
     up.api.setsockopt(up.dealer, RELAY_ZMQ_MAXMSGSIZE, &size_max, sizeof(size_max))
-    if up.api.connect(up.dealer, up.repair_address) != 0:
+    if zmq_curve(up.api, up.dealer, &up.curve) != 0 or (
+        up.api.connect(up.dealer, up.repair_address) != 0
+    ):
         dealer_close(up)
         return False
     up.peer.answers = True

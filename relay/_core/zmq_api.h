@@ -43,7 +43,16 @@ typedef struct {
     int (*msg_more)(const relay_msg_t *);
     void *(*msg_data)(relay_msg_t *);
     size_t (*msg_size)(const relay_msg_t *);
+    int (*msg_get)(const relay_msg_t *, int property);
+    const char *(*msg_gets)(const relay_msg_t *, const char *property);
 } zmq_api_t;
+
+typedef struct {  /* how a socket that we connect proves who it is, and knows the other end */
+    uint8_t is_set;  /* 0: no keys */
+    uint8_t public_key[32];
+    uint8_t secret_key[32];
+    uint8_t server_key[32];  /* the public key of the other end */
+} curve_t;
 
 enum {
     RELAY_ZMQ_DEALER = 5,
@@ -52,7 +61,9 @@ enum {
     RELAY_ZMQ_SNDHWM = 23, RELAY_ZMQ_RCVHWM = 24, RELAY_ZMQ_TCP_KEEPALIVE = 34,
     RELAY_ZMQ_TCP_KEEPALIVE_IDLE = 36, RELAY_ZMQ_TCP_KEEPALIVE_INTVL = 37,
     RELAY_ZMQ_IMMEDIATE = 39, RELAY_ZMQ_IPV6 = 42, RELAY_ZMQ_HANDSHAKE_IVL = 66,
+    RELAY_ZMQ_CURVE_PUBLICKEY = 48, RELAY_ZMQ_CURVE_SECRETKEY = 49, RELAY_ZMQ_CURVE_SERVERKEY = 50,
     RELAY_ZMQ_TCP_MAXRT = 80,
+    RELAY_ZMQ_SRCFD = 2,
     RELAY_ZMQ_DONTWAIT = 1, RELAY_ZMQ_SNDMORE = 2, RELAY_ZMQ_POLLIN = 1
 };
 
@@ -86,8 +97,22 @@ static inline const char *zmq_api_load(zmq_api_t *api, const char *path)
     RELAY_TAKE(msg_more, "zmq_msg_more");
     RELAY_TAKE(msg_data, "zmq_msg_data");
     RELAY_TAKE(msg_size, "zmq_msg_size");
+    RELAY_TAKE(msg_get, "zmq_msg_get");
+    RELAY_TAKE(msg_gets, "zmq_msg_gets");
 #undef RELAY_TAKE
     return NULL;
+}
+
+/* Before connect: keys on a socket. -1: libzmq cannot, and the socket must not be connected. */
+static inline int zmq_curve(const zmq_api_t *api, void *socket, const curve_t *curve)
+{
+    if (!curve->is_set)
+        return 0;
+    if (api->setsockopt(socket, RELAY_ZMQ_CURVE_PUBLICKEY, curve->public_key, 32) != 0 ||
+        api->setsockopt(socket, RELAY_ZMQ_CURVE_SECRETKEY, curve->secret_key, 32) != 0 ||
+        api->setsockopt(socket, RELAY_ZMQ_CURVE_SERVERKEY, curve->server_key, 32) != 0)
+        return -1;
+    return 0;
 }
 
 #endif

@@ -36,7 +36,15 @@ cdef extern from "zmq_api.h" nogil:
         int (*msg_more)(const relay_msg_t* msg) noexcept nogil
         void* (*msg_data)(relay_msg_t* msg) noexcept nogil
         size_t (*msg_size)(const relay_msg_t* msg) noexcept nogil
+        int (*msg_get)(const relay_msg_t* msg, int property) noexcept nogil
+        const char* (*msg_gets)(const relay_msg_t* msg, const char* property) noexcept nogil
+    ctypedef struct curve_t:
+        uint8_t is_set
+        uint8_t public_key[32]
+        uint8_t secret_key[32]
+        uint8_t server_key[32]
     const char* zmq_api_load(zmq_api_t* api, const char* path)
+    int zmq_curve(const zmq_api_t* api, void* socket, const curve_t* curve)
 
     enum:
         RELAY_ZMQ_DEALER
@@ -55,6 +63,7 @@ cdef extern from "zmq_api.h" nogil:
         RELAY_ZMQ_IPV6
         RELAY_ZMQ_HANDSHAKE_IVL
         RELAY_ZMQ_TCP_MAXRT
+        RELAY_ZMQ_SRCFD
         RELAY_ZMQ_DONTWAIT
         RELAY_ZMQ_SNDMORE
         RELAY_ZMQ_POLLIN

@@ -136,6 +136,7 @@ class Pages:
             "version": facts.version,
             "uptime_s": facts.uptime_s,
             "insecure": facts.insecure,
+            "trust": facts.trust,
         }
         return json_reply(document)
 

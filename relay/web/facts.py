@@ -9,6 +9,7 @@ Rules of this room
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -54,6 +55,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     http: str | None
     backbone: str | None
     insecure: bool
+    trust: str  # what protects the backbone: keys, loopback or insecure
     streams: list[StreamFacts]
     upstream: dict[str, Any] | None = None  # the one that feeds most
     upstreams: list[dict[str, Any]] = []  # all of them, in the order of the settings
@@ -120,6 +122,39 @@ def _bit_rate_bps(snapshot: dict[str, Any], info: dict[str, str]) -> int | None:
     return int(said) * 1000 if said.isascii() and said.isdigit() else None
 
 
+def upstreams_facts(link: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each upstream, with the mounts that come from it now."""
+    upstreams: list[dict[str, Any]] = [dict(told) for told in link.get("upstreams", [])]
+    for told in upstreams:
+        told["mounts"] = []
+    for told in link.get("links", []):
+        if told.get("feeding") is not None and told["subscribed"]:
+            upstreams[told["feeding"]]["mounts"].append(told["mount"])
+    for told in upstreams:
+        told["mounts"].sort()
+        told["feeds"] = len(told["mounts"])  # of this moment, not of the last beacon
+    return upstreams
+
+
+def link_facts(
+    state: Mapping[str, Any],
+    link: Mapping[str, Any] | None,
+    upstream_is_up: bool,
+    upstreams: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What the backbone knows of a stream, in the words of the engine's snapshot."""
+    if link is None or not link["from_upstream"]:
+        return {}
+    told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
+    told["switches"] = link.get("switches", 0)
+    if link.get("feeding") is not None and link["subscribed"]:
+        told["upstream"] = upstreams[link["feeding"]]["address"]
+    if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
+        frames = max(0, link["target_sequence"] - state["head_sequence"])
+        told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
+    return told
+
+
 def stream_document(stream: StreamFacts) -> dict[str, Any]:
     """One entry of `streams` in /api/v1/status."""
     document = msgspec.structs.asdict(stream)
@@ -129,7 +164,7 @@ def stream_document(stream: StreamFacts) -> dict[str, Any]:
 
 def status_document(facts: Facts) -> dict[str, Any]:
     """/api/v1/status."""
-    names = ("name", "id", "version", "uptime_s", "http", "backbone", "insecure")
+    names = ("name", "id", "version", "uptime_s", "http", "backbone", "insecure", "trust")
     return {
         "node": {name: getattr(facts, name) for name in names},
         "streams": [stream_document(stream) for stream in facts.streams],

@@ -114,6 +114,7 @@ _BACKBONE = {
     "lost_outage_frames_total": "Missing frames given up because the ring did not reach so far.",
     "loops_total": "Times that an upstream led back here.",
     "turns_total": "Turns of the backbone thread.",
+    "expelled_total": "Connections of children cut for what they subscribed to.",
     "refused_total": "Messages refused, whatever the reason.",
     "refused_short_total": "Messages refused because their fields end too early or too late.",
     "refused_version_total": "Messages refused for their protocol version.",
@@ -123,6 +124,13 @@ _BACKBONE = {
     "refused_text_total": "Messages refused for text that does not belong there.",
     "refused_topic_total": "Subscriptions refused because they are no topic of ours.",
     "refused_full_total": "Messages refused because a bound of this node was reached.",
+    "handshakes_total": "Children let in by their key.",
+    "handshakes_refused_total": "Handshakes refused, whatever the reason; 0 without keys.",
+    "handshakes_refused_key_total": "Handshakes refused for a key that is not listed.",
+    "handshakes_refused_turned_away_total": "Handshakes of children that were cut a moment ago.",
+    "handshakes_refused_none_total": "Handshakes refused because they showed no key.",
+    "handshakes_refused_broken_total": "Handshakes that were none, or for another node's key.",
+    "handshakes_refused_unfinished_total": "Handshakes that were not finished in 5 s.",
 }
 _UPSTREAM = {
     "alive": "1 while this upstream is heard.",

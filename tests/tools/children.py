@@ -46,14 +46,21 @@ def split_address(address: str) -> tuple[str, int]:
 class Child:
     """One child: a SUB and a DEALER of its own context."""
 
-    def __init__(self, backbone: str) -> None:
-        """Connect both; waits for a beacon, which names the repair port. AssertionError if none."""
+    def __init__(self, backbone: str, *, curve: tuple[str, str, str] | None = None) -> None:
+        """Connect both; waits for a beacon, which names the repair port. AssertionError if none.
+
+        curve: public key, secret key (without `secret:`) and the parent's public key, if it has.
+        """
         self.backbone = backbone
         self._context = zmq.Context()
         self.sub: zmq.Socket[bytes] = self._context.socket(zmq.XSUB)
         self.dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         for each in (self.sub, self.dealer):
             each.setsockopt(zmq.LINGER, 300)
+            if curve is not None:
+                options = (zmq.CURVE_PUBLICKEY, zmq.CURVE_SECRETKEY, zmq.CURVE_SERVERKEY)
+                for option, key in zip(options, curve, strict=True):
+                    each.setsockopt(option, bytes.fromhex(key))
         self.sub.connect(backbone)
         self.subscribe(BEACON_TOPIC)
         self.repair = f"{backbone.rpartition(':')[0]}:{self._repair_port()}"

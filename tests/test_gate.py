@@ -1,0 +1,117 @@
+"""The gate's decisions: whom it lets in, what it counts, how often it speaks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from relay.gate import DOMAIN, LOGGED_MAX, Gate, Seldom, plain_address
+from relay.keys import Keys, make_secret
+
+CHILD, STRANGER = Keys(make_secret()), Keys(make_secret())
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A gate that lets one child in."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made = Gate(context, Keys(make_secret()), {"edge-1": CHILD.public})
+    yield made
+    made.close()
+    context.term()
+
+
+def request(
+    keys: Keys, *, domain: bytes = DOMAIN, mechanism: bytes = b"CURVE", address: bytes = b"10.0.0.9"
+) -> list[bytes]:
+    """What libzmq asks."""
+    return [b"1.0", b"7", domain, address, b"", mechanism, keys.public_bytes]
+
+
+def test_listed_child_is_let_in_under_its_name(gate: Gate) -> None:
+    """200, and whom it is."""
+    assert gate.answer(request(CHILD)) == [b"1.0", b"7", b"200", b"OK", b"edge-1", b""]
+    assert gate.snapshot()["handshakes_total"] == 1
+    assert gate.snapshot()["handshakes_refused_total"] == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        request(STRANGER),
+        request(CHILD, domain=b"other"),
+        request(CHILD, mechanism=b"NULL"),
+        request(CHILD, mechanism=b"PLAIN"),
+    ],
+)
+def test_all_others_are_refused_and_counted(gate: Gate, asked: list[bytes]) -> None:
+    """A key that is not listed, or a listed one that was not proven by CURVE."""
+    assert gate.answer(asked)[2] == b"400"
+    assert gate.snapshot()["handshakes_refused"]["key"] == 1
+
+
+@pytest.mark.parametrize(
+    "asked", [[], [b"1.0"], request(CHILD)[:-1], [b"2.0", *request(CHILD)[1:]]]
+)
+def test_what_is_not_understood_is_refused(gate: Gate, asked: list[bytes]) -> None:
+    """A libzmq of another day does not open the gate."""
+    assert gate.answer(asked)[2] == b"500"
+    assert gate.snapshot()["handshakes_total"] == 0
+
+
+def test_stranger_is_logged_once_a_minute_without_its_whole_key(
+    gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that tries ten times a second fills no log."""
+    for _ in range(50):
+        gate.answer(request(STRANGER))
+    gate.answer(request(STRANGER, address=b"::ffff:10.0.0.8"))
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert [line.split(":")[0] for line in lines] == [
+        "refused a node at 10.0.0.9",
+        "refused a node at 10.0.0.8",
+    ]
+    assert STRANGER.public not in caplog.text
+    assert gate.snapshot()["handshakes_refused_total"] == 51
+
+
+def test_child_that_was_turned_away_is_refused_for_a_minute(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own name and no other; then its key counts again."""
+    now = 1000.0
+    monkeypatch.setattr("relay.gate.time.monotonic", lambda: now)
+    gate.turn_away("other")
+    assert gate.answer(request(CHILD))[2] == b"200"
+    gate.turn_away("edge-1")
+    assert gate.answer(request(CHILD))[2] == b"400"
+    assert gate.snapshot()["handshakes_refused"]["turned_away"] == 1
+    now += 61
+    assert gate.answer(request(CHILD))[2] == b"200"
+
+
+def test_what_may_be_logged_is_bounded() -> None:
+    """In time for one address, in memory for all of them."""
+    seldom = Seldom()
+    assert [seldom.may("a", "key", now) for now in (0, 59.9, 60, 61)] == [True, False, True, False]
+    assert seldom.may("a", "none", 61)
+    for number in range(10 * LOGGED_MAX):
+        seldom.may(str(number), "key", 61)
+    assert len(seldom._until) == LOGGED_MAX
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_addresses_are_shown_as_people_write_them(text: str, shown: str) -> None:
+    """IPv4 within IPv6 is IPv4."""
+    assert plain_address(text) == shown
