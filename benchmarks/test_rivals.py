@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 import edge
 import pytest
-from rivals import figures, forms, measure, servers, storms, verdict
+from rivals import chart, figures, forms, measure, servers, storms, verdict
 from rivals.bench import Bench
 from rivals.crowd import Heard, Run, judge_core
 from rivals.measure import Cost, Spread, Times
@@ -313,3 +314,22 @@ def test_a_server_that_does_not_start_says_why() -> None:
     """The bare loop with arguments that it refuses: its own words are in the error."""
     with pytest.raises(servers.ServerError, match="arguments"):
         servers.Bare(measure.cores()[0], pace_ms=5000).__enter__()
+
+
+def test_chart_draws_the_medians_and_nothing_that_was_not_measured() -> None:
+    """A bar for each server, the lateness below, the machine's name escaped."""
+    lines = [
+        {"figure": "pace 100", "what": chart.CPU, "values": [81.0, 90.0, None, 83.0]},
+        {"figure": "pace 100", "what": chart.BARE, "values": [80.0]},
+        {"figure": "pace 100", "what": chart.LATE, "values": [104.0]},
+        {"figure": "pace 1000", "what": chart.CPU, "values": [12.0]},
+        {"figure": "pace icecast", "what": chart.CPU, "values": [None]},
+    ]
+    told = {"lines": lines, "cpu": "A & B", "kernel": "6.1", "commit": "abc"}
+    picture = ElementTree.fromstring(chart.draw(told))
+    words = [found.text for found in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"83", "80", "12", "100 ms", "1000 ms", "p99 104 ms late"} <= set(words)
+    assert "Icecast 2.4" not in words
+    assert any("A & B" in str(word) for word in words)
+    with pytest.raises(SystemExit, match="pace"):
+        chart.draw(told | {"lines": []})
