@@ -55,8 +55,9 @@ def test_backbone_off_loopback_is_refused_without_the_flag(
     bind = f"tcp://{host_of(lan.a, family)}:0"
     assert wrong == [
         f'relay: backbone.bind = "{bind}": is not loopback, and without keys anyone who '
-        "reaches it can read and write; bind to tcp://127.0.0.1:9000, or accept that with "
-        "--insecure-backbone (backbone.insecure = true)"
+        "reaches it can read and write; make keys with relay keygen and give --secret-key-file, "
+        "bind to tcp://127.0.0.1:9000, or accept that with --insecure-backbone "
+        "(backbone.insecure = true)"
     ]
 
 
