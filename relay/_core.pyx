@@ -23,7 +23,7 @@ from relay._core.backbone_state cimport (
 )
 from relay._core.backbone_view cimport backbone_view_t, link_view_t, view_free, view_take
 from relay._core.cutter cimport (
-    cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
+    CUTTER_AHEAD_ANY, cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
 )
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_all,
@@ -36,8 +36,8 @@ from relay._core.handover cimport (
     handover_take,
 )
 from relay._core.intake cimport (
-    INTAKE_CLOSED, INTAKE_ENDED, INTAKE_HELD, INTAKE_LOST, INTAKE_READING, INTAKE_WHOLE,
-    intake_attach, intake_close, intake_detach, intake_member_t, intake_open, intake_run, intake_t,
+    INTAKE_ATTACHED, INTAKE_FREE, INTAKE_FULL, intake_attach, intake_close, intake_detach,
+    intake_open, intake_run, intake_t,
 )
 from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -183,6 +183,7 @@ cdef class Engine:
         self.engine.directory_known = self.engine.upstream_up = 1
         self.engine.node_id[0] = int.from_bytes(os.urandom(8), "little") | 1
         self.engine.node_id[1] = int.from_bytes(os.urandom(8), "little")
+        self.engine.secret = int.from_bytes(os.urandom(8), "little")
         self.shards_wanted = threads
         for base in redirects:
             name = base.encode()
@@ -676,7 +677,7 @@ cdef class Stream:
 
     def title(self, str text):
         """Sets the title from here on (≤ 4,000 bytes of UTF-8, cut between characters)."""
-        cdef bytes data = text.encode()[:TITLE_TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()
+        cdef bytes data = title_bytes(text)
         if data:
             self.push(data, 0, FRAME_TITLE)
 
@@ -770,6 +771,11 @@ cdef class Stream:
 cdef int TITLE_TEXT_BYTES_MAX = 4000
 
 
+cdef bytes title_bytes(str text):
+    # Cut between characters.
+    return text.encode()[:TITLE_TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()
+
+
 cdef dict ring_snapshot(ring_t* ring):
     cdef uint64_t tail = ring_tail_sequence(ring)
     cdef title_t* title
@@ -832,13 +838,6 @@ cdef class Source:
                 self.detach()
             cutter_close(&self.cutter)
 
-    cdef void lock(self) noexcept:
-        with nogil:
-            pthread_mutex_lock(&self.stream.engine.intake.lock)
-
-    cdef void unlock(self) noexcept:
-        pthread_mutex_unlock(&self.stream.engine.intake.lock)
-
     def feed(self, data):
         """Takes any bytes and returns how far the source is ahead of real time, in µs of media
         (below 0: behind). SourceError when it does not send what its format promises."""
@@ -855,15 +854,20 @@ cdef class Source:
             status = cutter_feed(&self.cutter, run.bytes, run.size, now)
         if status < 0:
             raise SourceError(f"{self.stream.mount}: {scan_reason(status).decode()}")
-        return cutter_ahead_us(&self.cutter, now)
+        return cutter_ahead_us(&self.cutter, now, CUTTER_AHEAD_ANY)
 
     def title(self, str text):
         """Sets the title from here on, as Stream.title; also while a socket is attached."""
-        self.lock()
-        try:
-            self.stream.title(text)
-        finally:
-            self.unlock()
+        cdef Buffer run = Buffer(title_bytes(text))
+        cdef intake_t* intake = &self.stream.engine.intake
+        self.stream.check_source()
+        if run.size == 0:
+            return
+        with nogil:
+            pthread_mutex_lock(&intake.lock)
+            stream_mark(self.stream.stream, now_us())
+            stream_push(self.stream.stream, run.bytes, <uint32_t>run.size, 0, FRAME_TITLE)
+            pthread_mutex_unlock(&intake.lock)
 
     def attach(self, int fd, str body, uint64_t size_bytes, uint64_t ahead_us_max, data=b""):
         """Takes the first bytes of a body; from then on the engine reads the rest from this socket
@@ -877,43 +881,57 @@ cdef class Source:
         """
         cdef body_t framing
         cdef Buffer first = Buffer(data)
+        cdef intake_t* intake = &self.stream.engine.intake
+        cdef int64_t member = INTAKE_ATTACHED
         self.stream.engine.check()
-        if self.member >= 0:
-            raise SourceError(f"{self.stream.mount}: a socket is attached already")
+        if self.stream.stream.ring == NULL:
+            raise SourceError(f"{self.stream.mount}: begin() an epoch before attach()")
         body_open(&framing, _BODY_KINDS[body], size_bytes)
-        self.lock()
-        self.member = intake_attach(
-            &self.stream.engine.intake, fd, &self.cutter, &framing, ahead_us_max, first.bytes,
-            first.size,
-        )
-        self.unlock()
-        if self.member < 0:
+        with nogil:
+            pthread_mutex_lock(&intake.lock)
+            if self.member < 0:
+                member = intake_attach(
+                    intake, fd, &self.cutter, &framing, ahead_us_max, first.bytes, first.size
+                )
+                self.member = member
+            pthread_mutex_unlock(&intake.lock)
+        if member == INTAKE_ATTACHED:
+            raise SourceError(f"{self.stream.mount}: a socket is attached already")
+        if member == INTAKE_FULL:
             raise SourceError(f"{self.stream.mount}: no room for another source on this node")
+        if member < 0:
+            raise SourceError(f"{self.stream.mount}: its socket: {os.strerror(-member)}")
 
     def detach(self):
         """The engine reads no more; no byte of it is written to the stream after this returns."""
-        if self.member < 0:
-            return
-        self.lock()
-        intake_detach(&self.stream.engine.intake, <uint32_t>self.member)
-        self.unlock()
-        self.member = -1
+        cdef intake_t* intake = &self.stream.engine.intake
+        with nogil:
+            pthread_mutex_lock(&intake.lock)
+            if self.member >= 0:
+                intake_detach(intake, <uint32_t>self.member)
+                self.member = -1
+            pthread_mutex_unlock(&intake.lock)
 
     def intake(self):
         """What the engine's reading has come to: (state, reason, errno, media_us). State is
         "none", "reading", "held" or "ended"; reason of an end is "closed", "lost", "whole", or
         why the bytes could not be taken."""
-        cdef intake_member_t* member
-        if self.member < 0:
-            return "none", None, 0, self.cutter.fed_media_us
-        self.lock()
-        member = &self.stream.engine.intake.members[self.member]
-        told = (
-            _INTAKE_STATES[member.state], intake_reason(member.reason), member.error,
-            self.cutter.fed_media_us,
-        )
-        self.unlock()
-        return told
+        # Nothing of Python under the lock: a collection could come back here, to a lock that its
+        # own thread holds.
+        cdef intake_t* intake = &self.stream.engine.intake
+        cdef int state = INTAKE_FREE
+        cdef int64_t reason = 0
+        cdef int error = 0
+        cdef uint64_t media_us
+        with nogil:
+            pthread_mutex_lock(&intake.lock)
+            if self.member >= 0:
+                state = intake.members[self.member].state
+                reason = intake.members[self.member].reason
+                error = intake.members[self.member].error
+            media_us = self.cutter.fed_media_us
+            pthread_mutex_unlock(&intake.lock)
+        return _INTAKE_STATES[state], intake_reason(reason), error, media_us
 
     @property
     def bitrate_bps(self):

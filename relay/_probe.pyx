@@ -7,11 +7,12 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from relay._core.body cimport (
     BODY_CHUNKED, BODY_ENDED, BODY_RAW, BODY_SIZED, body_next, body_open, body_reason, body_t,
 )
+from relay._core.cutter cimport cutter_ahead_us, cutter_t
 from relay._core.handover cimport (
     entry_t, handover_close, handover_open, handover_put, handover_t,
     handover_take,
@@ -106,6 +107,15 @@ cdef class Body:
     def ended(self):
         """Whether the last byte has been here."""
         return self.body.state == BODY_ENDED
+
+
+def cutter_ahead(uint64_t fed_media_us, uint64_t began_us, times, int64_t ahead_us_most):
+    """How far ahead a source is at each of these times, µs, one after the other."""
+    cdef cutter_t cutter
+    memset(&cutter, 0, sizeof(cutter_t))
+    cutter.fed_media_us = fed_media_us
+    cutter.began_us = began_us
+    return [cutter_ahead_us(&cutter, now_us, ahead_us_most) for now_us in times]
 
 
 # --- ICY ---

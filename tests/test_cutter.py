@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relay._probe import cutter_ahead
 from tools.sources import FrameMaker
 
 import relay._core as core
@@ -52,6 +53,17 @@ def test_feed_tells_how_far_ahead_of_real_time_the_source_is() -> None:
     assert 1_000_000 - (time.monotonic() - began) * 1e6 - 50_000 <= ahead_us <= 1_000_000
     assert cutter.feed(DATA) > ahead_us
     engine.close()
+
+
+def test_more_than_the_most_is_forgiven() -> None:
+    """Pages that claim an hour hold their source for seconds: real time goes on from here."""
+    hour, s = 3600 * 1_000_000, 1_000_000
+    assert cutter_ahead(hour, 100 * s, [100 * s, 101 * s, 120 * s], 35 * s) == [
+        35 * s,
+        34 * s,
+        15 * s,
+    ]
+    assert cutter_ahead(20 * s, 100 * s, [100 * s, 130 * s], 35 * s) == [20 * s, -2 * s]
 
 
 def test_another_format_than_promised_is_told() -> None:

@@ -39,6 +39,7 @@ def test_path_and_query_stay_as_they_came(target: bytes, wanted: bytes) -> None:
     [
         b"/live?relay-hops=3", b"/live?relay-hops=9", b"/live?relay-hops=0", b"/live?relay-hops=",
         b"/live?relay-hops=11", b"/live?relay-hops=x", b"/live?relay-hops=1x&a=b",
+        b"/live?relay-hops=1&relay-hops=1", b"/live?relay-hops=1&a=b&relay-hops=2&c",
     ],
 )  # fmt: skip
 def test_nobody_goes_round_for_ever(target: bytes) -> None:

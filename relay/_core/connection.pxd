@@ -17,7 +17,7 @@ from relay._core.heads cimport heads_close, heads_count, heads_drop, heads_open,
 from relay._core.http_head cimport HEAD_BYTES_MAX
 from relay._core.listener cimport (
     END_CLOSED, END_REASONS, END_RESET, END_SHUTDOWN, FLOW_BLOCKED, FLOW_MORE, FREE, HEAD,
-    MSG_DONTWAIT, PARTING, flow_t, listener_flow, listener_leave_ring, listener_t,
+    MSG_DONTWAIT, PARKED, PARTING, flow_t, listener_flow, listener_leave_ring, listener_t,
 )
 from relay._core.observe cimport (
     SEEN_GAP, SEEN_JOIN, SEEN_SKIP, observe, observe_busy, observe_lateness, observed_t,
@@ -92,6 +92,7 @@ cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t pace_ms          # the auto pace now
     uint64_t pace_changes_total
     uint64_t pace_moves_total # listeners that took another pace
+    uint64_t parked_ended_total  # left, or were ended, before their stream came
     uint64_t ended_total[END_REASONS]
     uint64_t refused_total[REFUSED_REASONS]
     uint64_t heads            # now
@@ -142,7 +143,7 @@ cdef inline int shard_open(
     shard.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     shard.reserve_fd = door_reserve()
     shard.parting_max = min(<uint32_t>PARTING_MAX, engine.heads_max // 2)
-    shard.dice = engine.node_id[1] ^ <uint64_t>(number + 1) * <uint64_t>0x9E3779B97F4A7C15 | 1
+    shard.dice = engine.secret ^ <uint64_t>(number + 1) * <uint64_t>0x9E3779B97F4A7C15 | 1
     shard.redirect_next = number
     shard.heads.counted_max = max(engine.heads_max // engine.shards, <uint32_t>1)
     shard.heads.per_address_max = max(engine.heads_per_address_max // engine.shards, <uint32_t>1)
@@ -151,7 +152,7 @@ cdef inline int shard_open(
     if (
         shard.records == NULL or shard.unused == NULL or shard.epoll_fd < 0 or shard.wake_fd < 0
         or wheel_open(&shard.wheel, records_max, now_us()) != 0
-        or heads_open(&shard.heads, records_max, engine.node_id[0]) != 0
+        or heads_open(&shard.heads, records_max, engine.secret ^ <uint64_t>number) != 0
     ):
         return -1
     for i in range(records_max):
@@ -293,8 +294,12 @@ cdef inline void shard_book_audio(
     listener.heard = True
 
 cdef inline void shard_end(shard_t* shard, uint32_t index, int reason) noexcept nogil:
-    # The end of a listener, with its counted reason.
+    # The end of a listener, with its counted reason; or of one who never became one.
     cdef stream_t* stream = shard.records[index].stream
+    if shard.records[index].state == PARKED:
+        shard.counters.parked_ended_total += 1
+        shard_free(shard, index)
+        return
     shard.counters.ended_total[reason] += 1
     if stream != NULL and reason != END_CLOSED and reason != END_RESET and reason != END_SHUTDOWN:
         add_u64(&stream.counters.drops_total, 1)

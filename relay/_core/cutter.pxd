@@ -20,6 +20,12 @@ cdef enum:
     CARRY_BYTES = 2 * FRAME_BYTES_MAX
     BEHIND_US_MAX = 2000000   # what a source did not send for long, it may not send at once later
 
+cdef extern from *:
+    """
+    #define RELAY_CUTTER_AHEAD_ANY INT64_MAX
+    """
+    const int64_t CUTTER_AHEAD_ANY "RELAY_CUTTER_AHEAD_ANY"
+
 cdef struct cutter_t:
     stream_t* stream          # borrowed; claimed by the owner, its epoch begun
     scan_t scan
@@ -125,8 +131,11 @@ cdef inline int64_t cutter_feed(
         memcpy(cutter.carry, bytes + used, cutter.carry_bytes)
     return 0
 
-cdef inline int64_t cutter_ahead_us(cutter_t* cutter, uint64_t now_us) noexcept nogil:
-    # How far the source is ahead of real time, µs of media; below zero: behind.
+cdef inline int64_t cutter_ahead_us(
+    cutter_t* cutter, uint64_t now_us, int64_t ahead_us_most,
+) noexcept nogil:
+    # How far the source is ahead of real time, µs of media; below zero: behind. More than the most
+    # is forgiven: pages may claim hours, and nobody is to wait for them.
     cdef int64_t ahead
     if cutter.fed_media_us == 0:
         return 0
@@ -136,4 +145,7 @@ cdef inline int64_t cutter_ahead_us(cutter_t* cutter, uint64_t now_us) noexcept 
     if ahead < -BEHIND_US_MAX:
         cutter.began_us = now_us - cutter.fed_media_us - BEHIND_US_MAX
         return -BEHIND_US_MAX
+    if ahead > ahead_us_most:
+        cutter.began_us -= <uint64_t>(ahead - ahead_us_most)   # modulo 2**64, as the difference is
+        return ahead_us_most
     return ahead

@@ -112,8 +112,12 @@ cdef inline void shard_accept(shard_t* shard, uint64_t until) noexcept nogil:
 cdef inline bint shard_has_place(shard_t* shard, uint64_t now) noexcept nogil:
     # May one more connection be let in? Where no place is left one goes whose head is overdue.
     cdef uint32_t victim
+    cdef uint32_t queue_max
     if load_u32(&shard.engine.places) < shard.engine.places_max and shard.unused_count > 0:
         return True
+    if door_queue(shard.listen_fd, &queue_max) == 0:
+        shard.callers = False     # nobody waits: nobody has to go
+        return False
     victim = heads_make_room(&shard.heads)
     if victim != <uint32_t>NOBODY:
         shard_evict(shard, victim)
@@ -148,8 +152,7 @@ cdef inline void shard_open_door(shard_t* shard, uint64_t now) noexcept nogil:
     if shard.reserve_fd < 0:
         shard.reserve_fd = door_reserve()
     if shard.shut_until_us > 0 and now >= shard.shut_until_us and shard.listen_fd >= 0:
-        shard.shut_until_us = 0
-        shard_watch_door(shard)
+        shard.shut_until_us = 0 if shard_watch_door(shard) else now + DOOR_SHUT_US
 
 cdef inline void shard_stop_accepting(shard_t* shard) noexcept nogil:
     # While the node goes down: closing resets those who wait to be accepted, so first they are let

@@ -70,7 +70,8 @@ cdef struct engine_t:
     base_t redirects[REDIRECTS_MAX]   # other nodes; set before the threads start
     uint32_t redirects_count
     uint64_t join_wait_us
-    uint64_t node_id[2]       # 128 random bits, new at each start
+    uint64_t node_id[2]       # 128 random bits, new at each start; everybody may know them
+    uint64_t secret           # 64 random bits that nobody outside is told
     uint32_t has_upstream     # 1: an upstream is configured
     uint32_t directory_known  # 1: the first directory has come (or there is no upstream)
     uint32_t upstream_up      # 1: a life sign within silence_ms (or there is no upstream)

@@ -36,6 +36,7 @@ cdef enum:
     INTAKE_READ_BYTES = 8192  # 2 s of 32 kbit/s: what one read may put the source ahead
     INTAKE_EVENTS = 64
     INTAKE_HOLD_US_MIN = 20000
+    INTAKE_LEAD_US_MAX = 30000000  # beyond ahead_us_max; one read of 8 kbit/s is 8 s
     INTAKE_WAIT_MS_MAX = 1000
 
 cdef enum:  # state of a member
@@ -48,6 +49,10 @@ cdef enum:  # reason; below zero: scan_reason or body_reason
     INTAKE_CLOSED = 1         # the encoder closed its end
     INTAKE_LOST = 2           # the connection broke: `error`
     INTAKE_WHOLE = 3          # the body has ended
+
+cdef enum:  # intake_attach, beside minus errno
+    INTAKE_FULL = -4096
+    INTAKE_ATTACHED = -4097   # nothing was done: the caller has a member already
 
 cdef enum:  # epoll data that is no member
     INTAKE_WAKE = 0xFFFFFFFF
@@ -150,21 +155,21 @@ cdef inline int64_t intake_attach(
     intake_t* intake, int fd, cutter_t* cutter, const body_t* body, uint64_t ahead_us_max,
     const uint8_t* first, uint64_t first_bytes,
 ) noexcept nogil:
-    # Takes the first bytes, then the thread reads on from this socket. The member's index; -1: no
-    # room; -2: errno.
+    # Takes the first bytes, then the thread reads on from this socket. The member's index; below
+    # zero: INTAKE_FULL, or minus errno.
     cdef uint32_t index = 0
     cdef intake_member_t* member
     cdef int64_t reason
     while index < intake.members_max and intake.members[index].state != INTAKE_FREE:
         index += 1
     if index == intake.members_max:
-        return -1
+        return INTAKE_FULL
     if index >= intake.members_top:
         intake.members_top = index + 1
     member = &intake.members[index]
     member.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3)
     if member.fd < 0:
-        return -2
+        return -errno
     member.generation += 1
     member.error = 0
     member.reason = 0
@@ -174,8 +179,9 @@ cdef inline int64_t intake_attach(
     member.has_audio = False
     member.state = INTAKE_READING
     if not intake_watch(intake, index):
+        member.error = errno
         intake_detach(intake, index)
-        return -2
+        return -member.error
     reason = intake_feed(member, first, first_bytes, now_us())
     if reason != 0:
         intake_end(intake, member, reason)
@@ -214,7 +220,9 @@ cdef inline void intake_read(intake_t* intake, intake_member_t* member) noexcept
     if not member.has_audio and member.cutter.fed_media_us > 0:
         member.has_audio = True
         eventfd_write(intake.event_fd, 1)
-    ahead_us = cutter_ahead_us(member.cutter, now) - member.ahead_us_max
+    ahead_us = cutter_ahead_us(
+        member.cutter, now, member.ahead_us_max + INTAKE_LEAD_US_MAX
+    ) - member.ahead_us_max
     if ahead_us > 0:
         intake_unwatch(intake, member)
         member.state = INTAKE_HELD

@@ -50,6 +50,7 @@ cdef inline int hops_of(
     # How often the request was sent on already, and where the mark stands with the sign before it
     # (begin == end: there is none). A mark that is not ours counts as the last one.
     cdef uint32_t i = 0
+    cdef int hops
     begin[0] = end[0] = size
     while i < size and target[i] != 63:
         i += 1
@@ -62,7 +63,12 @@ cdef inline int hops_of(
                 end[0] += 1
             if end[0] != i + 1 or target[i] < 49 or target[i] > 57:
                 return HOPS_MAX
-            return target[i] - 48
+            hops = target[i] - 48
+            while i + 1 + MARK_BYTES <= size:      # a second mark is not ours
+                if memcmp(target + i + 1, b"relay-hops=", MARK_BYTES) == 0 and target[i] == 38:
+                    return HOPS_MAX
+                i += 1
+            return hops
         i += 1
         while i < size and target[i] != 38:
             i += 1

@@ -48,6 +48,7 @@ _NODE = {
     "redirects_total": "Listeners sent to another node, since this one was full or going down.",
     "heads_expired_total": "Connections ended because their head took too long.",
     "heads_evicted_total": "Connections ended because too many heads were unfinished.",
+    "parked_ended_total": "Connections that ended while they waited for their stream.",
     "ended_closed_total": "Listeners that closed their connection.",
     "ended_reset_total": "Listeners whose connection was reset.",
     "ended_stalled_total": "Listeners ended because they took no byte for stall_ms.",

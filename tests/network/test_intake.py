@@ -284,3 +284,65 @@ def test_no_descriptor_is_left() -> None:
         theirs.close()
         ours.close()
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_source_that_is_collected_while_another_is_asked_stops_nobody() -> None:
+    """Asking takes the lock that letting go takes: nothing of Python may run under it."""
+    engine = core.Engine(streams_max=600)
+    engine.start()
+    asked = engine.add_stream("/asked")
+    asked.claim()
+    asked.begin()
+    source = core.Source(asked, "mpeg")
+    theirs, ours = socket.socketpair()
+    for number in range(500):
+        stream = engine.add_stream(f"/{number}")
+        stream.claim()
+        stream.begin()
+        cycle: list[Any] = [core.Source(stream, "mpeg")]
+        cycle[0].attach(theirs.fileno(), "raw", 0, AHEAD_US)
+        cycle.append(cycle)
+        del cycle
+        kept = [source.intake() for _ in range(20)]
+        assert kept[0][0] == "none"
+    engine.close()
+    theirs.close()
+    ours.close()
+
+
+def test_asking_and_letting_go_may_meet() -> None:
+    """One thread looks while another detaches and attaches: told, or told "none"."""
+    with studio() as node:
+        theirs, ours = socket.socketpair()
+        stop = threading.Event()
+
+        def look() -> None:
+            while not stop.is_set():
+                assert node.source.intake()[0] in ("none", "reading", "ended")
+
+        lookers = [threading.Thread(target=look) for _ in range(2)]
+        for looker in lookers:
+            looker.start()
+        for _ in range(2000):
+            node.source.detach()
+            node.source.attach(theirs.fileno(), "raw", 0, AHEAD_US)
+        stop.set()
+        for looker in lookers:
+            looker.join()
+        theirs.close()
+        ours.close()
+
+
+def test_a_socket_before_the_first_epoch_or_a_broken_one_is_refused() -> None:
+    """As feed() refuses; with what the system says."""
+    engine = core.Engine(streams_max=2)
+    stream = engine.add_stream("/live")
+    stream.claim()
+    source = core.Source(stream, "mpeg")
+    with pytest.raises(SourceError, match="begin"):
+        source.attach(0, "raw", 0, AHEAD_US)
+    stream.begin()
+    with pytest.raises(SourceError, match="Bad file descriptor"):
+        source.attach(9999, "raw", 0, AHEAD_US)
+    assert source.intake()[0] == "none"
+    engine.close()
