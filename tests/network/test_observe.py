@@ -111,8 +111,9 @@ def test_join_time_holds_the_wait_for_a_stream() -> None:
         with dial(address) as late:
             late.sendall(get())
             read_until(late, len(live.audio), body_of(late))
+            # booked after the send, which the listener may have read by then
+            wait_until(lambda: measured(engine, "join")["total"] == 2)
             told = measured(engine, "join")
-    assert told["total"] == 2
     assert told["max_us"] >= 500_000
 
 
