@@ -60,10 +60,23 @@ endif
 run: setup
 	$(VENV)/bin/relay demo
 
+# Two halves at once: tests on the network wait for clocks and sockets most of the time, so the others
+# compute meanwhile, and give way to them.
 test: setup
+ifeq ($(strip $(ARGS)),)
+	$(MAKE) --no-print-directory -j2 --output-sync=line test-network test-rest
+else
 	RELAY_EXPECT_BUILD=release $(PYTEST) $(ARGS)
+endif
 	$(MAKE) --no-print-directory checked
 	$(PYTEST) benchmarks --benchmark-disable
+
+.PHONY: test-network test-rest
+test-network:
+	RELAY_EXPECT_BUILD=release $(PYTEST) tests/network
+
+test-rest:
+	RELAY_EXPECT_BUILD=release nice -n 10 $(PYTEST) --ignore=tests/network
 
 soak: setup
 	$(PYTEST) -m soak --timeout 3600 $(ARGS)
