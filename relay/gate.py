@@ -181,11 +181,19 @@ class Gate:
             for socket in ready:
                 try:
                     if socket is self._zap:
-                        self._zap.send_multipart(self.answer(self._zap.recv_multipart()))
+                        self._zap.send_multipart(self._judge(self._zap.recv_multipart()))
                     else:
                         self._look(socket)
-                except Exception:  # of one handshake; the next one must still be answered
-                    log.exception("a handshake could not be judged")
+                except Exception:  # of one event; the next one must still be seen
+                    log.exception("a handshake could not be followed")
+
+    def _judge(self, request: list[bytes]) -> list[bytes]:
+        """A reply whatever happens: a request without one would be the last that is heard."""
+        try:
+            return self.answer(request)
+        except Exception:
+            log.exception("a handshake could not be judged: refused")
+            return [b"1.0", request[1] if len(request) > 1 else b"", b"500", b"", b"", b""]
 
     def answer(self, request: list[bytes]) -> list[bytes]:
         """The reply to one request of libzmq: 200 and the child's name, or a refusal."""

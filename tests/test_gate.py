@@ -115,3 +115,30 @@ def test_what_may_be_logged_is_bounded() -> None:
 def test_addresses_are_shown_as_people_write_them(text: str, shown: str) -> None:
     """IPv4 within IPv6 is IPv4."""
     assert plain_address(text) == shown
+
+
+def test_an_error_while_judging_refuses_that_one_and_the_next_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over the socket that libzmq asks: a request without a reply would be the last."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made = Gate(context, Keys(make_secret()), {"edge-1": CHILD.public})
+    judge, asked = made.answer, context.socket(zmq.REQ)
+
+    def fails_once(words: list[bytes]) -> list[bytes]:
+        monkeypatch.setattr(made, "answer", judge)
+        raise ValueError("planted")
+
+    monkeypatch.setattr(made, "answer", fails_once)
+    made.start()
+    asked.setsockopt(zmq.RCVTIMEO, 5000)
+    asked.setsockopt(zmq.LINGER, 0)
+    asked.connect("inproc://zeromq.zap.01")
+    try:
+        for status in (b"500", b"200"):
+            asked.send_multipart(request(CHILD))
+            assert asked.recv_multipart()[2] == status
+    finally:
+        asked.close()
+        made.close()
+        context.term()
