@@ -28,7 +28,7 @@ from relay._core.cutter cimport (
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_all,
     engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open, engine_open,
-    engine_remove, engine_t, now_us, wall_ms,
+    engine_remove, engine_t, now_us, wall_ms, wall_us,
 )
 from relay._core.frames cimport SCAN_ADTS, SCAN_MPEG, SCAN_OGG, scan_bit_rate_bps, scan_reason
 from relay._core.handover cimport (
@@ -38,6 +38,10 @@ from relay._core.handover cimport (
 from relay._core.intake cimport (
     INTAKE_ATTACHED, INTAKE_FREE, INTAKE_FULL, intake_attach, intake_close, intake_detach,
     intake_open, intake_run, intake_t,
+)
+from relay._core.recorder cimport (
+    RECORD_EPOCH_BEGUN, RECORD_EPOCH_ENDED, RECORD_NOBODY, lane_first, lane_read, lane_t, record,
+    record_t, recorder_flush, recorder_t, recorder_tick,
 )
 from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -409,6 +413,47 @@ cdef class Engine:
             "shards": shards, "measured": measured_dict(&observed), **add_up(shards),
         }
 
+    # --- the flight recorder ---
+
+    def note(self, int kind, int reason, *, uint64_t stream=0, int parent=RECORD_NOBODY,
+             uint64_t a=0, uint64_t b=0, uint64_t c=0):
+        """Writes a decision of Python's into the flight recorder (numbers of relay/recorder.py)."""
+        self.check()
+        note(&self.engine, stream, kind, reason, parent, a, b, c)
+
+    def recorded(self, list cursors, *, uint64_t since_us=0, uint64_t newest=1 << 20):
+        """What shards, intake and Python have recorded, as tuples (at_us, wall_us, kind, reason,
+        parent, left, count, stream, a, b, c); ordered within a thread only. Blocks for the copy.
+
+        Args:
+            cursors: from which number on, two for each thread; [] for all. Moved on.
+            since_us: nothing older (monotonic).
+            newest: at most so many of each thread and lane.
+        """
+        cdef list found = []
+        cdef int i
+        self.check()
+        recorder_flush(&self.engine.recorder, <uint64_t>-1)
+        read_recorder(&self.engine.recorder, cursors, 0, since_us, newest, found)
+        read_recorder(&self.intake.recorder, cursors, 2, since_us, newest, found)
+        for i in range(self.shards_count):
+            read_recorder(&self.shards[i].recorder, cursors, 4 + 2 * i, since_us, newest, found)
+        return found
+
+    @property
+    def washed_total(self):
+        """Records of the last ten minutes that newer ones have overwritten, but the backbone's."""
+        cdef uint64_t total = self.engine.recorder.washed_total + self.intake.recorder.washed_total
+        self.check()
+        for i in range(self.shards_count):
+            total += load_u64(&self.shards[i].recorder.washed_total)
+        return total
+
+    def heads(self):
+        """Of each stream with a ring (key, mount, epoch, head_sequence, head_media_us, source_up,
+        written here, burst_ms, listeners)."""
+        return [head for head in [stream_head(stream) for stream in self.streams()] if head]
+
     def configure(self, mount=None, *, int burst_ms=3000, pace_ms=None, int pace_ms_min=100,
                   int pace_ms_max=1000, int lag_ms_max=15000, int stall_ms=15000, int linger_s=60,
                   int catchup_ms=10000, int ring_s=20, int ring_bytes_max=64 << 20,
@@ -467,6 +512,57 @@ cdef class Engine:
         cdef bytes name = mount.encode()
         cdef stream_t* stream = engine_find(&self.engine, name, len(name))
         return None if stream == NULL else Stream.wrap(self, stream)
+
+
+cdef void note(
+    engine_t* engine, uint64_t stream, int kind, int reason, int parent, uint64_t a, uint64_t b,
+    uint64_t c,
+) noexcept:
+    # Who holds Python's lock is the one writer of the engine's own recorder.
+    cdef uint64_t now = now_us()
+    recorder_tick(&engine.recorder, now, wall_us())
+    record(&engine.recorder, now, stream, kind, reason, parent, a, b, c)
+
+
+cdef int read_recorder(
+    const recorder_t* recorder, list cursors, int at, uint64_t since_us, uint64_t newest, list found
+) except -1:
+    while len(cursors) < at + 2:
+        cursors.append(0)
+    cursors[at] = read_lane(&recorder.rare, cursors[at], since_us, newest, found)
+    cursors[at + 1] = read_lane(&recorder.common, cursors[at + 1], since_us, newest, found)
+    return 0
+
+
+cdef uint64_t read_lane(
+    const lane_t* lane, uint64_t number, uint64_t since_us, uint64_t newest, list found
+) except? 0:
+    cdef uint64_t end = load_u64(&lane.next)
+    cdef record_t one
+    number = lane_first(lane, number, newest)
+    while number < end:
+        if lane_read(lane, number, &one) and one.at_us >= since_us:
+            found.append((
+                one.at_us, one.wall_us, one.kind, one.reason, one.parent, one.left, one.count,
+                one.stream, one.a, one.b, one.c,
+            ))
+        number += 1
+    return number
+
+
+cdef tuple stream_head(Stream handle):
+    cdef stream_t* stream = handle.stream
+    cdef ring_t* ring = handle.take_ring()
+    if ring == NULL:
+        return None
+    found = (
+        stream.key, handle.mount, ring.epoch, load_u64(&ring.head_sequence),
+        load_u64(&ring.head_media_us), load_u32(&stream.source_up) == 1,
+        load_u32(&stream.writer) == WRITER_LOCAL, stream.config.burst_us // 1000,
+        load_u32(&stream.listeners),
+    )
+    stream_ring_drop(stream, ring)
+    return found
 
 
 cdef int places_within_limit(int heads_max):
@@ -586,6 +682,11 @@ cdef class Stream:
         """The public path."""
         return self.stream.mount[:self.stream.mount_bytes].decode()
 
+    @property
+    def key(self):
+        """What stands for the mount on the backbone and in the flight recorder."""
+        return self.stream.key
+
     cdef ring_t* ring(self) except NULL:
         # The newest ring, referenced: give it back with stream_ring_drop.
         self.engine.check()
@@ -640,12 +741,18 @@ cdef class Stream:
             raise SourceError(f"{self.mount}: sequence, position and media time end at 2**62")
         if status != 0:
             raise MemoryError(f"no memory for a ring of {self.mount}")
+        note(&self.engine.engine, self.stream.key, RECORD_EPOCH_BEGUN, 0, RECORD_NOBODY, wanted,
+             sequence, sequence)
         return wanted
 
     def end(self):
         """Ends the epoch: listeners stay for linger_s and hear the next one."""
+        cdef ring_t* ring = self.stream.ring
         check_process()
         stream_end_epoch(self.stream, now_us())
+        if ring != NULL:
+            note(&self.engine.engine, self.stream.key, RECORD_EPOCH_ENDED, 0, RECORD_NOBODY,
+                 ring.epoch, load_u64(&ring.head_sequence), 0)
 
     def push(self, data, uint32_t duration_us, uint32_t flags=1):
         """Puts one whole frame (1 to 65,536 bytes, duration in µs) at the head; never blocks."""
@@ -1180,6 +1287,20 @@ cdef class Backbone:
         finally:
             view_free(&view)
 
+    def recorded(self, list cursors, *, uint64_t since_us=0, uint64_t newest=1 << 20):
+        """What the backbone's thread has recorded (see Engine.recorded)."""
+        cdef list found = []
+        check_process()
+        if not self.is_open:
+            raise RelayError("the backbone is closed")
+        read_recorder(&self.bone.recorder, cursors, 0, since_us, newest, found)
+        return found
+
+    @property
+    def washed_total(self):
+        """Records of the last ten minutes that newer ones have overwritten."""
+        return load_u64(&self.bone.recorder.washed_total)
+
 
 cdef dict backbone_dict(backbone_view_t* view):
     told = [upstream_dict(&view.upstreams[i], view.now_us) for i in range(view.upstreams_count)]
@@ -1223,6 +1344,7 @@ cdef dict upstream_dict(upstream_t* up, uint64_t now):
         "version": up.version if up.peer.state == PEER_VERSION else WIRE_PROTOCOL,
         "sign_age_ms": (now - up.peer.sign_us) // 1000 if up.peer.sign_us else None,
         "load": up.peer.load, "hops": up.path_count + 1,
+        "path": [f"{up.path[i]:016x}" for i in range(up.path_count)],
         "repair_address": up.repair_address.decode() or None,
         "directory_known": bool(up.pages.whole), "feeds": up.feeds, "lost_total": up.lost_total,
     }

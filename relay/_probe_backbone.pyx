@@ -11,6 +11,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from relay._core.backbone_record cimport before_t, gone_reason, switch_reason
 from relay._core.engine cimport now_us
 from relay._core.guests cimport guest_adds, guest_drops, guests_close, guests_open, guests_t
 from relay._core.hop cimport *
@@ -37,6 +38,26 @@ cdef class Buffer:
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)
+
+
+def why_switched(int feeding, int to, states, answers, *, int trying=8, uint64_t hear_us=0,
+                 bint joining=False):
+    """switch_reason, for upstreams in these states."""
+    cdef peer_t peers[8]
+    cdef before_t before
+    memset(peers, 0, sizeof(peers))
+    memset(&before, 0, sizeof(before))
+    for i, (state, may) in enumerate(zip(states, answers, strict=True)):
+        peers[i].state = state
+        peers[i].answers = may
+    before.feeding, before.trying = feeding, trying
+    before.hear_us, before.joining = hear_us, joining
+    return switch_reason(peers, &before, to)
+
+
+def why_gone(int state, uint64_t sign_age_us, uint64_t silence_us):
+    """gone_reason."""
+    return gone_reason(state, sign_age_us, silence_us)
 
 
 cdef class Guests:

@@ -200,6 +200,15 @@ class Backbone:
             if self._gate is not None and name:
                 self._gate.turn_away(name)
 
+    def recorded(self, cursors: list[int], *, since_us: int = 0) -> list[_core.RecordTuple]:
+        """What its thread has recorded (see `Engine.recorded`); nothing once it is closed."""
+        return [] if self._core is None else self._core.recorded(cursors, since_us=since_us)
+
+    @property
+    def washed_total(self) -> int:
+        """Records that newer ones have overwritten before they were ten minutes old."""
+        return 0 if self._core is None else self._core.washed_total
+
     def goodbye(self) -> None:
         """Tells the children that this node goes, so that they switch at once; does not block."""
         if self._core is not None:

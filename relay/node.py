@@ -25,6 +25,7 @@ from relay import _core
 from relay.address import Address, why_unbound
 from relay.config import Config
 from relay.errors import ConfigError, MountError, RelayError
+from relay.seeing import Seeing, open_seeing
 from relay.source import LocalSource, Sources, read_info
 from relay.source_door import SourceDoor
 from relay.subscribe import Subscription
@@ -183,6 +184,7 @@ class Node:
         self._source_door: SourceDoor | None = None
         self._page_door: PageDoor | None = None
         self._backbone: Backbone | None = None
+        self._seeing: Seeing | None = None
         self._http_address: Address | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_closing = False
@@ -230,6 +232,7 @@ class Node:
             self._page_door = _make_page_door(engine, self)
             await self._page_door.start()
         engine.start()
+        self._seeing = open_seeing(engine, self._backbone, self.config)
         self._tick()
 
     async def close(self) -> None:
@@ -255,7 +258,7 @@ class Node:
             await asyncio.to_thread(self._backbone.close)
         await asyncio.to_thread(engine.close)
         self._engine = self._backbone = self._source_door = self._page_door = None
-        self._sources = self._http_address = None
+        self._sources = self._http_address = self._seeing = None
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -370,12 +373,13 @@ class Node:
         return self._facts
 
     def _gather(self) -> Facts:
-        from relay.web.facts import Facts, link_facts, stream_facts, upstreams_facts
+        from relay.web.facts import Facts, hop_facts, link_facts, stream_facts, upstreams_facts
 
         engine = self._opened()
         link = {} if self._backbone is None else self._backbone.snapshot()
         links = {told["mount"]: told for told in link.get("links", [])}
         upstreams = upstreams_facts(link)
+        assert self._seeing is not None
         upstream_is_up = (link.get("upstream") or {}).get("state") == "up"
         streams = []
         for stream in engine.streams():
@@ -383,12 +387,14 @@ class Node:
             if state["writer"] != "local":
                 state |= link_facts(state, links.get(stream.mount), upstream_is_up, upstreams)
             peak = self._peaks.get(stream.mount, 0)
+            state |= hop_facts(state, engine.node_id, upstreams, time.time() * 1000)
+            state |= self._seeing.stream(stream.key)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)
         self._peaks = {stream.mount: stream.listeners_peak for stream in streams}
         counters = self.snapshot()
         measured = counters.pop("measured", {})
-        counters |= _flat("backbone", link.get("counters", {}))
+        counters |= _flat("backbone", link.get("counters", {})) | self._seeing.counters()
         if not link.get("upstream"):  # the engine takes none for one that has told everything
             counters = {k: v for k, v in counters.items() if k not in _OF_UPSTREAM}
         return Facts(
@@ -407,6 +413,14 @@ class Node:
             counters=counters,
             measured=measured,
         )
+
+    def recording(self, since_s: float, mount: str | None, records_max: int) -> dict[str, Any]:
+        """The flight recorder, with the node that it is of (see `Seeing.recording`)."""
+        facts = self.facts()
+        assert self._seeing is not None
+        names = ("name", "id", "version", "http", "backbone")
+        node = {name: getattr(facts, name) for name in names}
+        return {"node": node, **self._seeing.recording(since_s, mount, records_max)}
 
     def problems(self) -> list[str]:
         """Why no new listeners should come here; empty when they may (for /readyz)."""
@@ -459,6 +473,8 @@ class Node:
             self._engine.sweep()  # what was retired while nothing else was: an idle node frees it
         self._sources.tick(time.monotonic())
         self._tell_upstream()
+        if self._seeing is not None:
+            self._seeing.tick()
         if self._page_door is not None:
             self._page_door.tick(loop.time())
 

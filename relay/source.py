@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from relay import _core
+from relay import _core, recorder
 from relay.address import check_mount, show
 from relay.errors import MountError, SourceError
 from relay.formats import Format, format_of
@@ -307,12 +307,25 @@ class Sources:
         source.close()
         raise MountError(f"mount {show(mount)}: this node is shutting down")
 
-    def close(self, source: LocalSource) -> None:
-        """End one source."""
+    def close(self, source: LocalSource, reason: str = "ended") -> None:
+        """End one source; `reason` is one of `recorder.SOURCE_ENDS`, for the flight recorder."""
+        if source.is_open:
+            self._engine.note(
+                recorder.SOURCE_OUT,
+                recorder.SOURCE_ENDS.index(reason),
+                stream=source.stream.key,
+                b=source.media_us(),
+            )
         with self._lock:
             if self._open.get(source.mount) is source:
                 del self._open[source.mount]
         source.close()
+
+    def refused(self, mount: str, status: int) -> None:
+        """A source was turned away: for the flight recorder."""
+        stream = self._engine.find(mount)
+        key = 0 if stream is None else stream.key
+        self._engine.note(recorder.SOURCE_REFUSED, 0, stream=key, a=status)
 
     def find(self, mount: str) -> LocalSource | None:
         """The source of this mount on this node, or None."""
@@ -377,4 +390,4 @@ class Sources:
         for mount in self.mounts():
             source = self.find(mount)
             if source is not None:
-                self.close(source)
+                self.close(source, "shutdown")

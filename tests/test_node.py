@@ -290,6 +290,11 @@ class FakeBackbone:
     """The links of a node, as the test says."""
 
     address = "tcp://127.0.0.1:9000"
+    washed_total = 0
+
+    def recorded(self, cursors: list[int], *, since_us: int = 0) -> list[Any]:
+        """Nothing has been decided."""
+        return []
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -27,8 +27,11 @@ from relay._core.backbone_state cimport (
     BACKBONE_READER, TOMBS_MAX, backbone_t, link_close_out, link_delete, link_note, link_of, link_t,
     link_touch, tombs_purge,
 )
-from relay._core.engine cimport clock_gettime, now_us, timespec
+from relay._core.engine cimport clock_gettime, now_us, timespec, wall_us
 from relay._core.parents cimport PAUSE_US, PEER_LOST, PEER_UP, peer_is_silent
+from relay._core.recorder cimport (
+    RECORD_GOODBYE, RECORD_NOBODY, record, recorder_is_due, recorder_tick,
+)
 from relay._core.retire cimport (
     pthread_mutex_lock, pthread_mutex_unlock, turn_begin, turn_end,
 )
@@ -169,6 +172,9 @@ cdef inline void backbone_upstreams(backbone_t* bone) noexcept nogil:
     if bone.upstreams_count and load_u32(&bone.engine.directory_known) == 0:
         directory_tell(bone)
 
+cdef inline void backbone_record_goodbye(backbone_t* bone) noexcept nogil:
+    record(&bone.recorder, bone.now_us, 0, RECORD_GOODBYE, 0, RECORD_NOBODY, 0, 0, 0)
+
 cdef inline void backbone_beacon(backbone_t* bone) noexcept nogil:
     cdef uint64_t now = now_us()
     if now >= bone.beacon_us:
@@ -176,6 +182,8 @@ cdef inline void backbone_beacon(backbone_t* bone) noexcept nogil:
     bone.beacon_now = False
     if bone.xpub != NULL and not bone.goodbye_said:
         bone.goodbye_said = load_u32(&bone.goodbye)
+        if bone.goodbye_said:
+            backbone_record_goodbye(bone)
         parent_beacon(bone, BEACON_DRAINING | BEACON_GOODBYE if bone.goodbye_said else 0)
 
 cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
@@ -206,6 +214,8 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
             for i in range(bone.upstreams_count):
                 backbone_outage(bone, &bone.upstreams[i])
         backbone_beacon(bone)
+    if recorder_is_due(&bone.recorder, now):
+        recorder_tick(&bone.recorder, now, wall_us())
     bone.last_turn_us = bone.now_us
 
 cdef inline uint64_t backbone_pause_us(backbone_t* bone, uint64_t cost_us, uint64_t messages,
@@ -276,6 +286,7 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
     cdef uint64_t messages
     cdef uint64_t bytes
     bone.opened_us = bone.load_from_us = bone.last_turn_us = now_us()
+    recorder_tick(&bone.recorder, bone.opened_us, wall_us())
     pthread_mutex_lock(&bone.turn_lock)
     backbone_streams(bone)
     pthread_mutex_unlock(&bone.turn_lock)

@@ -12,11 +12,15 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from relay._core.atomics cimport store_u32
 from relay._core.backbone_ask cimport child_answer, heard_epoch, link_writes
 from relay._core.backbone_directory cimport child_page_answer
+from relay._core.backbone_record cimport told_gone, told_up
 from relay._core.backbone_state cimport (
     RECEIVES_MAX, backbone_t, link_find, link_t, link_touch, refuse,
 )
 from relay._core.hop cimport *
 from relay._core.parents cimport PEER_LOOP, PEER_LOST, PEER_UP, PEER_VERSION, feed_fed, peer_sign
+from relay._core.recorder cimport (
+    RECORD_NOBODY, RECORD_PAUSED, RECORD_UPSTREAM_OTHER, RECORD_UPSTREAM_UP, record,
+)
 from relay._core.ring cimport FRAME_TITLE, PLACED, PLACE_FAR, ring_t
 from relay._core.stream cimport stream_mark, stream_place, stream_place_run
 from relay._core.upstream cimport (
@@ -145,6 +149,8 @@ cdef inline void links_restart(backbone_t* bone) noexcept nogil:
     # We stood still ourselves: all waiting begins anew.
     cdef link_t* link
     cdef uint64_t slot
+    record(&bone.recorder, bone.now_us, 0, RECORD_PAUSED, 0, RECORD_NOBODY,
+           bone.now_us - bone.last_turn_us, 0, 0)
     for slot in range(bone.table_size):
         link = bone.table[slot]
         if link != NULL and link.stream != NULL:
@@ -177,6 +183,7 @@ cdef inline void links_lost(backbone_t* bone, upstream_t* up) noexcept nogil:
 
 cdef inline void upstream_gone(backbone_t* bone, upstream_t* up, uint32_t state) noexcept nogil:
     # It is lost (or refused): nothing is asked or given up until it is back.
+    told_gone(bone, up, state)
     if up.peer.state == PEER_UP:
         bone.counters.upstreams_lost_total += 1
         up.lost_total += 1
@@ -204,6 +211,7 @@ cdef inline void child_adopt(
         return
     if adopted == ADOPTED_NEW and known:
         bone.counters.switches_total += 1
+        told_up(bone, up, RECORD_UPSTREAM_OTHER, 0)
     if not dealer_connect(up):
         refuse(bone, WIRE_TEXT)
     links_heard(bone, up, adopted == ADOPTED_NEW)
@@ -212,6 +220,7 @@ cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader
     cdef wire_beacon_t beacon
     cdef wire_beacon_entry_t entry
     cdef link_t* link
+    cdef uint64_t away_us
     cdef uint32_t i
     cdef int status = take_beacon(reader, &beacon)
     if status != WIRE_OK:
@@ -225,7 +234,9 @@ cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader
     if beacon.flags & BEACON_GOODBYE:
         upstream_gone(bone, up, PEER_LOST)
         return
+    away_us = bone.now_us - up.peer.sign_us if up.peer.sign_us else 0
     if peer_sign(up.peer, bone.now_us):
+        told_up(bone, up, RECORD_UPSTREAM_UP, away_us)
         upstreams_tell(bone)
         up.pages.retry_us = 0
         links_heard(bone, up, False)

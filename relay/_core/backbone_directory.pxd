@@ -13,6 +13,7 @@ from libc.string cimport memcmp, memcpy, memset
 from relay._core.atomics cimport load_pointer, load_u32, store_u32
 from relay._core.backbone_answer cimport answer_bytes, answer_range
 from relay._core.backbone_ask cimport child_unsubscribe, heard_epoch
+from relay._core.backbone_record cimport link_record
 from relay._core.backbone_state cimport (
     backbone_t, directory_is_whole, is_ours, link_bury, link_find, link_note, link_of, link_t,
     link_touch, refuse,
@@ -25,6 +26,7 @@ from relay._core.parents cimport (
     PARENT_NONE, PEER_CONNECTING, PEER_UP, feed_announced, feed_listing, feed_t, parent_t,
     parent_withdraws,
 )
+from relay._core.recorder cimport RECORD_SHADOWED
 from relay._core.stream cimport (
     WRITER_LINK, WRITER_LOCAL, info_t, mount_key, stream_drop, stream_end_epoch, stream_open,
     stream_set_info, stream_t, stream_unclaim,
@@ -227,7 +229,10 @@ cdef inline void child_shadows(backbone_t* bone, link_t* link) noexcept nogil:
     for i in range(bone.upstreams_count):
         parent = &feed.parents[i]
         lost = parent.lists and parent.up and parent.origin != feed.parents[winner].origin
-        bone.counters.shadowed_total += lost and not parent.shadowed
+        if lost and not parent.shadowed:
+            bone.counters.shadowed_total += 1
+            link_record(bone, link, RECORD_SHADOWED, 0, i, parent.epoch,
+                        feed.parents[winner].epoch, 0)
         parent.shadowed = lost
 
 cdef inline void child_entry(

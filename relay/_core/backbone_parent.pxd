@@ -26,6 +26,7 @@ from relay._core.engine cimport now_us
 from relay._core.guests cimport GUEST_OK, guest_adds, guest_cut, guest_drops
 from relay._core.parents cimport PARENT_NONE, PEER_UP
 from relay._core.pool cimport share_find, share_has_room
+from relay._core.recorder cimport RECORD_EXPELLED, RECORD_NOBODY, record
 from relay._core.ring cimport ring_t, ring_tail_sequence
 from relay._core.stream cimport stream_ring_drop, stream_ring_take, stream_t
 from relay._core.upstream cimport upstream_t
@@ -187,6 +188,8 @@ cdef inline void parent_expel(backbone_t* bone, relay_msg_t* msg, int fd) noexce
     if name != NULL:
         snprintf(place, 65, "%s", name)
     bone.counters.expelled_total += 1
+    record(&bone.recorder, bone.now_us, 0, RECORD_EXPELLED, 0, RECORD_NOBODY,
+           bone.counters.expelled_total, 0, 0)
 
 cdef inline void parent_demand(backbone_t* bone, uint64_t key, bint wanted) noexcept nogil:
     # Remembered also for streams that we do not know yet: after a restart children come first.

@@ -19,6 +19,9 @@ from relay._core.guests cimport guests_close, guests_open, guests_t
 from relay._core.hop cimport HOP_NOTHING, hop_forget, hop_open, hop_t
 from relay._core.parents cimport DEPTH_MAX, PARENT_NONE, feed_hops, feed_listing, peer_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
+from relay._core.recorder cimport (
+    BACKBONE_COMMON, BACKBONE_RARE, recorder_close, recorder_open, recorder_t,
+)
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
@@ -102,6 +105,7 @@ cdef struct link_t:
     bint conflict
     hop_t hop
     uint64_t due_us
+    uint32_t recorded_feeding     # the parent that the recorder knows to feed it, + 1; 0: none
     link_t* touched_next
     bint touched
     uint64_t repair_counted       # frames placed by repair since the last look
@@ -182,6 +186,7 @@ cdef struct backbone_t:
     uint64_t load_from_us
     uint32_t load                 # ‰
     backbone_counters_t counters
+    recorder_t recorder
 
 cdef inline void refuse(backbone_t* bone, int reason) noexcept nogil:
     bone.counters.refused_total[-reason] += 1
@@ -421,7 +426,7 @@ cdef inline int backbone_open(
         return -1
     if guests_open(&bone.guests, subscriptions_max, guest_topics_max) != 0:
         return -1
-    return 0
+    return recorder_open(&bone.recorder, BACKBONE_RARE, BACKBONE_COMMON)
 
 cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
     # The thread has ended.
@@ -439,6 +444,7 @@ cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
     free(bone.table)
     free(bone.demand.slots)
     guests_close(&bone.guests)
+    recorder_close(&bone.recorder)
     if bone.pool != NULL:
         pool_drop(bone.pool)
         bone.pool = NULL

@@ -114,7 +114,8 @@ cdef struct flow_t:           # one send being put together
     uint64_t end              # where audio may go on to in this turn
     uint64_t head             # the ring's head when this was put together
     uint64_t skipped_us       # media time that the skip left out
-    bint skipped              # it was moved to a later start
+    bint skipped              # it was moved to a later start …
+    bint hole                 # … over a lost run
 
 cdef enum:
     PART_REST = 0
@@ -130,7 +131,7 @@ cdef enum:  # what listener_flow answers (≥ 0), or minus the reason of an end
 cdef inline void flow_open(flow_t* flow) noexcept nogil:
     flow.count = 0
     flow.bytes = flow.position = flow.end = flow.head = flow.skipped_us = 0
-    flow.skipped = False
+    flow.skipped = flow.hole = False
 
 cdef inline void flow_add(
     flow_t* flow, int kind, const void* bytes, uint64_t size, uint64_t title
@@ -424,7 +425,8 @@ cdef inline int listener_gather(listener_t* listener, flow_t* flow) noexcept nog
     if listener.skipping and flow.end > listener.limit:
         flow.end = listener.limit
     if flow.end == listener.position and flow.end < head and not flow.skipped:
-        flow.skipped = listener_skip(listener, flow, not listener.skipping)
+        flow.hole = not listener.skipping
+        flow.skipped = listener_skip(listener, flow, flow.hole)
         if flow.skipped:
             flow.end = ring_readable_end(ring, listener.position)
     flow.head = head

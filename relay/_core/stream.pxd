@@ -75,6 +75,9 @@ cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
     uint64_t joins_total            # shards
     uint64_t skips_total            # shards
     uint64_t drops_total            # shards
+    uint64_t lost_gone_frames_total   # of lost_frames_total: by cause
+    uint64_t lost_wait_frames_total
+    uint64_t lost_outage_frames_total
 
 cdef struct hub_t:            # where writers tell the backbone that a stream has something new
     int event_fd              # -1: there is no backbone
