@@ -8,7 +8,9 @@ Rules of this room
   3. Bounds: GAPS_MAX gaps and a few numbers a stream, of streams that the node knows; a run of
      skips is told after SKIPS_US at the latest.
   4. A stream that brings nothing is a gap once that lasts longer than the burst, which is what a
-     player holds. It is looked at twice a second, so such a duration is true to half a second.
+     player holds. It is looked at twice a second, so such a duration is true to half a second. A
+     look that comes late proves nothing: the engine goes on without us. That the node itself
+     stood still, the backbone's thread tells.
 """
 
 from __future__ import annotations
@@ -30,8 +32,7 @@ SKIPS_US = 10_000_000
 GAPS_MAX = 16
 PARENTS_MAX = 65536
 BUSY_PERMILLE = 900  # a shard that works so much serves nobody in time
-STOOD_STILL_US = 2_000_000  # a look that comes so late after the last one: we did
-PAUSE_US = 1_000_000  # of the backbone's thread
+PAUSE_US = 1_000_000  # of the backbone's thread: the node stood still
 
 Head = tuple[int, str, int, int, int, bool, bool, int, int]
 """As `Engine.heads` gives it: key, mount, epoch, head_sequence, head_media_us, source_up, written
@@ -146,7 +147,7 @@ class GapBook:
         self._streams: dict[int, _Stream] = {}
         self._parents: dict[int, int] = {}  # who feeds which stream
         self._down: set[int] = set()  # upstreams that are lost now
-        self._seen_us = 0
+        self._pause_us = 0  # how long this node stood still, found at this look
         self._paused_until_us = 0  # what ends before this may be our own fault
 
     def gaps(self, key: int) -> list[Gap]:
@@ -173,9 +174,7 @@ class GapBook:
         Returns:
             the gaps that are over and were not returned before.
         """
-        if self._seen_us and now_us - self._seen_us > STOOD_STILL_US:
-            self._paused_until_us = now_us
-        self._seen_us = now_us
+        self._pause_us = 0
         for one in sorted(records, key=lambda one: one.at_us):
             self._heard(one)
         seen = set()
@@ -202,6 +201,7 @@ class GapBook:
             self._down.discard(one.parent)
         elif one.kind == recorder.PAUSED and one.a >= PAUSE_US:
             self._paused_until_us = max(self._paused_until_us, one.at_us)
+            self._pause_us = max(self._pause_us, one.a)
         elif one.kind == recorder.SWITCH:  # the first comes before there is a ring
             self._parents[one.stream] = one.parent
         known = self._streams.get(one.stream)
@@ -265,11 +265,14 @@ class GapBook:
         known.is_here, known.listeners = is_here, listeners
         waits = source_up and known.ended is None
         known.lost_meanwhile |= waits and known.parent in self._down
-        still_us = now_us - known.moved_us
-        if waits and still_us > burst_ms * 1000:
+        moved = (epoch, sequence) != known.at
+        if waits and not moved and now_us - known.moved_us > burst_ms * 1000:
             known.silent = True
             self._silence(known, key, now_us)
-        if (epoch, sequence) != known.at or not waits:
+        elif waits and moved and (known.silent or self._pause_us > burst_ms * 1000):
+            # it is over; or frames came at once, after we stood still and nobody could look
+            self._silence(known, key, now_us)
+        if moved or not waits:
             known.at = (epoch, sequence)
             known.moved_us, known.moved_wall_us = now_us, wall_us
             known.silent = known.lost_meanwhile = False

@@ -94,7 +94,7 @@ class Seeing:
         }
 
     def recording(self, since_s: float, mount: str | None, records_max: int) -> dict[str, Any]:
-        """The flight recorder, newest first; blocks for some milliseconds at most.
+        """The flight recorder, newest first; blocks for about 5 µs a record.
 
         Args:
             since_s: how far back, seconds.

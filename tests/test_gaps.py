@@ -56,6 +56,7 @@ class World:
         self.epoch = 1
         self.is_here = is_here
         self.source_up = True
+        self.burst_ms = BURST_MS
         self.records: list[Record] = []
         self.told: list[Gap] = []
         self.look()
@@ -71,7 +72,7 @@ class World:
         """One look; what was recorded is read once."""
         head: Head = (
             KEY, "/live", self.epoch, self.sequence, self.sequence * 20_000, self.source_up,
-            self.is_here, BURST_MS, 3,
+            self.is_here, self.burst_ms, 3,
         )  # fmt: skip
         records, self.records = self.records, []
         self.told += self.book.see(self.now_us, WALL_US + self.now_us, [head], records)
@@ -172,17 +173,44 @@ def test_a_source_that_returns_is_one_gap_and_one_that_leaves_is_none() -> None:
 
 
 def test_who_stood_still_is_at_fault_himself() -> None:
-    """A look that comes seconds late: the node was frozen, whoever else was there."""
-    world = World(is_here=True)
-    world.run(2)
-    world.now_us += 10_000_000
-    world.look()
-    world.run(3)
-    assert [gap.cause for gap in world.told] == ["own overload"]
+    """The backbone's thread tells so; whether frames were there before the look or after it."""
+    for frames in (0, 300):
+        world = World(is_here=True)
+        world.run(2)
+        world.now_us += 10_000_000
+        world.sequence += frames
+        world.record(recorder.PAUSED, stream=0, a=10_000_000)
+        world.look()
+        world.run(3)
+        assert [gap.cause for gap in world.told] == ["own overload"]
+        assert world.told[0].duration_us >= 10_000_000
     world.run(30)
     world.run(5, frames=0)
     world.run(3)
     assert [gap.cause for gap in world.told] == ["own overload", "source"]
+
+
+def test_a_late_look_alone_is_no_gap() -> None:
+    """Python was busy; the engine went on, and so did the listeners."""
+    world = World()
+    world.run(2)
+    world.now_us += 10_000_000
+    world.sequence += 500
+    world.look()
+    world.run(5)
+    assert world.told == []
+
+
+@pytest.mark.parametrize("burst_ms", [0, 100, 500])
+def test_a_burst_shorter_than_the_time_between_looks(burst_ms: int) -> None:
+    """A stream that moves at each look flows."""
+    world = World()
+    world.burst_ms = burst_ms
+    world.run(10)
+    assert world.told == []
+    world.run(2, frames=0)
+    world.run(5)
+    assert [gap.cause for gap in world.told] == ["source"]
 
 
 @pytest.mark.parametrize(("busy", "cause"), [(100, "listener"), (990, "own overload")])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 from tools.listeners import Crowd
@@ -128,3 +129,27 @@ def return_of_the_source(house: House, maker: FrameMaker) -> None:
         assert [e["cause"] for e in tuple(origin.events) if e.get("event") == "gap"] == ["source"]
         wait_until(lambda: stream_of(house.edge)["gaps"], 20, what="the edge's gap", every_s=0.1)
         assert stream_of(house.edge)["gaps"][-1]["cause"] == "source"
+
+
+def test_a_frozen_node_is_its_own_fault_and_a_hop_to_those_below() -> None:
+    """The origin stands still for three seconds: it says so itself, the edge names the hop."""
+    with Nodes() as nodes, Crowd() as crowd:
+        origin, edge = nodes.row(2, "--burst-ms", "500")
+        with LiveSource(Source(origin.address, "/live"), FrameMaker(64)):
+            wait_known(edge, "/live")
+            (listener,) = crowd.join_many(1, edge.address, "/live")
+            crowd.wait_audio()
+            # two seconds of it: a node looks twice a second, and has seen it flow by then
+            wait_until(lambda: (stream_of(edge)["head_sequence"] or 0) > 80, 20, every_s=0.1)
+            origin.stop()
+            until_s = time.monotonic() + 3.5
+            wait_until(lambda: time.monotonic() >= until_s, 10)
+            origin.cont()
+            for node in (origin, edge):
+                wait_until(lambda n=node: stream_of(n)["gaps"], 20, what="a gap", every_s=0.2)
+        here, below = stream_of(origin)["gaps"][0], stream_of(edge)["gaps"][0]
+        assert here["cause"] == "own overload"
+        assert (below["cause"], below["hop"]) == ("hop", origin.backbone)
+        assert below["duration_ms"] >= 2500
+        assert below["frames"] == stream_of(edge)["counters"]["lost_frames_total"] == 0
+        assert listener.alive
