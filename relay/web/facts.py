@@ -46,6 +46,8 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     origin_lag_ms: int | None = None  # age of the newest frame by the origin's clock
     gaps: list[dict[str, Any]] = []  # the last ones that could be heard, oldest first
     gaps_total: dict[str, int] = {}  # all of them, by cause
+    fallback: str | None = None  # the mount that its listeners hear now, in its place
+    fallback_listeners: int = 0  # of its listeners, those who do
     counters: dict[str, int] = {}
     info: dict[str, str] = {}  # the header lines of the reply to listeners
 
@@ -123,6 +125,8 @@ def stream_facts(
         origin_lag_ms=snapshot.get("origin_lag_ms"),
         gaps=snapshot.get("gaps", []),
         gaps_total=snapshot.get("gaps_total", {}),
+        fallback=snapshot.get("fallback"),
+        fallback_listeners=snapshot.get("fallback_listeners", 0),
         counters={k: v for k, v in snapshot["counters"].items() if isinstance(v, int)},
         info=info,
     )

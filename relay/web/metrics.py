@@ -49,6 +49,8 @@ _NODE = {
     "gaps_own_overload_total": "The same, since this node was too busy or stood still.",
     "gaps_listener_total": "The same, since listeners were too slow themselves.",
     "recorder_washed_total": "Records of the last ten minutes that newer ones have overwritten.",
+    "fallbacks_total": "Times that a listener went over to a fallback.",
+    "returns_total": "Times that a listener came back from a fallback.",
     "handovers_total": "Connections handed on to pages or the source door.",
     "redirects_total": "Listeners sent to another node, since this one was full or going down.",
     "heads_expired_total": "Connections ended because their head took too long.",
@@ -181,6 +183,8 @@ _STREAM = {
     "joins_total": "Listeners that joined.",
     "skips_total": "Times that a lagging listener skipped to newer audio.",
     "drops_total": "Listeners that were ended from this side.",
+    "fallbacks_total": "Times that one of its listeners went over to a fallback.",
+    "returns_total": "Times that one of its listeners came back from a fallback.",
 }
 _STREAM_GAUGES: dict[str, tuple[str, Callable[[StreamFacts], float | None]]] = {
     "stream_live": (
@@ -188,6 +192,10 @@ _STREAM_GAUGES: dict[str, tuple[str, Callable[[StreamFacts], float | None]]] = {
         lambda s: float(s.state in ("live", "ready")),
     ),
     "stream_listeners": ("Listeners attached now.", lambda s: s.listeners),
+    "stream_fallback_listeners": (
+        "Listeners of the mount that hear a fallback now.",
+        lambda s: s.fallback_listeners,
+    ),
     "stream_lag_ms": (
         "Media time that upstream has sent and that is not whole here.",
         lambda s: s.lag_ms,
