@@ -89,4 +89,11 @@ static inline void swarm_shrink(int fd)
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
 }
 
+/* Room again for whole segments of loopback (64 KiB): with less the sender waits for its timer. */
+static inline void swarm_widen(int fd)
+{
+    int bytes = 256 * 1024;
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+}
+
 #endif
