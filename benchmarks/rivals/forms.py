@@ -30,7 +30,7 @@ class Form:
     icy_s: float = 30.0
     title_every_s: float = 10.0
     lagging: int = 100  # with ICY, who stop reading until they are skipped; 0: not tried
-    lag_s: float = 20.0  # for so long: the queues hold up to 8 s, then the lag counts
+    lag_s: float = 24.0  # for so long: queues hold 12 s or more; dropped 15 s after that
     auto_listeners: int = 500
     auto_settle_s: float = 15.0  # the pace is changed a little at a time
     storm_incumbents: int = 5000
@@ -59,7 +59,6 @@ SHORT = Form(
     house_s=6.0,
     icy_s=6.0,
     title_every_s=2.0,
-    lag_s=15.0,
     auto_settle_s=5.0,
     storm_incumbents=1500,
     storm_joins=3000,

@@ -19,8 +19,8 @@ from relay._core.atomics cimport load_u32, store_u32
 from relay._core.histogram cimport histogram_add, histogram_t
 from relay._swarm.crowd cimport (
     CLOSE_US_MAX, EPOLL_CTL_DEL, EVENTS_MAX, crowd_event, crowd_free, crowd_join, crowd_t,
-    crowd_tally, crowd_watch, epoll_ctl, epoll_event, epoll_wait, swarm_now_us, swarm_shrink,
-    swarm_sleep_until, swarm_stands, swarm_widen,
+    crowd_tally, crowd_watch, epoll_ctl, epoll_event, epoll_wait, swarm_now_us, swarm_offer,
+    swarm_shrink, swarm_sleep_until, swarm_stands,
 )
 from relay._swarm.listener cimport (
     FLAG_BEHIND, FLAG_SETTLED, FREE, LAGGING, NOBODY, PLAYING, REFUSED, STALLED, listener_judge,
@@ -36,6 +36,8 @@ cdef enum:
     TICK_US = 10000
     SWEEP_TICKS = 100         # a whole sweep each second
     REST_US = 1000
+    LAG_WINDOW_BYTES = 4096   # what who lags still takes, beside the window offered before
+    WINDOW_BYTES = 65536 * 4  # whole segments of loopback
     AT_ONCE_US = 50           # no loop connects faster
 
 cdef struct plan_t:           # one join to come
@@ -198,7 +200,7 @@ cdef inline uint32_t loop_lag(loop_t* loop, uint32_t group, uint32_t count) noex
                 listener.checker != NULL and (listener.metaint == 0) == plain
             ):
                 epoll_ctl(loop.crowd.epoll_fd, EPOLL_CTL_DEL, listener.fd, NULL)
-                swarm_shrink(listener.fd)
+                swarm_offer(listener.fd, LAG_WINDOW_BYTES)
                 listener.state = LAGGING
                 done += 1
     return done
@@ -217,7 +219,7 @@ cdef inline uint32_t loop_read_on(loop_t* loop, uint32_t group, uint64_t now) no
         listener.flags &= <uint8_t>~<int>FLAG_SETTLED
         listener.first_us = listener.last_us = listener.checker.live_us = now
         listener.checker.may_skip = True
-        swarm_widen(listener.fd)
+        swarm_offer(listener.fd, WINDOW_BYTES)
         crowd_watch(&loop.crowd, listener, 0)
         done += 1
     return done
