@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from tools.backbones import free_port
 from tools.children import split_address
@@ -218,7 +218,13 @@ class Fleet:
         """Wait until a node is `/readyz` and its children are attached; returns how long."""
         begin_s = time.monotonic()
         node = self.by_name[name]
-        wait_until(lambda: node.get("/readyz").status == 200, timeout_s, what=f"readyz of {name}")
+
+        def ready() -> bool:
+            with suppress(OSError):
+                return node.get("/readyz", 2.0).status == 200
+            return False
+
+        wait_until(ready, timeout_s, what=f"readyz of {name}", every_s=0.05)
         for child in self.children_of(name):
             self.wait_state(child, name, "up", timeout_s)
         return time.monotonic() - begin_s
@@ -241,9 +247,13 @@ class Fleet:
         return list(EDGES) if name.startswith("lower") else []
 
     def state_at(self, child: str, parent: str) -> str:
-        """What a child says of a parent: `up`, `lost`, …"""
+        """What a child says of a parent: `up`, `lost`, …; "" when it says nothing itself."""
         port = split_address(self._above[parent])[1]
-        for told in self.by_name[child].json("/api/v1/status")["upstreams"]:
+        try:
+            upstreams = self.by_name[child].json("/api/v1/status", 2.0)["upstreams"]
+        except OSError:
+            return ""  # it is down, or frozen, for a fault of its own
+        for told in upstreams:
             if told["address"].endswith(f":{port}"):
                 return str(told["state"])
         raise AssertionError(f"{child} has no upstream {self._above[parent]}")
