@@ -246,8 +246,11 @@ def test_edges_cut_off_for_5_s_lose_no_frame(fleet: Fleet) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_edges_cut_off_for_60_s_have_one_gap_that_is_counted() -> None:
-    """Longer than the ring: listeners stay, hear one gap, and play on; the edge has counted it."""
-    with Standing(redundancy="mixed", linked=True) as fleet:
+    """Longer than the ring: listeners stay, hear one gap, and play on; the edge has counted it.
+
+    They are waited for as long as `linger_s`, whose default is just 60 s.
+    """
+    with Standing(redundancy="mixed", linked=True, options=("--linger-s", "120")) as fleet:
         cut_off(fleet, 60.0)
         pause(3.0)
         fleet.wait_news("afterwards")

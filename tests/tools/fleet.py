@@ -146,6 +146,8 @@ class Fleet:
         self._spawn_one("control", 0, [self.by_name[up].backbone for up in rows[0]], False)
         for node in self.by_name.values():
             wait_begun(node)
+            if not node.ready and "taken" in node.output():
+                raise PortTakenError(node.output())
             assert node.ready, f"{node!r} ended before it was ready:\n{node.output()}"
 
     def _spawn_one(self, name: str, number: int, above: Sequence[str], linked: bool) -> None:
@@ -303,6 +305,10 @@ class Fleet:
         )
 
 
+class PortTakenError(Exception):
+    """A port that was free is not any more."""
+
+
 class Standing:
     """A fleet and all that it needs, for a module's fixture or a command."""
 
@@ -311,6 +317,13 @@ class Standing:
         self._stack = ExitStack()
 
     def __enter__(self) -> Fleet:
+        """Start it; once more when another program was quicker to take a port."""
+        try:
+            return self._stand()
+        except PortTakenError:
+            return self._stand()
+
+    def _stand(self) -> Fleet:
         with ExitStack() as opened:
             nodes = opened.enter_context(Nodes())
             proxies = opened.enter_context(Proxies())
