@@ -147,7 +147,7 @@ def test_losses_deaths_and_growth_are_named() -> None:
     judge.lost("edge-1/one", 2)
     judge.died("edge-2", -6)
     for second in range(20):
-        judge.process(second, "edge-3", 2, {"descriptors": 50 + 3 * second, "threads": 9 + second})
+        judge.process(second, "edge-3", 2, {"descriptors": 50 + second, "threads": 9 + second})
     assert [one.invariant for one in judge.breaches] == ["lost", "died", "threads", "descriptors"]
 
 

@@ -26,15 +26,16 @@ INVARIANTS = {
     "thrown_off": "a listener of a living node was ended",
     "silent": "nothing new for too long although a way was left",
     "died": "a process ended that nobody had ended",
-    "descriptors": "the least number of open descriptors grows",
+    "descriptors": "the least number of open descriptors that are no sockets grows",
+    "sockets": "the least number of sockets grows by more than children and listeners are",
     "threads": "the least number of threads grows",
     "trouble": "a node did not come back in time, or the walk itself failed",
     "memory": "the least memory (PSS) grows beyond the bound",
 }
 SILENT_S = 15.0
-SLACK = {"descriptors": 6, "threads": 2, "memory": 24 << 20}
-CALM_S = 15.0  # a window that is longer than any fault and its end has a calm moment in it;
-CHILDREN_DESCRIPTORS = 18  # a shorter one may lie in a cut: two sockets of each child, and spare
+# Sockets: a window without a cut has two for each child more than one with a cut in it, and while
+# connections are dialled anew both ends may hold an old one as well.
+SLACK = {"descriptors": 6, "sockets": 30, "threads": 2, "memory": 24 << 20}
 
 
 class Breach(NamedTuple):
@@ -97,15 +98,9 @@ class Judge:
     def process(self, now_s: float, who: str, pid: int, told: dict[str, int]) -> None:
         """Judge the descriptors, threads and memory of one life of a process."""
         for name, value in told.items():
-            floor = self._floors.setdefault(
-                (who, pid, name), Floor(self._slack(name), self.window_s)
-            )
+            floor = self._floors.setdefault((who, pid, name), Floor(SLACK[name], self.window_s))
             if floor.take(now_s, value):
                 self._tell(name, who, f"from {floor.base} to {floor.newest} (pid {pid})")
-
-    def _slack(self, name: str) -> int:
-        short = name == "descriptors" and self.window_s < CALM_S
-        return SLACK[name] + CHILDREN_DESCRIPTORS * short
 
     def died(self, who: str, status: int | None) -> None:
         """A process has ended by itself."""

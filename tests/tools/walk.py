@@ -230,9 +230,15 @@ class Walk:
 
 
 def sample_of(pid: int) -> dict[str, int]:
-    """Return the open descriptors, threads and memory (PSS, bytes) of a process."""
+    """Return the open descriptors, sockets, threads and memory (PSS, bytes) of a process."""
+    sockets = others = 0
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            is_socket = os.readlink(entry.path).startswith("socket:")
+            sockets, others = sockets + is_socket, others + (not is_socket)
     return {
-        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+        "descriptors": others,
+        "sockets": sockets,
         "threads": sum(1 for _ in Path(f"/proc/{pid}/task").iterdir()),
         "memory": memory_bytes(pid),
     }
