@@ -30,7 +30,7 @@ from tools.walk import WEIGHTS, Walk
 SETTLE_S = 0.5
 WATCH_S = 1.5  # after a fault, frames made in this time are looked at
 WALK_S = 20.0
-PROOF_S = 8.0
+PROOF_S = 7.0
 FOUND_S = 2.0  # half-open links
 
 

@@ -193,8 +193,8 @@ def slow_child(nodes: Nodes, crowd: Crowd, seconds: float) -> None:
 
 
 def test_slow_child_costs_a_bounded_amount_and_delays_nobody(nodes: Nodes, crowd: Crowd) -> None:
-    """For 4 s: a child that reads nothing, and one that is frozen and repairs all of it after."""
-    slow_child(nodes, crowd, 4.0)
+    """For 3 s: a child that reads nothing, and one that is frozen and repairs all of it after."""
+    slow_child(nodes, crowd, 3.0)
 
 
 @pytest.mark.soak
