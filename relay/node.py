@@ -25,6 +25,7 @@ from relay import _core
 from relay.address import Address, why_unbound
 from relay.config import Config
 from relay.errors import ConfigError, MountError, RelayError
+from relay.shadows import Shadows
 from relay.source import LocalSource, Sources, read_info
 from relay.source_door import SourceDoor
 from relay.subscribe import Subscription
@@ -189,6 +190,7 @@ class Node:
         self._facts: Facts | None = None
         self._facts_at = 0.0
         self._upstream_told: dict[str, str] = {}
+        self._shadows = Shadows()
         self._peaks: dict[str, int] = {}
         self._started_at = 0.0
         self._started = 0.0
@@ -210,6 +212,7 @@ class Node:
             raise RelayError("this node is open already")
         self._is_closing = False
         self._upstream_told = {}
+        self._shadows = Shadows()
         self._started_at, self._started = time.time(), time.monotonic()
         try:
             await self._open_all()
@@ -370,7 +373,7 @@ class Node:
         return self._facts
 
     def _gather(self) -> Facts:
-        from relay.web.facts import Facts, link_facts, stream_facts, upstreams_facts
+        from relay.web.facts import Facts, link_facts, source_state, stream_facts, upstreams_facts
 
         engine = self._opened()
         link = {} if self._backbone is None else self._backbone.snapshot()
@@ -380,8 +383,12 @@ class Node:
         streams = []
         for stream in engine.streams():
             state = stream.snapshot()
+            told = links.get(stream.mount)
             if state["writer"] != "local":
-                state |= link_facts(state, links.get(stream.mount), upstream_is_up, upstreams)
+                state |= link_facts(state, told, upstream_is_up, upstreams)
+            elif self._sources is not None:
+                is_away = self._sources.is_away(stream.mount)
+                state["source"] = source_state(state["epoch"], told, is_away=is_away)
             peak = self._peaks.get(stream.mount, 0)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)
@@ -459,6 +466,8 @@ class Node:
             self._engine.sweep()  # what was retired while nothing else was: an idle node frees it
         self._sources.tick(time.monotonic())
         self._tell_upstream()
+        if self._backbone is not None and self._engine is not None:
+            self._shadows.tell(self._backbone.snapshot(), self._engine.streams())
         if self._page_door is not None:
             self._page_door.tick(loop.time())
 

@@ -25,6 +25,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +34,7 @@ from relay.address import Address, check_mount, printable
 from relay.auth import credentials, same_secret
 from relay.errors import MountError, RelayError, SourceError
 from relay.formats import format_of
+from relay.source import Run
 from relay.source_http import (
     CONTINUE,
     METHODS,
@@ -42,6 +44,7 @@ from relay.source_http import (
     Request,
     RequestError,
     body_of,
+    framing_of,
     parse_head,
     reply,
     reply_unauthorized,
@@ -123,8 +126,10 @@ class Gate:
         except SourceError as wrong:
             return self.refuse(415, str(wrong))
         body_of(request)
+        framing = framing_of(request, int(time.time() * 1000))
+        run = None if framing is None else Run(*framing)
         try:
-            return self._sources.open(request.mount, content_type, request.headers)
+            return self._sources.open(request.mount, content_type, request.headers, run=run)
         except (MountError, SourceError) as wrong:
             # 403 for all of these, which may end: it is what BUTT takes as "try again later".
             return self.refuse(403, str(wrong))
@@ -328,7 +333,8 @@ class SourceConnection(asyncio.BufferedProtocol):
             self._end_source("ended by this node", self._last_reply)
         elif intake.reason in ENDS:
             error = f" ({os.strerror(intake.error)})" if intake.error else ""
-            self._end_source(ENDS[intake.reason] + error, self._last_reply)
+            is_whole = intake.reason == "whole"
+            self._end_source(ENDS[intake.reason] + error, self._last_reply, is_whole=is_whole)
         elif intake.reason is not None:
             self._gate.counters["broken_total"] += 1
             text = f"{self._source.mount}: {intake.reason}"
@@ -346,11 +352,14 @@ class SourceConnection(asyncio.BufferedProtocol):
             extra={"event": "source_up", "mount": source.mount, "epoch": source.epoch},
         )
 
-    def _end_source(self, why: str, last: bytes = b"") -> None:
+    def _end_source(self, why: str, last: bytes = b"", *, is_whole: bool = False) -> None:
         assert self._source is not None
         source, self._source = self._source, None
         media_s = source.media_us() / 1e6
-        self._sources.close(source)
+        if is_whole:
+            self._sources.close(source)
+        elif self._sources.lost(source, self._clock()):
+            why += "; its epoch goes on"
         log.log(
             logging.INFO if self._is_told else logging.WARNING,
             "source down: %s from %s %s: %s",

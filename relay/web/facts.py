@@ -40,6 +40,8 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     listeners_peak: int = 0
     upstream: str | None = None  # the one that feeds it; null at the origin, and while idle
     switches: int = 0  # times that another upstream took over
+    source: Literal["live", "away", "shadowed"] | None = None  # of this node; null at an edge
+    shadowed: list[str] = []  # upstreams whose source has lost against a higher epoch
     counters: dict[str, int] = {}
     info: dict[str, str] = {}  # the header lines of the reply to listeners
 
@@ -108,6 +110,8 @@ def stream_facts(
         listeners_peak=max(listeners_peak, snapshot["listeners"]),
         upstream=snapshot.get("upstream"),
         switches=snapshot.get("switches", 0),
+        source=snapshot.get("source"),
+        shadowed=snapshot.get("shadowed", []),
         counters={k: v for k, v in snapshot["counters"].items() if isinstance(v, int)},
         info=info,
     )
@@ -147,12 +151,31 @@ def link_facts(
         return {}
     told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
     told["switches"] = link.get("switches", 0)
+    told["shadowed"] = shadowed_addresses(link, upstreams)
     if link.get("feeding") is not None and link["subscribed"]:
         told["upstream"] = upstreams[link["feeding"]]["address"]
     if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
         frames = max(0, link["target_sequence"] - state["head_sequence"])
         told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
     return told
+
+
+def shadowed_addresses(
+    link: Mapping[str, Any], upstreams: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """The upstreams whose source of this stream has lost against a higher epoch."""
+    bits = link.get("shadowed", 0)
+    return [told["address"] for number, told in enumerate(upstreams) if bits >> number & 1]
+
+
+def source_state(
+    epoch: int | None, link: Mapping[str, Any] | None, *, is_away: bool
+) -> Literal["live", "away", "shadowed"]:
+    """Of a source on this node: an upstream's source with a higher epoch shadows it."""
+    rival = None if link is None else link.get("rival_epoch")
+    if rival and epoch and rival > epoch:
+        return "shadowed"
+    return "away" if is_away else "live"
 
 
 def stream_document(stream: StreamFacts) -> dict[str, Any]:
