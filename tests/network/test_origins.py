@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import random
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,42 +24,11 @@ from tools.listeners import Crowd, Listener
 from tools.nodes import PASSWORD, NodeProcess, Nodes, wait_known, wait_until
 from tools.programs import Program
 from tools.sources import FrameChecker, FrameMaker, LiveSource, Source
-
-from relay import RemoteSource
+from tools.speaker import Speaker
 
 LISTENERS = 6
 NEWS_FRAMES = 20
 RECOVERY_S = 15.0
-
-
-class Speaker:
-    """The library's source, fed in real time on a thread."""
-
-    def __init__(self, urls: list[str]) -> None:
-        self.remote = RemoteSource(urls, content_type="audio/mpeg", name="A talk")
-        self.maker = FrameMaker()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> Speaker:
-        """Connect and begin to speak."""
-        self.remote.open()
-        self._thread.start()
-        return self
-
-    def _run(self) -> None:
-        begin, made = time.monotonic(), 0
-        while not self._end.wait(0.02):
-            due = int((time.monotonic() - begin) / self.maker.frame_s) + 1
-            if due > made:
-                self.remote.feed(b"".join(self.maker.frames(due - made)))
-                made = due
-
-    def stop(self) -> None:
-        """End the epoch."""
-        self._end.set()
-        self._thread.join(5.0)
-        self.remote.close()
 
 
 class Pair:
