@@ -755,7 +755,7 @@ cdef class Stream:
 
     def framed_here(self):
         """Where a framed body begins: (bytes of `h` and the header pages, first sequence), at the
-        oldest frame held."""
+        oldest `start` within ring_s."""
         cdef ring_t* ring = self.ring()
         cdef uint8_t here[FRAMED_HERE_BYTES_MAX]
         cdef uint64_t first = 0
@@ -964,8 +964,6 @@ cdef class Source:
         cdef intake_t* intake = &self.stream.engine.intake
         cdef int64_t member = INTAKE_ATTACHED
         self.stream.engine.check()
-        if self.framed != NULL:     # its tail may come at once
-            ahead_us_max += self.stream.stream.config.ring_us
         if self.stream.stream.ring == NULL and self.framed == NULL:
             raise SourceError(f"{self.stream.mount}: begin() an epoch before attach()")
         body_open(&framing, _BODY_KINDS[body], size_bytes)

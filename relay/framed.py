@@ -28,7 +28,7 @@ from relay.backoff import Backoff
 from relay.errors import ConfigError, RelayError, SourceError
 from relay.icecast import SEND_S, Connection, PushError, Target, parse_url
 from relay.source import LocalSource
-from relay.source_http import FRAMING_VERSION
+from relay.source_http import BACKLOG_S_MAX, FRAMING_VERSION
 
 if TYPE_CHECKING:
     from relay._core import Stream
@@ -244,8 +244,8 @@ class RemoteSource:
         say: Callable[[str], None] | None = None,
     ) -> None:
         self._targets = read_urls([urls] if isinstance(urls, str) else urls, password)
-        if not 1 <= backlog_s <= 600:
-            raise ConfigError(f"backlog_s is {backlog_s}; the bound is 1 to 600")
+        if not 1 <= backlog_s <= BACKLOG_S_MAX:
+            raise ConfigError(f"backlog_s is {backlog_s}; the bound is 1 to {BACKLOG_S_MAX}")
         self._content_type = content_type
         self._told = {
             "Ice-Name": name,
@@ -292,6 +292,7 @@ class RemoteSource:
             "Relay-Framing": FRAMING_VERSION,
             "Relay-Epoch": str(source.epoch),
             "Relay-Origin": engine.node_id[16:],
+            "Relay-Backlog": str(self._backlog_s),
         }
 
         def dial() -> Connection:

@@ -259,6 +259,7 @@ class FramedSource(LocalSource):
     Args:
         engine, mount, content_type, headers: as for `LocalSource`.
         run: which run of a source it is; the body must say the same.
+        backlog_s: how much of the past it may send at once, beyond `ahead_ms`.
         before: the source that had the mount for the same run: this one goes on in its place.
 
     Raises:
@@ -275,9 +276,11 @@ class FramedSource(LocalSource):
         headers: Mapping[str, str] | None = None,
         *,
         run: Run,
+        backlog_s: int = 0,
         before: FramedSource | None = None,
     ) -> None:
         self.run = run
+        self._backlog_s = backlog_s
         self.away_since: float | None = None  # monotonic; its connection is lost
         self._before = before
         super().__init__(engine, mount, content_type, headers)
@@ -314,6 +317,13 @@ class FramedSource(LocalSource):
         self._cutter = _core.Source(
             self.stream, self.format.kind, epoch=self.run.epoch, origin=self.run.origin
         )
+
+    def attach(
+        self, fd: int, kind: str, size_bytes: int = 0, *, ahead_ms: int, data: bytes = b""
+    ) -> None:
+        """As for any source; what it kept for this origin does not count as ahead."""
+        ahead_ms += self._backlog_s * 1000
+        super().attach(fd, kind, size_bytes, ahead_ms=ahead_ms, data=data)
 
     def title(self, text: str) -> None:
         """Titles of a framed source are frames: one set here would take another's place."""
@@ -405,6 +415,7 @@ class Sources:
         headers: Mapping[str, str] | None = None,
         *,
         run: Run | None = None,
+        backlog_s: int = 0,
     ) -> LocalSource:
         """Claim a mount; arguments and errors as for `LocalSource`, with `run` `FramedSource`.
 
@@ -422,7 +433,13 @@ class Sources:
             source = LocalSource(self._engine, mount, content_type, headers)
         else:
             source = FramedSource(
-                self._engine, mount, content_type, headers, run=run, before=before
+                self._engine,
+                mount,
+                content_type,
+                headers,
+                run=run,
+                backlog_s=backlog_s,
+                before=before,
             )
         with self._lock:
             if not self._is_closed:

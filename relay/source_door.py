@@ -127,9 +127,12 @@ class Gate:
             return self.refuse(415, str(wrong))
         body_of(request)
         framing = framing_of(request, int(time.time() * 1000))
-        run = None if framing is None else Run(*framing)
+        run = None if framing is None else Run(framing.epoch, framing.origin)
+        backlog_s = 0 if framing is None else framing.backlog_s
         try:
-            return self._sources.open(request.mount, content_type, request.headers, run=run)
+            return self._sources.open(
+                request.mount, content_type, request.headers, run=run, backlog_s=backlog_s
+            )
         except (MountError, SourceError) as wrong:
             # 403 for all of these, which may end: it is what BUTT takes as "try again later".
             return self.refuse(403, str(wrong))

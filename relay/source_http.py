@@ -22,6 +22,7 @@ HEAD_BYTES_MAX = 8192
 FIELDS_MAX = 64
 FRAMING_VERSION = "1"
 EPOCH_AHEAD_MS = 60_000  # as between nodes
+BACKLOG_S_MAX = 600
 METHODS = "GET, HEAD, OPTIONS, PUT, SOURCE, POST"
 
 _END = re.compile(rb"\r?\n\r?\n")
@@ -160,6 +161,7 @@ class Framing(NamedTuple):
 
     epoch: int
     origin: int
+    backlog_s: int = 0  # what it may send at once when it connects
 
 
 def framing_of(request: Request, now_ms: int) -> Framing | None:
@@ -184,13 +186,16 @@ def framing_of(request: Request, now_ms: int) -> Framing | None:
         raise RequestError("Relay-Epoch is not a number of ms since 1970")
     if not re.fullmatch(r"[0-9a-f]{16}", origin):
         raise RequestError("Relay-Origin is not 16 hexadecimal digits")
+    backlog = request.headers.get("relay-backlog", "0")
+    if not re.fullmatch(r"[0-9]{1,3}", backlog) or int(backlog) > BACKLOG_S_MAX:
+        raise RequestError(f"Relay-Backlog is not a number of seconds up to {BACKLOG_S_MAX}")
     ahead_s = (int(epoch) - now_ms) / 1000
     if ahead_s * 1000 > EPOCH_AHEAD_MS:
         raise RequestError(
             f"Relay-Epoch is {ahead_s:.0f} s ahead of this node's clock; "
             f"the bound is {EPOCH_AHEAD_MS // 1000} s: set the clocks"
         )
-    return Framing(int(epoch), int(origin, 16))
+    return Framing(int(epoch), int(origin, 16), int(backlog))
 
 
 class Body(NamedTuple):

@@ -183,6 +183,7 @@ def test_head_says_which_run_it_is() -> None:
     """Or nothing, where the bytes are to be cut."""
     assert framing(*head()) == Framing(NOW_MS, 0xAB)
     assert framing(*head(epoch=NOW_MS + EPOCH_AHEAD_MS)) is not None
+    assert framing(*head(), "Relay-Backlog: 20") == Framing(NOW_MS, 0xAB, 20)
     assert framing("Host: h") is None
 
 
@@ -197,6 +198,8 @@ def test_head_says_which_run_it_is() -> None:
         (head()[:2], "16 hexadecimal"),
         (head(epoch=NOW_MS + EPOCH_AHEAD_MS + 1), "60 s ahead of this node's clock"),
         ([*head(), "Relay-Epoch: 5"], "given twice"),
+        ([*head(), "Relay-Backlog: 601"], "up to 600"),
+        ([*head(), "Relay-Backlog: -1"], "up to 600"),
     ],
 )
 def test_framing_that_is_none_is_refused_with_a_reason(lines: list[str], reason: str) -> None:

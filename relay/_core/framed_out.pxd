@@ -12,7 +12,7 @@ from relay._core.atomics cimport load_u64
 from relay._core.backbone_pack cimport pack_copy, pack_measure, pack_t
 from relay._core.framed cimport FRAMED_LENGTH_BYTES
 from relay._core.ring cimport (
-    frame_t, header_t, ring_header, ring_read_entry, ring_t, ring_tail_sequence, ring_title,
+    frame_t, header_t, ring_burst_sequence, ring_read_entry, ring_t, ring_tail_sequence, ring_title,
     title_t,
 )
 from relay._core.stream cimport stream_t
@@ -31,8 +31,9 @@ cdef inline void put_length(uint8_t* at, uint64_t size) noexcept nogil:
 cdef inline size_t framed_put_here(
     stream_t* stream, ring_t* ring, uint64_t* first, uint8_t* out,
 ) noexcept nogil:
-    # `h` for a reader that begins at the tail, which is told in `first`; out has
-    # FRAMED_HERE_BYTES_MAX. 0: the ring has moved on meanwhile, try again.
+    # `h` for a reader that begins as far back as the stream keeps audio (a ring may hold more where
+    # the bit rate fell), which is told in `first`; out has FRAMED_HERE_BYTES_MAX. While no start
+    # has come yet: with all there is. 0: the ring has moved on meanwhile, try again.
     cdef writer_t writer = writer_of(out + FRAMED_LENGTH_BYTES, FRAMED_HERE_BYTES_MAX - 4)
     cdef wire_here_t here
     cdef frame_t frame
@@ -40,7 +41,9 @@ cdef inline size_t framed_put_here(
     memset(&here, 0, sizeof(here))
     here.epoch = ring.epoch
     here.origin = stream.origin
-    here.first_sequence = ring_tail_sequence(ring)
+    here.first_sequence = ring_burst_sequence(ring, stream.config.ring_us)
+    if here.first_sequence >= load_u64(&ring.head_sequence):
+        here.first_sequence = ring_tail_sequence(ring)
     here.first_position = load_u64(&ring.head_position)
     here.first_media_us = load_u64(&ring.head_media_us)
     here.head_sequence = load_u64(&ring.head_sequence)

@@ -17,6 +17,8 @@ from tools.proxy import Proxies
 from tools.sources import FrameMaker, Source
 from tools.speaker import Speaker
 
+from relay import RemoteSource
+
 ORIGIN = "00000000000000ab"
 
 
@@ -124,3 +126,15 @@ def test_body_that_is_no_framed_one_is_refused_with_the_reason(nodes: Nodes) -> 
             assert source.status(5.0) == 400
             assert reason in source.answer, source.answer
     assert node.json("/api/v1/status")["counters"]["source_broken_total"] == 3
+
+
+def test_backlog_comes_at_once_whatever_the_origin_would_hold_back(nodes: Nodes) -> None:
+    """Forty seconds that were kept for an origin: no second of them is waited for."""
+    node = nodes.start("--ahead-ms", "2000", "--ring-s", "10", "--lag-ms-max", "6000")
+    url = f"http://source:{PASSWORD}@{node.http}/live"
+    with RemoteSource([url], content_type="audio/mpeg", backlog_s=60) as live:
+        maker = FrameMaker()
+        begin = time.monotonic()
+        live.feed(maker.seconds(40.0))
+        wait_until(lambda: told(node).get("head_sequence") == maker.sequence, 15.0, what="40 s")
+        print(f"\n40 s of audio after {time.monotonic() - begin:.1f} s")
