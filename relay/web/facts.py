@@ -42,6 +42,8 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     switches: int = 0  # times that another upstream took over
     source: Literal["live", "away", "shadowed"] | None = None  # of this node; null at an edge
     shadowed: list[str] = []  # upstreams whose source has lost against a higher epoch
+    fallback: str | None = None  # the mount that its listeners hear now, in its place
+    fallback_listeners: int = 0  # of its listeners, those who do
     counters: dict[str, int] = {}
     info: dict[str, str] = {}  # the header lines of the reply to listeners
 
@@ -112,6 +114,8 @@ def stream_facts(
         switches=snapshot.get("switches", 0),
         source=snapshot.get("source"),
         shadowed=snapshot.get("shadowed", []),
+        fallback=snapshot.get("fallback"),
+        fallback_listeners=snapshot.get("fallback_listeners", 0),
         counters={k: v for k, v in snapshot["counters"].items() if isinstance(v, int)},
         info=info,
     )
