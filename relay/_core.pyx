@@ -1305,10 +1305,10 @@ cdef class Backbone:
         store_u32(&self.bone.goodbye, 1)
         self.wake()
 
-    def fault(self, *, int drop_every=0, int version=0, bint cut=False):
-        """For tests: drop each n-th run; say this version in beacons; end without a word."""
+    def fault(self, *, int drop_every=0, int version=0, bint cut=False, int defects=0):
+        """For tests: drop each n-th run; say this version; end without a word; DEFECT_* bits."""
         self.bone.fault_drop_every = drop_every
-        self.bone.fault_version = version
+        self.bone.fault_version, self.bone.fault_defects = version, defects
         self.bone.goodbye_said = cut
 
     @property

@@ -86,6 +86,7 @@ CORE_RANK: dict[str, int] = {
     "pace": 0,
     "tempo": 1,
     "budget": 0,
+    "rest": 0,
     "redirect": 0,
     "http_head": 0,
     "frames_state": 0,
