@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         SourceError,
         UpstreamError,
     )
+    from relay.framed import OriginFacts, RemoteSource
     from relay.node import Node
     from relay.subscribe import Frame, Skipped
 
@@ -28,7 +29,9 @@ _HOMES = {
     "Frame": "relay.subscribe",
     "MountError": "relay.errors",
     "Node": "relay.node",
+    "OriginFacts": "relay.framed",
     "RelayError": "relay.errors",
+    "RemoteSource": "relay.framed",
     "Skipped": "relay.subscribe",
     "SourceError": "relay.errors",
     "UpstreamError": "relay.errors",
@@ -40,7 +43,9 @@ __all__ = [
     "Frame",
     "MountError",
     "Node",
+    "OriginFacts",
     "RelayError",
+    "RemoteSource",
     "Skipped",
     "SourceError",
     "UpstreamError",

@@ -8,6 +8,7 @@
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
@@ -21,6 +22,7 @@ from relay._core.backbone_state cimport (
     EXPELLED_MAX, PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t,
     link_t,
 )
+from relay._core.backbone_pack cimport pack_t
 from relay._core.backbone_view cimport backbone_view_t, link_view_t, view_free, view_take
 from relay._core.cutter cimport (
     CUTTER_AHEAD_ANY, cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
@@ -29,6 +31,13 @@ from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_add_rule,
     engine_all, engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open,
     engine_open, engine_remove, engine_t, now_us, rule_t, wall_ms, wall_us,
+)
+from relay._core.framed cimport (
+    framed_close, framed_feed, framed_open, framed_reason, framed_t,
+)
+from relay._core.framed_out cimport (
+    FRAMED_HERE_BYTES_MAX, framed_header_size, framed_measure, framed_put_header, framed_put_here,
+    framed_put_run,
 )
 from relay._core.fallback cimport FALLBACK_MEMBERS
 from relay._core.frames cimport SCAN_ADTS, SCAN_MPEG, SCAN_OGG, scan_bit_rate_bps, scan_reason
@@ -54,8 +63,9 @@ from relay._core.observe cimport (
     BUSY_STEPS, busy_quantile_permille, busy_t, observe_add_up, observed_t,
 )
 from relay._core.ring cimport (
-    FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
-    header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
+    FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, RING_HEADERS, audio_bytes,
+    frame_t, header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header,
+    ring_read_entry,
     ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, title_t,
 )
 from relay._core.ring_writer cimport ring_give_up, ring_place, ring_push
@@ -71,7 +81,7 @@ from relay._core.stream cimport (
     stream_unclaim,
 )
 from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
-from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
+from relay._core.wire cimport RUN_END, WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
 from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport curve_t, zmq_api_load
 
@@ -910,6 +920,34 @@ cdef class Stream:
         stream_ring_drop(self.stream, ring)
         return data
 
+    def framed_here(self):
+        """Where a framed body begins: (bytes of `h` and the header pages, first sequence), at the
+        oldest `start` within ring_s."""
+        cdef ring_t* ring = self.ring()
+        cdef uint8_t here[FRAMED_HERE_BYTES_MAX]
+        cdef uint64_t first = 0
+        cdef size_t size = 0
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        try:
+            while size == 0:    # again when the writer has just moved on
+                size = framed_put_here(self.stream, ring, &first, here)
+            return (<const char*>here)[:size] + header_messages(self.stream, ring), first
+        finally:
+            turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+            stream_ring_drop(self.stream, ring)
+
+    def framed_run(self, uint64_t sequence):
+        """The run from this sequence on, for a framed body: (bytes, next sequence), with b"" while
+        nothing newer is here; the last one says that the epoch has ended, and its next sequence is
+        None. None: the ring has moved on, begin anew with framed_here()."""
+        cdef ring_t* ring = self.ring()
+        turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+        try:
+            return run_message(self.stream, ring, sequence)
+        finally:
+            turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+            stream_ring_drop(self.stream, ring)
+
     def burst_sequence(self, int burst_ms):
         """Where a listener with this burst would begin."""
         cdef ring_t* ring = self.ring()
@@ -935,6 +973,7 @@ cdef class Stream:
             "readers": load_u32(&stream.readers), "source_up": load_u32(&stream.source_up) == 1,
             "writer": ("none", "local", "link")[load_u32(&stream.writer)],
             "rings": load_u32(&stream.rings), "epoch": None, "title": None,
+            "origin": stream.origin,
             "stands_in": load_u32(&stream.stands_in) == 1, "fallback": self.fallback(),
             "fallback_listeners": load_u32(&stream.away),
             "counters": stream.counters,
@@ -943,6 +982,36 @@ cdef class Stream:
             state.update(ring_snapshot(ring))
             stream_ring_drop(stream, ring)
         return state
+
+
+cdef bytes header_messages(stream_t* stream, ring_t* ring):
+    # All header blobs of the ring: later frames need the newest, the tail an older one.
+    cdef header_t* blob
+    cdef bytes told
+    found = []
+    for i in range(RING_HEADERS):
+        blob = <header_t*>load_pointer(<void**>&ring.headers[i])
+        if blob != NULL:
+            told = PyBytes_FromStringAndSize(NULL, framed_header_size(blob))
+            framed_put_header(stream, ring, blob, <uint8_t*>PyBytes_AS_STRING(told))
+            found.append(told)
+    return b"".join(found)
+
+
+cdef tuple run_message(stream_t* stream, ring_t* ring, uint64_t sequence):
+    cdef bint up = load_u32(&stream.source_up)      # before the head: it is final then
+    cdef uint64_t head = load_u64(&ring.head_sequence)
+    cdef pack_t pack
+    cdef bytes told
+    cdef size_t size = framed_measure(ring, sequence, &pack)
+    if pack.count == 0 and (sequence < head or up):
+        return None if sequence < load_u64(&ring.head_sequence) else (b"", sequence)
+    told = PyBytes_FromStringAndSize(NULL, size)
+    if not framed_put_run(
+        stream, ring, &pack, 0 if pack.count else RUN_END, size, <uint8_t*>PyBytes_AS_STRING(told)
+    ):
+        return None
+    return told, pack.next_sequence if pack.count else None
 
 
 cdef int TITLE_TEXT_BYTES_MAX = 4000
@@ -996,24 +1065,31 @@ cdef class Source:
     """Cuts the bytes of one epoch's source into frames and pushes each whole one into the ring.
 
     The caller has claimed the stream and begun the epoch. Bytes come by feed(), or from a socket
-    that was attached. One thread at a time, beside the engine's own; never blocks.
+    that was attached. One thread at a time, beside the engine's own; never blocks. With `epoch`
+    and `origin` the body is framed (framed.pxd): it begins the epoch itself.
     """
 
     cdef Stream stream
     cdef cutter_t cutter
+    cdef framed_t* framed          # owned; NULL: bytes to be cut
     cdef int64_t member            # in the engine's intake; below 0: not attached
 
-    def __cinit__(self, Stream stream, str kind):
+    def __cinit__(self, Stream stream, str kind, *, uint64_t epoch=0, uint64_t origin=0):
         self.stream = stream
         self.member = -1
         if cutter_open(&self.cutter, stream.stream, _SCAN_KINDS[kind]) != 0:
             raise MemoryError("no memory for a source")
+        if epoch:
+            self.framed = framed_open(stream.stream, epoch, origin)
+            if self.framed == NULL:
+                raise MemoryError("no memory for a framed source")
 
     def __dealloc__(self):
         if _pid != -1:
             if self.stream is not None:
                 self.detach()
             cutter_close(&self.cutter)
+            framed_close(self.framed)
 
     def feed(self, data):
         """Takes any bytes and returns how far the source is ahead of real time, in µs of media
@@ -1024,13 +1100,17 @@ cdef class Source:
         self.stream.engine.check()
         if self.member >= 0:
             raise SourceError(f"{self.stream.mount}: it is read from its socket; detach() it first")
-        if self.stream.stream.ring == NULL:
+        if self.stream.stream.ring == NULL and self.framed == NULL:
             raise SourceError(f"{self.stream.mount}: begin() an epoch before the first feed()")
         with nogil:
             now = now_us()
-            status = cutter_feed(&self.cutter, run.bytes, run.size, now)
+            if self.framed == NULL:
+                status = cutter_feed(&self.cutter, run.bytes, run.size, now)
+            else:
+                status = framed_feed(self.framed, run.bytes, run.size, now)
+                self.cutter.fed_media_us = self.framed.fed_media_us
         if status < 0:
-            raise SourceError(f"{self.stream.mount}: {scan_reason(status).decode()}")
+            raise SourceError(f"{self.stream.mount}: {intake_reason(status)}")
         return cutter_ahead_us(&self.cutter, now, CUTTER_AHEAD_ANY)
 
     def title(self, str text):
@@ -1061,14 +1141,15 @@ cdef class Source:
         cdef intake_t* intake = &self.stream.engine.intake
         cdef int64_t member = INTAKE_ATTACHED
         self.stream.engine.check()
-        if self.stream.stream.ring == NULL:
+        if self.stream.stream.ring == NULL and self.framed == NULL:
             raise SourceError(f"{self.stream.mount}: begin() an epoch before attach()")
         body_open(&framing, _BODY_KINDS[body], size_bytes)
         with nogil:
             pthread_mutex_lock(&intake.lock)
             if self.member < 0:
                 member = intake_attach(
-                    intake, fd, &self.cutter, &framing, ahead_us_max, first.bytes, first.size
+                    intake, fd, &self.cutter, self.framed, &framing, ahead_us_max, first.bytes,
+                    first.size,
                 )
                 self.member = member
             pthread_mutex_unlock(&intake.lock)
@@ -1131,6 +1212,8 @@ cdef str intake_reason(int64_t reason):
         return None
     if reason > 0:
         return ("", "closed", "lost", "whole")[reason]
+    if reason < -200:
+        return framed_reason(reason).decode()
     return (scan_reason(reason) if reason > -100 else body_reason(reason)).decode()
 
 
@@ -1454,6 +1537,7 @@ cdef dict link_dict(link_view_t* view, uint64_t now):
         "switches": view.switches,
         "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
         "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
+        "rival_epoch": view.rival_epoch or None, "shadowed": view.shadowed,
     }
 
 

@@ -279,7 +279,7 @@ def demo(**options: Any) -> int:
 
 @main.command()
 @click.argument("input")
-@click.argument("url")
+@click.argument("url", nargs=-1, required=True)
 @click.option("--codec", metavar="NAME", help="Encode as mp3, aac, opus, vorbis or flac.")
 @click.option("--bitrate", metavar="BITS", callback=_bits, help="Bit/s to encode at, such as 128k.")
 @click.option("--content-type", metavar="TYPE", help="Instead of the one that the codec has.")
@@ -297,21 +297,23 @@ def demo(**options: Any) -> int:
     help="Failed attempts in a row before giving up; 0 never gives up.",
 )
 @click.option("--quiet", is_flag=True, help="Show no progress line.")
-def push(url: str, password: str | None, **options: Any) -> int:
+def push(url: tuple[str, ...], password: str | None, **options: Any) -> int:
     """Send a file, a device or a network address to a mount, as an encoder would.
 
     INPUT is anything that FFmpeg's libraries can read; URL is http://HOST:PORT/MOUNT. Audio goes
-    out as it is where its codec fits, and is encoded anew with --codec.
+    out as it is where its codec fits, and is encoded anew with --codec. Several URLs are origins
+    that get the same frames: when one is lost, listeners behind both miss nothing.
 
     \b
     Examples:
       relay push talk.mp3 http://localhost:8000/live
       relay push --format alsa --codec opus default http://localhost:8000/live
+      relay push talk.mp3 http://a.example:8000/live http://b.example:8000/live
     """
     from relay.push import push as run
 
     with _sigterm_as_ctrl_c():
-        return run(url=_with_password(url, password), **options)
+        return run(url=[_with_password(each, password) for each in url], **options)
 
 
 @main.command()

@@ -29,11 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from relay.backoff import Backoff
 from relay.errors import ConfigError, RelayError
 from relay.icecast import Connection, PushError, Target, update_title
 from relay.media import SHAPES, need_av
 from relay.programme import Chunk, Codec, encode, title_at
-from relay.push import Backoff, PaceClock
+from relay.push import PaceClock
 
 READY_S = 15.0
 RESTART_S = 2.0  # with its start within a burst (3 s): who listens behind it hears no gap

@@ -150,7 +150,12 @@ def first_line(head: bytes, body: bytes) -> str:
     return _one_line(line).strip()[:BODY_CHARACTERS_MAX]
 
 
-def request_head(target: Target, content_type: str, name: str | None) -> bytes:
+def request_head(
+    target: Target,
+    content_type: str,
+    name: str | None,
+    headers: Mapping[str, str] | None = None,
+) -> bytes:
     """The head of the PUT; its body runs until the connection closes."""
     lines = [
         f"PUT {target.mount} HTTP/1.1",
@@ -160,8 +165,9 @@ def request_head(target: Target, content_type: str, name: str | None) -> bytes:
         f"Content-Type: {_one_line(content_type)}",
         "Expect: 100-continue",
         "Connection: close",
-        "Ice-Public: 0",
     ]
+    told = {"Ice-Public": "0", **(headers or {})}
+    lines += [f"{key}: {_one_line(value)}" for key, value in told.items()]
     if name:
         lines.append(f"Ice-Name: {_one_line(name)}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -191,6 +197,7 @@ class Connection:
         content_type: str,
         *,
         name: str | None = None,
+        headers: Mapping[str, str] | None = None,
         send_timeout_s: float = SEND_S,
         answer_s: float = ANSWER_S,
     ) -> Connection:
@@ -206,7 +213,7 @@ class Connection:
         try:
             _tune(sock, send_timeout_s)
             connection = cls(sock, target, send_timeout_s)
-            sock.sendall(request_head(target, content_type, name))
+            sock.sendall(request_head(target, content_type, name, headers))
             connection._await_answer(time.monotonic() + answer_s)
         except OSError as error:
             sock.close()
@@ -236,6 +243,14 @@ class Connection:
             self._listen()
             raise PushError(f"{self._target} was lost: {why(error)}") from None
         self._whole = True
+
+    def heed(self) -> None:
+        """Hear what the server says while there is nothing to send. Blocks ≤ BODY_S.
+
+        Raises:
+            PushError: It has closed the connection, or refused late.
+        """
+        self._listen()
 
     def close(self, last: bytes = b"") -> None:
         """Send the last bytes, then FIN, and let the server take the rest. Blocks ≤ 2 × CLOSE_S.

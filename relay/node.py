@@ -27,6 +27,7 @@ from relay.config import Config
 from relay.errors import ConfigError, MountError, RelayError
 from relay.fallback import Fallbacks
 from relay.seeing import Seeing, open_seeing
+from relay.shadows import Shadows
 from relay.source import LocalSource, Sources, read_info
 from relay.source_door import SourceDoor
 from relay.subscribe import Subscription
@@ -193,6 +194,7 @@ class Node:
         self._facts: Facts | None = None
         self._facts_at = 0.0
         self._upstream_told: dict[str, str] = {}
+        self._shadows = Shadows()
         self._peaks: dict[str, int] = {}
         self._started_at = 0.0
         self._started = 0.0
@@ -214,6 +216,7 @@ class Node:
             raise RelayError("this node is open already")
         self._is_closing = False
         self._upstream_told = {}
+        self._shadows = Shadows()
         self._started_at, self._started = time.time(), time.monotonic()
         try:
             await self._open_all()
@@ -376,7 +379,14 @@ class Node:
         return self._facts
 
     def _gather(self) -> Facts:
-        from relay.web.facts import Facts, hop_facts, link_facts, stream_facts, upstreams_facts
+        from relay.web.facts import (
+            Facts,
+            hop_facts,
+            link_facts,
+            source_state,
+            stream_facts,
+            upstreams_facts,
+        )
 
         engine = self._opened()
         link = {} if self._backbone is None else self._backbone.snapshot()
@@ -387,8 +397,12 @@ class Node:
         streams = []
         for stream in engine.streams():
             state = stream.snapshot()
+            told = links.get(stream.mount)
             if state["writer"] != "local":
-                state |= link_facts(state, links.get(stream.mount), upstream_is_up, upstreams)
+                state |= link_facts(state, told, upstream_is_up, upstreams)
+            elif self._sources is not None:
+                is_away = self._sources.is_away(stream.mount)
+                state["source"] = source_state(state["epoch"], told, is_away=is_away)
             peak = self._peaks.get(stream.mount, 0)
             state |= hop_facts(state, engine.node_id, upstreams, time.time() * 1000)
             state |= self._seeing.stream(stream.key)
@@ -480,6 +494,8 @@ class Node:
         self._tell_upstream()
         if self._seeing is not None:
             self._seeing.tick()
+        if self._backbone is not None and self._engine is not None:
+            self._shadows.tell(self._backbone.snapshot(), self._engine.streams())
         if self._page_door is not None:
             self._page_door.tick(loop.time())
 

@@ -12,15 +12,16 @@ Rules of this room
 
 from __future__ import annotations
 
-import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from relay.errors import SourceError
+from relay.backoff import Backoff
+from relay.errors import ConfigError, SourceError
+from relay.framed import RemoteSource
 from relay.icecast import SEND_S, Connection, PushError, Target, parse_url, update_title
 from relay.media import (
     ENCODERS,
@@ -41,27 +42,7 @@ UNPACED_SEND_S = 60.0  # for one send: that is how a server slows a source that 
 STEADY_S = 10.0  # a connection that lived this long starts the back-off afresh
 
 
-# --- when: back-off and pacing --------------------------------------------------------------------
-
-
-class Backoff:
-    """Waits between attempts: from 0.5 s, each bound twice the last, to 10 s; drawn, not fixed."""
-
-    FLOOR_S, CEILING_S = 0.5, 10.0
-
-    def __init__(self, draw: Callable[[float, float], float] = random.uniform) -> None:
-        self._draw = draw
-        self.failures = 0
-
-    def next_s(self) -> float:
-        """The next wait in seconds: a crowd that lost one server must not come back as one."""
-        self.failures += 1
-        bound = self.FLOOR_S * 2.0 ** min(self.failures, 8)
-        return self._draw(self.FLOOR_S, min(self.CEILING_S, bound))
-
-    def reset(self) -> None:
-        """The connection was steady: begin again."""
-        self.failures = 0
+# --- when: pacing ---------------------------------------------------------------------------------
 
 
 class PaceClock:
@@ -336,15 +317,12 @@ class Push:
                 self._run, self._run_of = self._new_run(), connection
             return self._run.add(piece)
         except av_errors() as error:
-            raise SourceError(
-                f"{self._reader.shown!r} cannot be sent in this form: {why(error)}; "
-                f"choose --codec {'|'.join(ENCODERS)}"
-            ) from None
+            raise _unfit(self._reader.shown, error) from None
 
 
 def push(
     input: str,
-    url: str,
+    url: str | Sequence[str],
     *,
     codec: str | None = None,
     bitrate: int | None = None,
@@ -357,12 +335,13 @@ def push(
     retries: int = 0,
     quiet: bool = False,
 ) -> int:
-    """Send an input to a mount as an Icecast source. Blocks until it ends or is interrupted.
+    """Send an input to a mount as an Icecast source, or to the same mount of several origins, cut
+    once. Blocks until it ends or is interrupted.
 
     Args:
         input: A file, a device (with `input_format`, such as `alsa`), a network address, or `-`.
         url: `http://[user[:password]@]host:port/mount`; the password may be in
-            RELAY_SOURCE_PASSWORD.
+            RELAY_SOURCE_PASSWORD. Several are Relay nodes, which get the same frames.
         codec: Encode as `mp3`, `aac`, `opus`, `vorbis` or `flac`; None sends the audio as it is
             where its codec fits.
         bitrate: bit/s to encode at.
@@ -382,13 +361,29 @@ def push(
         ConfigError: The URL or an option is wrong.
         SourceError: The input cannot be read, or the server refused for good (`PushError`).
     """
-    target = parse_url(url)
+    urls = [url] if isinstance(url, str) else list(url)
+    targets = [parse_url(each) for each in urls]
+    target = targets[0]
     choose_shape("", codec, bitrate)  # a wrong option is told before anything is opened
+    if len(urls) > 1 and not pace:
+        raise ConfigError("several origins are fed in real time: leave --no-pace out")
+    if len(urls) > 1 and retries:
+        raise ConfigError("each of several origins is tried again for ever: leave --retries out")
     progress = Progress(sys.stderr, quiet=quiet)
     try:
         reader = Reader(input, input_format, loop)
         shape, encode = choose_shape(reader.codec, codec, bitrate)
         paced = pace and not reader.live
+        if len(urls) > 1:
+            kind = content_type or shape.content_type
+            for each in targets:
+                progress.begin(_intent(reader.shown, each, kind, encode))
+            remote = RemoteSource(urls, content_type=kind, name=name or "", say=progress.say)
+            tags = {"title": title} if title else {}
+            run = open_run(reader, shape, encode=encode, bitrate=bitrate, tags=tags)
+            spread = Spread(reader, run, remote, progress, PaceClock() if paced else None)
+            spread.carry(title, decode=encode)
+            return 0
         progress.begin(_intent(reader.shown, target, content_type or shape.content_type, encode))
 
         def dial() -> Connection:
@@ -411,6 +406,82 @@ def push(
     finally:
         progress.end()
     return 0
+
+
+class Spread:
+    """One input on its way to the same mount of several origins: one run, one epoch."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        run: Remuxer | Encoder,
+        remote: RemoteSource,
+        progress: Progress,
+        clock: PaceClock | None,
+    ) -> None:
+        self._reader = reader
+        self._run = run
+        self._remote = remote
+        self._progress = progress
+        self._clock = clock
+        self._cut_bytes = 0
+
+    def carry(self, title: str | None, *, decode: bool) -> None:
+        """Send the whole input and end its epoch. Blocks until it is over.
+
+        Raises:
+            SourceError: the input breaks off, every origin has refused it for good, or none has
+                taken its end.
+        """
+        pieces = self._reader.pieces(decode=decode)
+        pump = Pump(pieces) if self._reader.live else None
+        self._remote.open()
+        try:
+            if title:
+                self._remote.title(title)
+            # A file begins when somebody takes it; what is live may wait as long as it may run on.
+            self._remote.wait(AHEAD_S if self._reader.live else None)
+            for piece in pump or pieces:
+                if self._clock is not None and (delay_s := self._clock.delay_s(piece.media_s)):
+                    time.sleep(delay_s)
+                self._feed(self._muxed(self._run.add, piece))
+                self._tell(piece.media_s)
+            self._feed(self._run.finish())
+            if not self._remote.close():
+                raise SourceError("the input ended while no origin was there: its end was not sent")
+        except (KeyboardInterrupt, SourceError):
+            with suppress(SourceError, *av_errors()):
+                self._feed(self._run.finish())
+            self._remote.close()
+            raise
+        finally:
+            if pump is not None:
+                pump.stop()
+            else:
+                self._reader.close()
+
+    def _muxed(self, add: Callable[[Piece], bytes], piece: Piece) -> bytes:
+        try:
+            return add(piece)
+        except av_errors() as error:
+            raise _unfit(self._reader.shown, error) from None
+
+    def _feed(self, data: bytes) -> None:
+        if data:
+            self._remote.feed(data)
+            self._cut_bytes += len(data)
+
+    def _tell(self, media_s: float) -> None:
+        told = self._remote.origins()
+        lost_total = sum(origin.lost_total for origin in told)
+        is_there = all(origin.state == "connected" for origin in told)
+        self._progress.tick(media_s, self._cut_bytes, lost_total, is_there)
+
+
+def _unfit(shown: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"{shown!r} cannot be sent in this form: {why(error)}; choose --codec {'|'.join(ENCODERS)}"
+    )
 
 
 def _intent(shown: str, target: Target, content_type: str, encode: bool) -> str:

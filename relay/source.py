@@ -5,7 +5,9 @@ Rules of this room
      from several threads (audio from one, titles from another), so each takes its lock, for µs.
   2. What a source says of itself is hostile: control characters go, every line is bounded.
   3. `Sources` knows all local sources of a node; a stream without source is removed after linger_s.
-  4. No socket and no HTTP here (source_door.py has them); the clock is handed in.
+  4. A framed source that lost its connection is away: its epoch goes on, since another origin may
+     be fed the same frames; it ends after AWAY_S, or when somebody else takes the mount.
+  5. No socket and no HTTP here (source_door.py has them); the clock is handed in.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 INFO_VALUE_BYTES_MAX = 512
 TITLE_BYTES_MAX = 4000
 CLAIM_TRIES = 3
+AWAY_S = 10.0  # a framed source's mount is kept for it, at most linger_s
 
 # What encoders call it (after ice-, icy- or x-audiocast-), and what listeners are told.
 _TOLD = {
@@ -95,6 +98,16 @@ def read_info(lines: bytes) -> dict[str, str]:
     return {name.lower(): value.strip() for name, colon, value in fields if colon}
 
 
+class Run(NamedTuple):
+    """What two origins that are fed the same frames have in common."""
+
+    epoch: int  # ms
+    origin: int  # 64 bits that its sender chose
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, origin {self.origin:016x}"
+
+
 class Intake(NamedTuple):
     """What the engine's reading of one source has come to."""
 
@@ -137,19 +150,30 @@ class LocalSource:
         info = info_lines(self.format.content_type, headers or {})
         self._lock = threading.Lock()
         self._is_open = False
-        self.stream = _claim(engine, mount)
+        self.stream = self._take(engine)
         try:
             _check_promise(self.stream, self.format)
+            self._check_stream()
             self.stream.set_info(info)
-            title = self.stream.snapshot().get("title")
-            self.epoch = self.stream.begin()
-            self._cutter = _core.Source(self.stream, self.format.kind)
-            if title:  # who joins now would see none until the encoder sets its next
-                self.stream.title(clean(title, TITLE_BYTES_MAX))
+            self._begin()
         except BaseException:
             self.stream.unclaim()
             raise
         self._is_open = True
+
+    def _take(self, engine: Engine) -> Stream:
+        """The stream, with us as its writer."""
+        return _claim(engine, self.mount)
+
+    def _check_stream(self) -> None:
+        """Refuse what this stream does not take."""
+
+    def _begin(self) -> None:
+        title = self.stream.snapshot().get("title")
+        self.epoch = self.stream.begin()
+        self._cutter = _core.Source(self.stream, self.format.kind)
+        if title:  # who joins now would see none until the encoder sets its next
+            self.stream.title(clean(title, TITLE_BYTES_MAX))
 
     def __repr__(self) -> str:
         state = "open" if self._is_open else "closed"
@@ -229,6 +253,97 @@ class LocalSource:
             raise SourceError(f"{self.mount}: this source is closed; open a new one")
 
 
+class FramedSource(LocalSource):
+    """A source whose frames come cut already, with the places they have on every origin.
+
+    Args:
+        engine, mount, content_type, headers: as for `LocalSource`.
+        run: which run of a source it is; the body must say the same.
+        backlog_s: how much of the past it may send at once, beyond `ahead_ms`.
+        before: the source that had the mount for the same run: this one goes on in its place.
+
+    Raises:
+        SourceError: as for `LocalSource`; also another content type than before, and an epoch that
+            is older than one the mount has had.
+        MountError: as for `LocalSource`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        mount: str,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        run: Run,
+        backlog_s: int = 0,
+        before: FramedSource | None = None,
+    ) -> None:
+        self.run = run
+        self._backlog_s = backlog_s
+        self.away_since: float | None = None  # monotonic; its connection is lost
+        self._before = before
+        super().__init__(engine, mount, content_type, headers)
+        self._before = None
+
+    def _take(self, engine: Engine) -> Stream:
+        before = self._before
+        if before is None:
+            return super()._take(engine)
+        if before.format != self.format:
+            raise SourceError(
+                f"{self.mount}: this run was {before.format.content_type} so far, and cannot "
+                f"become {self.format.content_type}"
+            )
+        before.leave()
+        return before.stream
+
+    def _check_stream(self) -> None:
+        state = self.stream.snapshot()
+        highest = state["epoch"] or 0
+        if highest == self.run.epoch and state["origin"] != self.run.origin:
+            raise SourceError(
+                f"{self.mount}: epoch {highest} is that of another origin, "
+                f"{state['origin']:016x}; begin a new one"
+            )
+        if highest > self.run.epoch:
+            raise SourceError(
+                f"{self.mount}: epoch {self.run.epoch} has lost against {highest}, "
+                f"which this mount has had; begin a new one"
+            )
+
+    def _begin(self) -> None:
+        self.epoch = self.run.epoch  # its ring begins with the first message
+        self._cutter = _core.Source(
+            self.stream, self.format.kind, epoch=self.run.epoch, origin=self.run.origin
+        )
+
+    def attach(
+        self, fd: int, kind: str, size_bytes: int = 0, *, ahead_ms: int, data: bytes = b""
+    ) -> None:
+        """As for any source; what it kept for this origin does not count as ahead."""
+        ahead_ms += self._backlog_s * 1000
+        super().attach(fd, kind, size_bytes, ahead_ms=ahead_ms, data=data)
+
+    def title(self, text: str) -> None:
+        """Titles of a framed source are frames: one set here would take another's place."""
+        raise MountError(
+            f"mount {show(self.mount)}: its titles come with its frames: set them there"
+        )
+
+    def detach(self, now: float) -> None:
+        """The connection is lost: the epoch goes on, without frames until it comes back."""
+        with self._lock:
+            self._cutter.detach()
+            self.away_since = now
+
+    def leave(self) -> None:
+        """Write no more, and give nothing back: another goes on in this place, or the node goes."""
+        with self._lock:
+            self._is_open = False
+            self._cutter.detach()
+
+
 def _claim(engine: Engine, mount: str) -> Stream:
     """The stream of this mount with us as its writer."""
     for _ in range(CLAIM_TRIES):
@@ -294,18 +409,53 @@ class Sources:
         self._is_closed = False
 
     def open(
-        self, mount: str, content_type: str, headers: Mapping[str, str] | None = None
+        self,
+        mount: str,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        run: Run | None = None,
+        backlog_s: int = 0,
     ) -> LocalSource:
-        """Claim a mount; arguments and errors as for `LocalSource`."""
+        """Claim a mount; arguments and errors as for `LocalSource`, with `run` `FramedSource`.
+
+        The same run takes over from its own last connection; anybody from a source that is away.
+        """
         if self._upstream_feeds(mount):
             raise MountError(f"mount {show(mount)} is in use: it comes from upstream")
-        source = LocalSource(self._engine, mount, content_type, headers)
+        holder = self.find(mount)
+        before = holder if isinstance(holder, FramedSource) else None
+        if before is not None and before.run != run:
+            if before.away_since is not None:
+                self.close(before)
+            before = None
+        if run is None:
+            source = LocalSource(self._engine, mount, content_type, headers)
+        else:
+            source = FramedSource(
+                self._engine,
+                mount,
+                content_type,
+                headers,
+                run=run,
+                backlog_s=backlog_s,
+                before=before,
+            )
         with self._lock:
             if not self._is_closed:
                 self._open[mount] = source
                 return source
         source.close()
         raise MountError(f"mount {show(mount)}: this node is shutting down")
+
+    def lost(self, source: LocalSource, now: float, reason: str = "ended") -> bool:
+        """A source has lost its connection: a framed one is away from `now` on (True), any other
+        has ended, for this reason (see `close`)."""
+        if isinstance(source, FramedSource) and source.is_open:
+            source.detach(now)
+            return True
+        self.close(source, reason)
+        return False
 
     def close(self, source: LocalSource, reason: str = "ended") -> None:
         """End one source; `reason` is one of `recorder.SOURCE_ENDS`, for the flight recorder."""
@@ -320,6 +470,8 @@ class Sources:
             if self._open.get(source.mount) is source:
                 del self._open[source.mount]
         source.close()
+        if isinstance(source, FramedSource) and source.stream.snapshot()["epoch"] is None:
+            self._remove(source.stream)  # not one message came: nothing will end it later
 
     def refused(self, mount: str, status: int) -> None:
         """A source was turned away: for the flight recorder."""
@@ -330,6 +482,11 @@ class Sources:
     def find(self, mount: str) -> LocalSource | None:
         """The source of this mount on this node, or None."""
         return self._open.get(mount)
+
+    def is_away(self, mount: str) -> bool:
+        """Whether the source of this mount has lost its connection, and may come back."""
+        source = self.find(mount)
+        return isinstance(source, FramedSource) and source.away_since is not None
 
     def mounts(self) -> Iterable[str]:
         """The mounts that have a source on this node now."""
@@ -353,6 +510,7 @@ class Sources:
         Args:
             now: monotonic seconds. To be called about once a second.
         """
+        self._end_away(now)
         down: dict[str, float] = {}
         removed: list[str] = []
         listed: Collection[str] | None = None
@@ -376,6 +534,17 @@ class Sources:
         self._down_since = down
         return removed
 
+    def _end_away(self, now: float) -> None:
+        """End those that did not come back; their listeners have waited since then."""
+        for mount in self.mounts():
+            source = self.find(mount)
+            since = source.away_since if isinstance(source, FramedSource) else None
+            if since is None or source is None:
+                continue
+            if now - since > min(AWAY_S, self._config.for_stream(mount).linger_s):
+                self.close(source)
+                self._down_since[mount] = since
+
     def _remove(self, stream: Stream) -> bool:
         """Unlink a stream that nobody writes. It stays claimed, so that nobody else begins it."""
         try:
@@ -391,5 +560,7 @@ class Sources:
             self._is_closed = True
         for mount in self.mounts():
             source = self.find(mount)
-            if source is not None:
+            if isinstance(source, FramedSource):
+                source.leave()  # no end is told: another origin may go on
+            elif source is not None:
                 self.close(source, "shutdown")

@@ -25,6 +25,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +34,7 @@ from relay.address import Address, check_mount, printable
 from relay.auth import credentials, same_secret
 from relay.errors import MountError, RelayError, SourceError
 from relay.formats import format_of
+from relay.source import Run
 from relay.source_http import (
     CONTINUE,
     METHODS,
@@ -42,6 +44,7 @@ from relay.source_http import (
     Request,
     RequestError,
     body_of,
+    framing_of,
     parse_head,
     reply,
     reply_unauthorized,
@@ -123,8 +126,13 @@ class Gate:
         except SourceError as wrong:
             return self.refuse(415, str(wrong))
         body_of(request)
+        framing = framing_of(request, int(time.time() * 1000))
+        run = None if framing is None else Run(framing.epoch, framing.origin)
+        backlog_s = 0 if framing is None else framing.backlog_s
         try:
-            return self._sources.open(request.mount, content_type, request.headers)
+            return self._sources.open(
+                request.mount, content_type, request.headers, run=run, backlog_s=backlog_s
+            )
         except (MountError, SourceError) as wrong:
             # 403 for all of these, which may end: it is what BUTT takes as "try again later".
             return self.refuse(403, str(wrong))
@@ -353,7 +361,10 @@ class SourceConnection(asyncio.BufferedProtocol):
         assert self._source is not None
         source, self._source = self._source, None
         media_s = source.media_us() / 1e6
-        self._sources.close(source, reason)
+        if reason == "whole":
+            self._sources.close(source, reason)
+        elif self._sources.lost(source, self._clock(), reason):
+            why += "; its epoch goes on"
         log.log(
             logging.INFO if self._is_told else logging.WARNING,
             "source down: %s from %s %s: %s",

@@ -20,12 +20,19 @@ from relay.errors import SourceError
 
 HEAD_BYTES_MAX = 8192
 FIELDS_MAX = 64
+FRAMING_VERSION = "1"
+EPOCH_AHEAD_MS = 60_000  # as between nodes
+BACKLOG_S_MAX = 600
 METHODS = "GET, HEAD, OPTIONS, PUT, SOURCE, POST"
 
 _END = re.compile(rb"\r?\n\r?\n")
 _REQUEST = re.compile(r"([A-Z]{1,16}) ([\x21-\x7e]{1,2048}) (HTTP/1\.[01]|ICE/1\.0)")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110 §5.6.2: token
-_SINGLE = frozenset({"authorization", "content-length", "transfer-encoding", "content-type"})
+_SINGLE = frozenset({"authorization", "content-length", "transfer-encoding", "content-type"}) | {
+    "relay-framing",
+    "relay-epoch",
+    "relay-origin",
+}
 
 
 class RequestError(SourceError):
@@ -147,6 +154,48 @@ REASONS = {
     431: "Request Header Fields Too Large",
     501: "Not Implemented",
 }
+
+
+class Framing(NamedTuple):
+    """What a source says of itself that sends frames cut already (docs/wire.md)."""
+
+    epoch: int
+    origin: int
+    backlog_s: int = 0  # what it may send at once when it connects
+
+
+def framing_of(request: Request, now_ms: int) -> Framing | None:
+    """The run that a framed body is of, or None for bytes to be cut.
+
+    Args:
+        request: its `Relay-` headers are read.
+        now_ms: the wall clock; epochs more than EPOCH_AHEAD_MS later are refused.
+
+    Raises:
+        RequestError: another version, or numbers that are none.
+    """
+    version = request.headers.get("relay-framing")
+    if version is None:
+        return None
+    if version != FRAMING_VERSION:
+        raise RequestError(
+            f"Relay-Framing is {version[:20]!r}; this node knows {FRAMING_VERSION} alone"
+        )
+    epoch, origin = (request.headers.get(f"relay-{name}", "") for name in ("epoch", "origin"))
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", epoch):
+        raise RequestError("Relay-Epoch is not a number of ms since 1970")
+    if not re.fullmatch(r"[0-9a-f]{16}", origin):
+        raise RequestError("Relay-Origin is not 16 hexadecimal digits")
+    backlog = request.headers.get("relay-backlog", "0")
+    if not re.fullmatch(r"[0-9]{1,3}", backlog) or int(backlog) > BACKLOG_S_MAX:
+        raise RequestError(f"Relay-Backlog is not a number of seconds up to {BACKLOG_S_MAX}")
+    ahead_s = (int(epoch) - now_ms) / 1000
+    if ahead_s * 1000 > EPOCH_AHEAD_MS:
+        raise RequestError(
+            f"Relay-Epoch is {ahead_s:.0f} s ahead of this node's clock; "
+            f"the bound is {EPOCH_AHEAD_MS // 1000} s: set the clocks"
+        )
+    return Framing(int(epoch), int(origin, 16), int(backlog))
 
 
 class Body(NamedTuple):

@@ -180,7 +180,7 @@ def test_push_hands_over_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 4
     assert push.kwargs == {
         "input": "in.mp3",
-        "url": "http://source:a%2Fb%40c@h:1/live",
+        "url": ["http://source:a%2Fb%40c@h:1/live"],
         "codec": "opus",
         "bitrate": 96000,
         "content_type": None,

@@ -216,6 +216,18 @@ def test_an_epoch_ends_when_all_of_it_is_here() -> None:
     assert hop.step(T) == NOTHING
 
 
+def test_an_end_before_what_another_has_sent_is_none() -> None:
+    """One of two origins has lost its source; the other goes on, and so does the epoch."""
+    hop = joined()
+    hop.reaches(5, 220)
+    hop.look(head=220)
+    hop.reaches(5, 205, end=True)
+    hop.done(205, T, end=True)
+    assert hop.step(T)[0] != "end"
+    hop.reaches(5, 220, end=True)
+    assert hop.step(T)[0] == "end"
+
+
 def test_the_rest_of_an_ended_epoch_that_is_gone_is_counted() -> None:
     """Three frames never came."""
     hop = joined()

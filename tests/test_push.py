@@ -18,11 +18,12 @@ import av
 import pytest
 
 from relay import push as push_module
+from relay.backoff import Backoff
 from relay.errors import SourceError
 from relay.icecast import Connection, PushError, Target
 from relay.media import Piece
 from relay.programme import known_signal, programme_bytes
-from relay.push import Backoff, Link, PaceClock, Progress, Push, progress_line, push
+from relay.push import Link, PaceClock, Progress, Push, progress_line, push
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 IN_USE = b"HTTP/1.0 403 Mountpoint in use\r\n\r\n"
@@ -177,24 +178,6 @@ def test_without_pyav_the_message_names_the_extra(
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(SourceError, match=r"pip install 'relay-audio\[media\]'"):
         push(str(mp3), "http://source:hush@127.0.0.1:1/live")
-
-
-def test_backoff_grows_from_half_a_second_to_ten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each wait is drawn between the floor and a bound that doubles; a reset begins again."""
-    monkeypatch.undo()
-    highest = Backoff(draw=lambda _low, high: high)
-    assert [highest.next_s() for _ in range(7)] == [1, 2, 4, 8, 10, 10, 10]
-    assert Backoff(draw=lambda low, _high: low).next_s() == 0.5
-    highest.reset()
-    assert highest.next_s() == 1
-
-
-def test_a_thousand_sources_do_not_come_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The waits of a crowd differ and keep their bounds."""
-    monkeypatch.undo()
-    waits = [Backoff().next_s() for _ in range(1000)]
-    assert all(0.5 <= wait <= 1.0 for wait in waits)
-    assert len(set(waits)) > 900
 
 
 def test_the_first_second_goes_ahead_and_the_rest_in_real_time() -> None:

@@ -262,6 +262,7 @@ cdef inline void child_entry(
     parent.up = entry.flags & ENTRY_UP != 0
     parent.hops = entry.hops
     parent.origin = entry.origin
+    parent.listed_epoch = entry.epoch
     parent.round = up.pages.round
     if load_u32(&link.stream.writer) == WRITER_LOCAL:
         if not link.conflict:

@@ -13,7 +13,7 @@ from relay._core.atomics cimport load_u32
 from relay._core.backbone_parent cimport upstream_first
 from relay._core.backbone_state cimport EXPELLED_MAX, backbone_counters_t, backbone_t, link_t
 from relay._core.engine cimport now_us
-from relay._core.parents cimport PARENT_NONE, feed_listing, peer_t
+from relay._core.parents cimport PARENT_NONE, feed_listing, parent_t, peer_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_unlock
 from relay._core.stream cimport MOUNT_BYTES_MAX
 from relay._core.upstream cimport UPSTREAMS_MAX, upstream_t
@@ -36,6 +36,8 @@ cdef struct link_view_t:
     uint64_t sent_sequence
     uint64_t target_sequence
     uint64_t hole_us
+    uint64_t rival_epoch      # the highest of a source elsewhere that is not this one; 0: none
+    uint32_t shadowed         # a bit for each upstream whose source has lost
 
 cdef struct backbone_view_t:
     uint64_t now_us
@@ -75,6 +77,21 @@ cdef inline void view_link(link_t* link, link_view_t* view) noexcept nogil:
     view.told_up = told != PARENT_NONE and link.hop.feed.parents[told].up
     view.hole_us = link.hop.hole_us
     view.tail_whole = link.hop.back_over or not link.hop.subscribed
+    view_rivals(link, view)
+
+cdef inline void view_rivals(link_t* link, link_view_t* view) noexcept nogil:
+    cdef const parent_t* parent
+    cdef uint32_t i
+    view.rival_epoch = 0
+    view.shadowed = 0
+    for i in range(link.hop.feed.parents_count):
+        parent = &link.hop.feed.parents[i]
+        if not parent.lists or not parent.up:
+            continue
+        if parent.origin != link.stream.origin and parent.listed_epoch > view.rival_epoch:
+            view.rival_epoch = parent.listed_epoch
+        if parent.shadowed:
+            view.shadowed |= <uint32_t>1 << i
 
 cdef inline void view_copy(backbone_t* bone, backbone_view_t* view) noexcept nogil:
     cdef uint64_t slot

@@ -153,7 +153,7 @@ cdef inline void hop_reaches(
         return
     if sequence > hop.target_sequence:
         hop.target_sequence = sequence
-    if end:
+    if end and sequence >= hop.target_sequence:     # else another goes on: it lost its source
         hop.final_known = True
         hop.final_sequence = sequence
 
@@ -230,7 +230,7 @@ cdef inline void hop_done(hop_t* hop, const hop_view_t* view, uint64_t to, bint 
     cdef parent_t* parent = &hop.feed.parents[hop.asked_of]
     cdef bint moved = view.head_sequence != hop.asked_head
     cdef bint backfill = hop.asked == HOP_BACKFILL
-    if end:
+    if end and to >= hop.target_sequence:
         hop.final_known = True
         hop.final_sequence = to
     if backfill:

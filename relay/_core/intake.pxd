@@ -21,6 +21,7 @@ from relay._core.connection cimport (
 )
 from relay._core.cutter cimport cutter_ahead_us, cutter_feed, cutter_t
 from relay._core.engine cimport now_us, timespec, wall_us
+from relay._core.framed cimport FRAMED_WHOLE, framed_feed, framed_t
 from relay._core.handover cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_write,
 )
@@ -56,7 +57,7 @@ cdef enum:  # state of a member
     INTAKE_HELD = 2           # ahead of real time
     INTAKE_ENDED = 3          # `reason` says why
 
-cdef enum:  # reason; below zero: scan_reason or body_reason
+cdef enum:  # reason; below zero: scan_reason, body_reason or framed_reason
     INTAKE_CLOSED = 1         # the encoder closed its end
     INTAKE_LOST = 2           # the connection broke: `error`
     INTAKE_WHOLE = 3          # the body has ended
@@ -76,6 +77,7 @@ cdef struct intake_member_t:
     int error                 # errno of a broken connection
     int64_t reason
     cutter_t* cutter          # borrowed: whoever attached it detaches before it goes
+    framed_t* framed          # the same; NULL: the cutter cuts the bytes, else it keeps time alone
     body_t body
     int64_t ahead_us_max
     uint64_t resume_us        # HELD: when it is read again
@@ -166,17 +168,22 @@ cdef inline int64_t intake_feed(
             return step
         bytes += step
         size -= <uint64_t>step
-        if audio_bytes > 0:
+        if audio_bytes > 0 and member.framed != NULL:
+            step = framed_feed(member.framed, bytes - audio_bytes, audio_bytes, now)
+            member.cutter.fed_media_us = member.framed.fed_media_us
+            if step == FRAMED_WHOLE:
+                return INTAKE_WHOLE
+        elif audio_bytes > 0:
             step = cutter_feed(member.cutter, bytes - audio_bytes, audio_bytes, now)
-            if step < 0:
-                return step
+        if audio_bytes > 0 and step < 0:
+            return step
     return INTAKE_WHOLE if member.body.state == BODY_ENDED else 0
 
 # --- under the lock, from Python ------------------------------------------------------------------
 
 cdef inline int64_t intake_attach(
-    intake_t* intake, int fd, cutter_t* cutter, const body_t* body, uint64_t ahead_us_max,
-    const uint8_t* first, uint64_t first_bytes,
+    intake_t* intake, int fd, cutter_t* cutter, framed_t* framed, const body_t* body,
+    uint64_t ahead_us_max, const uint8_t* first, uint64_t first_bytes,
 ) noexcept nogil:
     # Takes the first bytes, then the thread reads on from this socket. The member's index; below
     # zero: INTAKE_FULL, or minus errno.
@@ -197,6 +204,7 @@ cdef inline int64_t intake_attach(
     member.error = 0
     member.reason = 0
     member.cutter = cutter
+    member.framed = framed
     member.body = body[0]
     member.ahead_us_max = <int64_t>ahead_us_max
     member.has_audio = False
@@ -219,6 +227,7 @@ cdef inline void intake_detach(intake_t* intake, uint32_t index) noexcept nogil:
     close(member.fd)
     member.fd = -1
     member.cutter = NULL
+    member.framed = NULL
     member.state = INTAKE_FREE
 
 # --- the thread -----------------------------------------------------------------------------------

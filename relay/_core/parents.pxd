@@ -61,6 +61,7 @@ cdef struct parent_t:         # one upstream for one stream
     uint32_t failed           # times that it was tried in vain
     uint64_t origin
     uint64_t epoch            # the newest that it has told of; 0: none
+    uint64_t listed_epoch     # of its directory's entry; for a local source, whose rival it is
     uint64_t round            # of the snapshot of its directory that last had it
     uint64_t news_us          # when it brought the first news since feed_watch; 0: not yet
     uint64_t gone_sequence    # it has nothing before it …

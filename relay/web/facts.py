@@ -46,6 +46,8 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     origin_lag_ms: int | None = None  # age of the newest frame by the origin's clock
     gaps: list[dict[str, Any]] = []  # the last ones that could be heard, oldest first
     gaps_total: dict[str, int] = {}  # all of them, by cause
+    source: Literal["live", "away", "shadowed"] | None = None  # of this node; null at an edge
+    shadowed: list[str] = []  # upstreams whose source has lost against a higher epoch
     fallback: str | None = None  # the mount that its listeners hear now, in its place
     fallback_listeners: int = 0  # of its listeners, those who do
     counters: dict[str, int] = {}
@@ -125,6 +127,8 @@ def stream_facts(
         origin_lag_ms=snapshot.get("origin_lag_ms"),
         gaps=snapshot.get("gaps", []),
         gaps_total=snapshot.get("gaps_total", {}),
+        source=snapshot.get("source"),
+        shadowed=snapshot.get("shadowed", []),
         fallback=snapshot.get("fallback"),
         fallback_listeners=snapshot.get("fallback_listeners", 0),
         counters={k: v for k, v in snapshot["counters"].items() if isinstance(v, int)},
@@ -167,6 +171,7 @@ def link_facts(
     told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
     told["switches"] = link.get("switches", 0)
     told["hops"] = link.get("hops", 0)
+    told["shadowed"] = shadowed_addresses(link, upstreams)
     if link.get("feeding") is not None and link["subscribed"]:
         told["upstream"] = upstreams[link["feeding"]]["address"]
     if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
@@ -199,6 +204,22 @@ def hop_facts(
         due_ms = state["epoch"] + state["head_media_us"] / 1000
         told["origin_lag_ms"] = round(wall_ms - due_ms)
     return told
+def shadowed_addresses(
+    link: Mapping[str, Any], upstreams: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """The upstreams whose source of this stream has lost against a higher epoch."""
+    bits = link.get("shadowed", 0)
+    return [told["address"] for number, told in enumerate(upstreams) if bits >> number & 1]
+
+
+def source_state(
+    epoch: int | None, link: Mapping[str, Any] | None, *, is_away: bool
+) -> Literal["live", "away", "shadowed"]:
+    """Of a source on this node: an upstream's source with a higher epoch shadows it."""
+    rival = None if link is None else link.get("rival_epoch")
+    if rival and epoch and rival > epoch:
+        return "shadowed"
+    return "away" if is_away else "live"
 
 
 def stream_document(stream: StreamFacts) -> dict[str, Any]:
