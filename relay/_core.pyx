@@ -412,7 +412,7 @@ cdef class Engine:
     def configure(self, mount=None, *, int burst_ms=3000, pace_ms=None, int pace_ms_min=100,
                   int pace_ms_max=1000, int lag_ms_max=15000, int stall_ms=15000, int linger_s=60,
                   int catchup_ms=10000, int ring_s=20, int ring_bytes_max=64 << 20,
-                  int ahead_ms=5000, int listeners_max=0):
+                  int ahead_ms=5000, int listeners_max=0, bint anchor=False):
         """Sets the defaults of all streams, or with `mount` of one; before the threads start.
         `pace_ms` None: chosen by the load, between pace_ms_min and pace_ms_max."""
         self.check()
@@ -430,7 +430,7 @@ cdef class Engine:
         config.ring_us = ring_s * <uint64_t>1000000
         config.ring_bytes_max = ring_bytes_max
         config.ahead_us = ahead_ms * <uint64_t>1000
-        config.listeners_max = listeners_max
+        config.listeners_max, config.anchor = listeners_max, anchor
         if mount is None:
             self.engine.defaults = config
             return
@@ -493,14 +493,13 @@ _END_REASONS = (
 _REFUSALS = (
     "not_found", "full", "upstream", "malformed", "too_large", "method", "busy", "descriptors",
 )
-
+_PLACES = ("none", "exact", "old", "ahead", "epoch")
 
 cdef dict shard_dict(shard_counters_t* counters):
     cdef dict found = counters[0]
-    ended = found.pop("ended_total")
-    refused = found.pop("refused_total")
-    found.update({f"ended_{name}_total": ended[i] for i, name in enumerate(_END_REASONS) if i})
-    found.update({f"refused_{name}_total": refused[i] for i, name in enumerate(_REFUSALS)})
+    for kind, names in (("ended", _END_REASONS), ("refused", _REFUSALS), ("anchored", _PLACES)):
+        told = found.pop(f"{kind}_total")
+        found.update({f"{kind}_{n}_total": told[i] for i, n in enumerate(names) if n != "none"})
     return found
 
 

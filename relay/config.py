@@ -382,6 +382,9 @@ class DefaultsConfig(_Table, frozen=True, kw_only=True):
             extra={"flag": "stream-listeners-max"},
         ),
     ] = 0
+    anchor: Annotated[
+        bool, Meta(description="Send listeners to a URL that tells where they begin, by a 302.")
+    ] = False
 
     @property
     def pace_fixed_ms(self) -> int | None:

@@ -520,6 +520,7 @@ def _open_engine(config: Config) -> _core.Engine:
             ring_bytes_max=stream.ring_bytes_max,
             ahead_ms=stream.ahead_ms,
             listeners_max=stream.listeners_max,
+            anchor=stream.anchor,
         )
     return engine
 
