@@ -25,7 +25,10 @@ from relay._core.connection cimport (
     recv, shard_end, shard_flow, shard_free, shard_join_wheel, shard_t, shard_watch,
     shard_watch_door, sockaddr, sockaddr_storage, socklen_t,
 )
-from relay._core.engine cimport engine_find, engine_t, now_us
+from relay._core.engine cimport engine_find, engine_t, now_us, rule_t
+from relay._core.fallback cimport FALLBACK_NONE
+from relay._core.fallback_look cimport rule_of, stream_format
+from relay._core.fallback_move cimport shard_place
 from relay._core.handover cimport close, handover_put
 from relay._core.heads cimport (
     GOES_EVICTED, heads_add, heads_drop, heads_due, heads_hold, heads_look, heads_make_room,
@@ -348,10 +351,20 @@ cdef inline void shard_join(
             stream_drop(stream)
         shard_refuse(shard, index, refusal, head)
         return
-    if stream != NULL and load_pointer(<void**>&stream.ring) != NULL:
+    if stream != NULL and (
+        load_pointer(<void**>&stream.ring) != NULL or shard_falls_back(shard, stream)
+    ):
         shard_begin(shard, index, head, now, False)
     else:
         shard_park(shard, index, head, now)
+
+cdef inline bint shard_falls_back(shard_t* shard, const stream_t* stream) noexcept nogil:
+    # There is nothing of it here, nor on its way: does its fallback have audio?
+    cdef rule_t* rule = rule_of(shard.engine, stream)
+    cdef uint32_t best = load_u32(&rule.decided.best) if rule != NULL else 0
+    return 0 < best < FALLBACK_NONE and not (
+        load_u32(&stream.coming) and load_u32(&shard.engine.upstream_up)
+    )
 
 cdef inline int shard_take_place(
     shard_t* shard, listener_t* listener, stream_t* stream
@@ -412,6 +425,7 @@ cdef inline void shard_look_again(shard_t* shard, uint32_t index, uint64_t now) 
         shard_refuse(shard, index, REFUSE_MISSING, head)
     elif listener.stream != NULL and (
         load_pointer(<void**>&listener.stream.ring) != NULL or (late and up)
+        or shard_falls_back(shard, listener.stream)
     ):
         shard_begin(shard, index, head, now, late)
     elif late:
@@ -456,7 +470,7 @@ cdef inline void shard_begin(
         if not load_u32(&stream.source_up) or (
             not anchor_live(&begin, newest, stream.config.burst_us)
         ):
-            begin.how = BEGIN_LIVE if late else BEGIN_WAIT
+            begin.how = BEGIN_LIVE if late or shard_falls_back(shard, stream) else BEGIN_WAIT
     if begin.how == BEGIN_WAIT:
         shard_park(shard, index, head, now)
     elif begin.how != BEGIN_SEND_ON or not shard_send_on(shard, index, head, &begin):
@@ -485,6 +499,7 @@ cdef inline void shard_admit(
     door_suit_stream(listener.fd, listener.stream.config.stall_us,
                      stream_bytes_per_s(listener.stream))
     listener.icy_left_bytes = ICY_METAINT
+    listener.promise = stream_format(listener.stream)
     shard.counters.joins_total += 1
     shard.counters.anchored_total[begin.why] += 1
     add_u64(&listener.stream.counters.joins_total, 1)
@@ -493,6 +508,8 @@ cdef inline void shard_admit(
     flow_add(&flow, PART_COPY, shard.reply, size, 0)
     if begin.how == BEGIN_AT:
         listener_enter_at(listener, &flow, begin)
+    else:
+        shard_place(shard, listener, &flow, now)
     shard_flow(shard, index, &flow, now)
 
 cdef inline uint64_t stream_bytes_per_s(stream_t* stream) noexcept nogil:
