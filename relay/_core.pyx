@@ -471,7 +471,7 @@ cdef class Engine:
                   int pace_ms_max=1000, int lag_ms_max=15000, int stall_ms=15000, int linger_s=60,
                   int catchup_ms=10000, int ring_s=20, int ring_bytes_max=64 << 20,
                   int ahead_ms=5000, int listeners_max=0, tuple fallback=(),
-                  int fallback_after_ms=3000, bint own_serial=False):
+                  int fallback_after_ms=3000, bint own_serial=False, bint anchor=False):
         """Sets the defaults of all streams, or with `mount` of one; before the threads start.
         `pace_ms` None: chosen by the load, between pace_ms_min and pace_ms_max. `fallback`: the
         mounts whose streams stand in, in order. `own_serial`: Ogg chains that begin here get
@@ -491,7 +491,7 @@ cdef class Engine:
         config.ring_us = ring_s * <uint64_t>1000000
         config.ring_bytes_max = ring_bytes_max
         config.ahead_us = ahead_ms * <uint64_t>1000
-        config.listeners_max = listeners_max
+        config.listeners_max, config.anchor = listeners_max, anchor
         config.fallback = 0
         config.own_serial = own_serial
         if mount is None:
@@ -644,14 +644,13 @@ _END_REASONS = (
 _REFUSALS = (
     "not_found", "full", "upstream", "malformed", "too_large", "method", "busy", "descriptors",
 )
-
+_PLACES = ("none", "exact", "old", "ahead", "epoch")
 
 cdef dict shard_dict(shard_counters_t* counters):
     cdef dict found = counters[0]
-    ended = found.pop("ended_total")
-    refused = found.pop("refused_total")
-    found.update({f"ended_{name}_total": ended[i] for i, name in enumerate(_END_REASONS) if i})
-    found.update({f"refused_{name}_total": refused[i] for i, name in enumerate(_REFUSALS)})
+    for kind, names in (("ended", _END_REASONS), ("refused", _REFUSALS), ("anchored", _PLACES)):
+        told = found.pop(f"{kind}_total")
+        found.update({f"{kind}_{n}_total": told[i] for i, n in enumerate(names) if n != "none"})
     return found
 
 

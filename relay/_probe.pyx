@@ -23,7 +23,8 @@ from relay._core.histogram cimport (
     histogram_quantile_us, histogram_read, histogram_t,
 )
 from relay._core.http_head cimport (
-    head_end as room_head_end, head_parse as room_head_parse, head_t,
+    AT_BAD, AT_LIVE, AT_NONE, RANGE_NONE, RANGE_PROBE, head_end as room_head_end,
+    head_parse as room_head_parse, head_t,
 )
 from relay._core.icy cimport (
     ICY_BLOCK_BYTES_MAX, icy_block as room_icy_block, utf8_cut as room_utf8_cut,
@@ -76,6 +77,25 @@ def head_parse(bytes data):
     names = ("OTHER", "GET", "HEAD", "PUT", "SOURCE", "POST", "OPTIONS")
     path = (<const char*>head.path)[:head.path_bytes]
     return status, names[head.method], path, bool(head.icy), head.minor
+
+
+def head_place(bytes data):
+    """(at, range) of a whole head: at is None, "live", "bad" or the numbers of its place; range
+    None, ("from", N) or ("probe", bytes)."""
+    cdef uint64_t size = head_end(data)
+    cdef Copy run = Copy(data[:size])
+    cdef head_t head
+    if size == 0 or room_head_parse(&head, run.bytes, size) != 0:
+        return None
+    at = {AT_NONE: None, AT_LIVE: "live", AT_BAD: "bad"}.get(head.at, "place")
+    if at == "place":
+        at = (head.at_epoch, head.at_position)
+        at += (head.at_header_bytes,) if head.at_header_told else ()
+    part = None
+    if head.range != RANGE_NONE:
+        is_probe = head.range == RANGE_PROBE
+        part = ("probe", head.range_bytes) if is_probe else ("from", head.range_first)
+    return at, part
 
 
 # --- bodies of sources ---

@@ -560,6 +560,7 @@ def _open_engine(config: Config) -> _core.Engine:
             fallback=() if mount is None else config.fallback_chain(mount),
             fallback_after_ms=stream.fallback_after_ms,
             own_serial=mount is not None and config.in_fallback(mount),
+            anchor=stream.anchor,
         )
     return engine
 

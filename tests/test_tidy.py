@@ -107,6 +107,7 @@ CORE_RANK: dict[str, int] = {
     "handover": 2,
     "ring": 3,
     "ring_writer": 4,
+    "anchor": 4,  # where somebody begins who names his place
     "observe": 4,  # what a shard sees of its own service
     "stream": 5,
     "cutter": 6,
@@ -124,8 +125,9 @@ CORE_RANK: dict[str, int] = {
     "intake": 8,
     "upstream": 7,
     "refusal": 8,
-    "door": 9,
-    "shard": 10,
+    "reply": 9,  # what those are told who are not refused
+    "door": 10,
+    "shard": 11,
     "backbone_state": 8,
     "backbone_pack": 9,
     "backbone_view": 13,
@@ -161,7 +163,7 @@ LONG_FUNCTIONS: dict[str, int] = {}  # "relay/x.py::f": its lines today
 # "relay/x.py": its lines today. The face is long because an extension class cannot span files and
 # Cython has no partial ones.
 LONG_FILES: dict[str, int] = {
-    "relay/_core.pyx": 1589,
+    "relay/_core.pyx": 1588,
     "relay/_core/wire.pxd": 659,
     "tests/network/test_backbone.py": 713,
     "tests/test_ring.py": 829,

@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from relay._core.anchor cimport ANCHOR_REASONS
 from relay._core.atomics cimport add_u64, fence, load_u64, store_u64, sub_u32
 from relay._core.engine cimport engine_t, now_us, wall_us
 from relay._core.handover cimport EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd
@@ -102,6 +103,9 @@ cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t pace_changes_total
     uint64_t pace_moves_total # listeners that took another pace
     uint64_t parked_ended_total  # left, or were ended, before their stream came
+    uint64_t probes_total     # were told a few bytes (http_head.pxd: RANGE_PROBE)
+    uint64_t anchors_given_total  # were sent on to a place
+    uint64_t anchored_total[ANCHOR_REASONS]   # joins that asked for a place, by what became of it
     uint64_t ended_total[END_REASONS]
     uint64_t refused_total[REFUSED_REASONS]
     uint64_t heads            # now

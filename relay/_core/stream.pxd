@@ -34,6 +34,7 @@ cdef enum:
     MOUNT_BYTES_MAX = 255
     INFO_BYTES_MAX = 4096
     RINGS_MAX = 8             # live rings of one stream: a source that flaps faster is refused
+    BEFORE_US = 10000000
 
 cdef enum:  # who writes
     WRITER_NONE = 0
@@ -62,6 +63,7 @@ cdef struct stream_config_t:  # per mount; units in the names; set before the fi
     uint32_t fallback         # which of the engine's rules holds for its listeners, + 1; 0: none
     # 1: an Ogg chain that begins here gets a serial that no other mount has
     uint32_t own_serial
+    uint32_t anchor           # 1: who asks for no place is sent to one (anchor.pxd)
 
 cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
     uint64_t received_bytes_total
@@ -99,6 +101,9 @@ cdef struct stream_t:
     retire_t* retire          # borrowed
     hub_t* hub                # borrowed
     ring_t* ring              # the newest; NULL before the first epoch; holds one reference
+    ring_t* before            # the last one of the epoch before, for those who come back; one
+                              # reference; let go when the new epoch has BEFORE_US of media
+    uint64_t before_media_us  # media time of the newest at which that is
     info_t* info              # what the reply says; NULL until known
     uint32_t info_changes     # counts stream_set_info
     uint32_t refs
@@ -174,7 +179,14 @@ cdef inline void stream_drop(stream_t* stream) noexcept nogil:
         ring = <ring_t*>swap_pointer(<void**>&stream.ring, NULL)
         if ring != NULL:
             stream_ring_drop(stream, ring)
+        stream_let_go(stream)
         retire_later(stream.retire, stream, stream_release)
+
+cdef inline void stream_let_go(stream_t* stream) noexcept nogil:
+    # Of the epoch before. By the writer, or where there is none any more.
+    cdef ring_t* ring = <ring_t*>swap_pointer(<void**>&stream.before, NULL)
+    if ring != NULL:
+        stream_ring_drop(stream, ring)
 
 cdef inline void stream_ring_drop(stream_t* stream, ring_t* ring) noexcept nogil:
     # Gives back a reference on one of this stream's rings; a ring that goes lets its successor go.
@@ -193,6 +205,11 @@ cdef inline ring_t* stream_ring_take(stream_t* stream) noexcept nogil:
         ring = <ring_t*>load_pointer(<void**>&stream.ring)
         if ring == NULL or ref_take(&ring.refs):
             return ring
+
+cdef inline ring_t* stream_before_take(stream_t* stream) noexcept nogil:
+    # The epoch before, with a reference taken; NULL: it is gone. Otherwise as stream_ring_take.
+    cdef ring_t* ring = <ring_t*>load_pointer(<void**>&stream.before)
+    return ring if ring != NULL and ref_take(&ring.refs) else NULL
 
 cdef inline void hub_tell(hub_t* hub, stream_t* stream) noexcept nogil:
     # Something is new in this stream: put it on the stack once, wake the backbone if it sleeps.
@@ -265,7 +282,11 @@ cdef inline void stream_link_ring(stream_t* stream, ring_t* ring) noexcept nogil
         old.next = ring
         store_u32(&old.superseded, 1)
     store_pointer(<void**>&stream.ring, ring)
-    if old != NULL:
+    if old != NULL and old.epoch != ring.epoch:
+        stream_let_go(stream)
+        stream.before_media_us = ring.head_media_us + BEFORE_US
+        store_pointer(<void**>&stream.before, old)
+    elif old != NULL:
         stream_ring_drop(stream, old)
 
 cdef inline int stream_begin_epoch(
@@ -279,6 +300,8 @@ cdef inline int stream_begin_epoch(
     cdef ring_t* ring
     if sequence > RING_NUMBER_MAX or position > RING_NUMBER_MAX or media_us > RING_NUMBER_MAX:
         return PLACE_BAD
+    if load_u32(&stream.rings) >= RINGS_MAX:
+        stream_let_go(stream)
     if load_u32(&stream.rings) >= RINGS_MAX:
         return STREAM_FULL
     if frames_count > RING_FRAMES_MAX:
@@ -314,6 +337,7 @@ cdef inline bint stream_forget_ring(stream_t* stream) noexcept nogil:
         store_pointer(<void**>&stream.ring, ring)
         return False
     store_u32(&stream.source_up, 0)
+    stream_let_go(stream)
     if ring != NULL:
         stream_ring_drop(stream, ring)
     return True
@@ -358,6 +382,8 @@ cdef inline void stream_fit(stream_t* stream) noexcept nogil:
     cdef uint64_t roomy
     cdef uint64_t frames
     cdef bint done = True
+    if ring.head_media_us >= stream.before_media_us:
+        stream_let_go(stream)
     # media time that goes back tells nothing
     if ring.head_media_us <= stream.fit_from_media_us:
         stream_fit_again(stream)
