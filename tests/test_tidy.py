@@ -42,6 +42,7 @@ KNOWS: dict[str, set[str]] = {
     "_probe_swarm": CORE | {"_swarm"},
     "_swarm": {"_core"},
     "_probe_door": CORE,
+    "_probe_hop": CORE,
     "formats": CORE,
     "auth": set(),
     "source": FORMATS,
@@ -142,7 +143,7 @@ LONG_FUNCTIONS: dict[str, int] = {}  # "relay/x.py::f": its lines today
 # "relay/x.py": its lines today. The face is long because an extension class cannot span files and
 # Cython has no partial ones.
 LONG_FILES: dict[str, int] = {
-    "relay/_core.pyx": 1313,
+    "relay/_core.pyx": 1285,
     "relay/_core/wire.pxd": 659,
     "tests/network/test_backbone.py": 713,
     "tests/test_push.py": 615,
@@ -180,6 +181,7 @@ TWINLESS: dict[str, str] = {  # "relay/x.py": why it has no twin test
     "relay/_probe_data.pyx": "faces for the tests of other rooms",
     "relay/_probe_listener.pyx": "faces for the tests of other rooms",
     "relay/_probe_door.pyx": "faces for the tests of other rooms",
+    "relay/_probe_hop.pyx": "the ends of benchmarks/backbone.py",
 }
 
 # Words of the glossary replace these in public names.
