@@ -109,7 +109,7 @@ def sound(name: str) -> HopRun:
     """A run in which nothing went wrong, as each figure reads it."""
     words = (
         "lost missing sums_unequal p50_ms p99_ms max_ms source_late_ms batch core taken_÷_readable "
-        "taken_÷_asked taken_÷_laid per_stream ring places idle"
+        "taken_÷_asked taken_÷_held per_stream ring places idle"
     )
     values = dict.fromkeys(words.split(), 0.0) | {"frames_per_s": 1e6, "cpu_ns": 100.0}
     return HopRun(name, values=values, threads_s={"relay-backbone": 0.1})

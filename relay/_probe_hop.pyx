@@ -140,19 +140,29 @@ def held_sum(size_t pointer, uint64_t first, uint64_t end):
 
 
 def held_bytes(pointers):
-    """(bytes a listener could be sent now, bytes laid out for audio, places in indexes), summed."""
+    """Summed over streams: bytes held, bytes at which a newcomer may begin, bytes laid out, places.
+
+    Held is what lies between the head and the oldest byte that is not overwritten yet: cursors may
+    stand anywhere in it. Newcomers keep the guard.
+    """
     cdef watched_t watched
-    cdef uint64_t readable = 0
+    cdef uint64_t held = 0
+    cdef uint64_t open_ = 0
     cdef uint64_t laid = 0
     cdef uint64_t places = 0
+    cdef uint64_t head
+    cdef uint64_t bytes
     for pointer in pointers:
         watch(&watched, <stream_t*><size_t>pointer)
         if watched.ring != NULL:
-            readable += load_u64(&watched.ring.head_position) - ring_tail_position(watched.ring)
+            head = load_u64(&watched.ring.head_position)
+            bytes = head - load_u64(&watched.ring.base_position)
+            held += bytes if bytes < watched.ring.size_bytes else watched.ring.size_bytes
+            open_ += head - ring_tail_position(watched.ring)
             laid += watched.ring.size_bytes
             places += watched.ring.frames_count
             stream_ring_drop(watched.stream, watched.ring)
-    return readable, laid, places
+    return held, open_, laid, places
 
 
 def pace(pointers, Frame frame, int duration_us, double frames_per_s, uint64_t frames,

@@ -125,13 +125,14 @@ class End:
     def state(self) -> dict[str, Any]:
         """The backbone's counters, heads, losses, and what the rings hold."""
         seen = self.backbone.snapshot()
-        readable, laid, places = _probe_hop.held_bytes(self.pointers)
+        held, readable, laid, places = _probe_hop.held_bytes(self.pointers)
         streams = [stream.snapshot() for stream in self.streams]
         return {
             "counters": seen["counters"],
             "head_sequence": min((one["head_sequence"] for one in streams), default=0),
             "lost": sum(one["counters"]["lost_frames_total"] for one in streams),
             "repaired": sum(one["counters"]["repaired_frames_total"] for one in streams),
+            "held_bytes": held,
             "readable_bytes": readable,
             "laid_bytes": laid,
             "places": places,

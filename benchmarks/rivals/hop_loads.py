@@ -260,9 +260,9 @@ def memory_run(bench: HopBench) -> HopRun:
         asked = form.streams * form.memory_ring_s * BYTES_PER_S
         run.values |= {
             "taken": taken, "idle": idle_bytes, "readable": held["readable_bytes"],
+            "taken_÷_held": taken / held["held_bytes"],
             "taken_÷_readable": taken / held["readable_bytes"],
             "taken_÷_asked": taken / asked,
-            "taken_÷_laid": taken / held["laid_bytes"],
             "per_stream": taken / form.streams,
             "ring": held["laid_bytes"] / form.streams,
             "places": held["places"] / form.streams,
@@ -277,11 +277,11 @@ def memory(bench: HopBench) -> Iterator[Line]:
     figure = "memory"
     once = partial(tried, figure, partial(memory_run, bench))
     runs = bench.take_turns(figure, {"node": once}, outcome, pairs=1)["node"]
-    yield at_most(figure, "PSS less an idle node's ÷ audio bytes held, that can be read",
-                  value("taken_÷_readable", runs), MEMORY_RATIO)  # fmt: skip
-    yield shown(figure, "… ÷ audio bytes asked for (streams × ring_s × bit rate)",
-                value("taken_÷_asked", runs))  # fmt: skip
-    yield shown(figure, "… ÷ bytes laid out in rings", value("taken_÷_laid", runs))
+    yield at_most(figure, "PSS less an idle node's ÷ audio bytes held",
+                  value("taken_÷_held", runs), MEMORY_RATIO)  # fmt: skip
+    yield shown(figure, "… ÷ those at which a newcomer may begin (held, less the guard)",
+                value("taken_÷_readable", runs))  # fmt: skip
+    yield shown(figure, "… ÷ streams × ring_s × bit rate", value("taken_÷_asked", runs))
     yield shown(figure, "a stream, B", value("per_stream", runs))
     yield shown(figure, "a ring, B", value("ring", runs))
     yield shown(figure, "places of an index", value("places", runs))
