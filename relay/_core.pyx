@@ -1550,39 +1550,11 @@ cdef dict counters_dict(backbone_counters_t counters):
 
 # --- for benchmarks -------------------------------------------------------------------------------
 
-cdef extern from "<unistd.h>" nogil:
-    int usleep(unsigned int us)
+def pointer_of(Stream stream):
+    """Where its C struct is, for relay/_probe_hop.pyx; valid while the handle lives."""
+    return <size_t>stream.stream
 
 
-def measure_hop(
-    Backbone above, Stream here, Stream there, data, int duration_us, int frames, int laps
-):
-    """(seconds, CPU seconds of this thread) of the hop for `laps` × `frames` frames.
-
-    The sender's thread is held while they are pushed; the clock runs from its release until the
-    other node's head has passed them all.
-    """
-    cdef Buffer run = Buffer(data)
-    cdef stream_t* source = here.stream
-    cdef stream_t* sink = there.stream
-    cdef uint64_t begin = 0
-    cdef uint64_t total = 0
-    cdef int status = 0
-    cdef int i
-    own = time.thread_time()
-    with nogil:
-        for _ in range(laps):
-            pthread_mutex_lock(&above.bone.turn_lock)
-            for i in range(frames):
-                status |= stream_push(source, run.bytes, <uint32_t>run.size, duration_us, 1)
-            begin = now_us()
-            pthread_mutex_unlock(&above.bone.turn_lock)
-            while load_u64(&sink.ring.head_sequence) < source.ring.head_sequence:
-                usleep(50)
-                if now_us() - begin > 20000000:
-                    status = -1
-                    break
-            total += now_us() - begin
-    if status < 0:
-        raise SourceError(f"{here.mount}: the hop did not carry {frames} frames within 20 s")
-    return total / 1e6, time.thread_time() - own
+def turn_lock_of(Backbone backbone):
+    """Where the lock is that the backbone's thread holds during a turn."""
+    return <size_t>&backbone.bone.turn_lock

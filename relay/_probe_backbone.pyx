@@ -1,11 +1,8 @@
-# _probe_backbone.pyx: faces for the tests on the backbone's pure rooms, and a plain loop over
-# libzmq.
+# _probe_backbone.pyx: faces for the tests on the backbone's pure rooms.
 #
 # Rules of this room
 #   1. Test faces only: the package never imports it, nothing at run time depends on it.
 #   2. It decides nothing: converts arguments, calls one room, converts the answer.
-#   3. The plain loop (measure_zmq) is the rival of benchmarks/test_hop.py: the same libzmq, the
-#      same messages, nothing of ours in between.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -16,9 +13,7 @@ from relay._core.engine cimport now_us
 from relay._core.guests cimport guest_adds, guest_drops, guests_close, guests_open, guests_t
 from relay._core.hop cimport *
 from relay._core.hop_step cimport *
-from relay._core.thread cimport pthread_join, pthread_t, thread_start
 from relay._core.wire cimport *
-from relay._core.zmq_api cimport relay_msg_t, zmq_api_load, zmq_api_t
 
 from relay._core import REFUSALS
 from relay.errors import RelayError
@@ -473,64 +468,3 @@ cdef class Peer:
 
     def is_silent(self, uint64_t now, uint64_t last_turn, uint64_t silence):
         return bool(peer_is_silent(&self.peer, now, last_turn, silence))
-
-
-cdef struct plain_t:
-    zmq_api_t api
-    void* socket
-    const uint8_t* bytes
-    size_t size
-    uint64_t count
-    uint64_t copies           # of the message, one after the other; taken in turn
-
-
-cdef void* plain_send(void* argument) noexcept nogil:
-    cdef plain_t* plain = <plain_t*>argument
-    cdef relay_msg_t msg
-    cdef uint64_t i
-    for i in range(plain.count):
-        plain.api.msg_init_size(&msg, plain.size)
-        memcpy(plain.api.msg_data(&msg), plain.bytes + i % plain.copies * plain.size, plain.size)
-        if plain.api.msg_send(&msg, plain.socket, 0) < 0:
-            plain.api.msg_close(&msg)
-    return NULL
-
-
-def measure_zmq(str module, size_t sender, size_t receiver, data, uint64_t count, uint64_t copies,
-                keep=None):
-    """A plain loop over the same libzmq: one thread sends, this one receives: (seconds, bytes).
-
-    `data` holds `copies` messages, sent in turn: as cold as a ring of their size. With
-    `keep`, a bytearray as long as `data`, the receiver copies each message to its place there.
-    """
-    cdef Buffer run = Buffer(data)
-    cdef Buffer kept = Buffer(keep if keep is not None else b"")
-    cdef uint8_t* keep_at = <uint8_t*>kept.bytes if keep is not None else NULL
-    cdef plain_t plain
-    cdef pthread_t thread
-    cdef relay_msg_t msg
-    cdef uint64_t begin
-    cdef uint64_t i
-    cdef uint64_t received = 0
-    cdef size_t size
-    if zmq_api_load(&plain.api, module.encode()) != NULL:
-        raise RelayError(f"{module} gives no libzmq")
-    if keep is not None and (not isinstance(keep, bytearray) or kept.size < run.size):
-        raise ValueError(f"keep has {kept.size} bytes; it must be a bytearray of {run.size}")
-    plain.socket, plain.bytes, plain.copies = <void*>sender, run.bytes, copies
-    plain.size, plain.count = run.size // copies, count
-    with nogil:
-        plain.api.msg_init(&msg)
-        begin = now_us()
-        thread_start(&thread, plain_send, &plain)
-        for i in range(count):
-            if plain.api.msg_recv(&msg, <void*>receiver, 0) < 0:
-                continue
-            size = plain.api.msg_size(&msg)
-            received += size
-            if keep_at != NULL and size <= plain.size:
-                memcpy(keep_at + i % copies * plain.size, plain.api.msg_data(&msg), size)
-        begin = now_us() - begin
-        pthread_join(thread, NULL)
-        plain.api.msg_close(&msg)
-    return begin / 1e6, received

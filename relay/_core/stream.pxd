@@ -46,7 +46,8 @@ cdef enum:
 
 cdef struct info_t:           # immutable once published: what listeners and children are told
     uint32_t size_bytes
-    uint8_t bytes[INFO_BYTES_MAX]   # HTTP header lines, each ended by CRLF, Content-Type first
+    # size_bytes of them: HTTP header lines, each ended by CRLF, Content-Type first
+    uint8_t bytes[INFO_BYTES_MAX]
 
 cdef struct stream_config_t:  # per mount; units in the names; set before the first epoch
     uint64_t burst_us
@@ -263,7 +264,7 @@ cdef inline bint stream_set_info(
     cdef info_t* info
     if size > INFO_BYTES_MAX:
         return False
-    info = <info_t*>malloc(sizeof(info_t))
+    info = <info_t*>malloc(sizeof(info_t) - INFO_BYTES_MAX + size)
     if info == NULL:
         return False
     info.size_bytes = size
@@ -381,6 +382,7 @@ cdef inline void stream_fit(stream_t* stream) noexcept nogil:
     cdef uint64_t bytes
     cdef uint64_t roomy
     cdef uint64_t frames
+    cdef uint64_t roomy_frames
     cdef bint done = True
     if ring.head_media_us >= stream.before_media_us:
         stream_let_go(stream)
@@ -390,17 +392,18 @@ cdef inline void stream_fit(stream_t* stream) noexcept nogil:
         return
     share = 1.25 * stream.config.ring_us / (ring.head_media_us - stream.fit_from_media_us)
     bytes = at_most((ring.head_position - stream.fit_position) * share, bound)
-    frames = at_most((ring.head_sequence - stream.fit_sequence) * share + 64, RING_FRAMES_MAX)
+    frames = at_most((ring.head_sequence - stream.fit_sequence) * share + 32, RING_FRAMES_MAX)
     if bytes < 8 * ring.frame_bytes_max:
         bytes = at_most(8 * ring.frame_bytes_max, bound)
     roomy = at_most(bytes * 1.1, bound)
+    roomy_frames = at_most(frames * 1.1 + 32, RING_FRAMES_MAX)
     if bytes > ring.size_bytes or frames > ring.frames_count:
         done = stream_resize(
             stream, roomy if roomy > ring.size_bytes else ring.size_bytes,
-            frames if frames > ring.frames_count else ring.frames_count,
+            roomy_frames if roomy_frames > ring.frames_count else ring.frames_count,
         )
     elif not stream.fit_known and roomy + roomy // 4 < ring.size_bytes:
-        done = stream_resize(stream, roomy, frames)
+        done = stream_resize(stream, roomy, roomy_frames)
     if done or stream.fit_known:
         stream_fit_again(stream)
         stream.fit_known = 1
