@@ -419,6 +419,12 @@ class Node:
         wrong = []
         if upstream and upstream["state"] != "up":
             wrong.append(f"upstream is {upstream['state']}")
+        if upstream and not upstream["directory_known"]:
+            wrong += [
+                f"upstream {told['address']} does not know its own directory yet"
+                for told in link["upstreams"]
+                if told["state"] == "up" and not told["directory_known"]
+            ]
         empty = [told["mount"] for told in link["links"] if not told["tail_whole"]]
         if empty:
             wrong.append(f"{len(empty)} streams in demand have no tail yet")

@@ -35,7 +35,8 @@ from relay._core.zmq_api cimport *
 
 cdef enum:
     PAGES_STUCK_MAX = 4       # in one run of pages; then each is refused and asked for seldom
-    CONNECTING_US = 1000000   # an upstream that is not heard by then is not waited for
+    CONNECTING_US = 1000000   # an upstream that is not heard by then is not waited for …
+    WHOLE_US = 2000000        # … nor one that has not told all, so long after another has
 
 # --- for our children -----------------------------------------------------------------------------
 
@@ -288,8 +289,10 @@ cdef inline void child_snapshot_over(backbone_t* bone, upstream_t* up) noexcept 
     directory_tell(bone)
 
 cdef inline void directory_tell(backbone_t* bone) noexcept nogil:
-    # Known, once and for all, when every upstream has told its directory: those that are not there
-    # are not waited for, but for a moment after the start.
+    # Known, once and for all, when every upstream has told its directory. Those that are not there
+    # are not waited for, but for a moment after the start; nor are those for long that are there
+    # and do not know theirs, once another has told: they may never.
+    cdef bint awaited = False
     cdef bint any = False
     cdef uint32_t i
     for i in range(bone.upstreams_count):
@@ -299,8 +302,12 @@ cdef inline void directory_tell(backbone_t* bone) noexcept nogil:
             bone.now_us - bone.opened_us < CONNECTING_US
             and bone.upstreams[i].peer.state == PEER_CONNECTING
         ):
-            return
-    if any:
+            awaited = True
+    if not any:
+        bone.whole_us = 0
+    elif bone.whole_us == 0:
+        bone.whole_us = bone.now_us
+    if any and (not awaited or bone.now_us - bone.whole_us >= WHOLE_US):
         store_u32(&bone.engine.directory_known, 1)
 
 cdef inline void child_page(backbone_t* bone, upstream_t* up, reader_t* reader) noexcept nogil:

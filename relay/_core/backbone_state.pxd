@@ -169,6 +169,7 @@ cdef struct backbone_t:
     # time
     uint64_t now_us
     uint64_t opened_us
+    uint64_t whole_us             # since when one upstream has told its directory; 0: none has
     uint64_t last_turn_us
     uint64_t beacon_us            # when the next is due
     uint64_t outage_us            # when the upstream's absence is next judged
