@@ -18,7 +18,7 @@ from relay._core.backbone_child cimport (
     child_answers, child_published, links_restart, upstream_gone,
 )
 from relay._core.backbone_directory cimport (
-    ask_page, child_stream_closed, child_withdraw, directory_tell,
+    ask_page, child_leave, child_stream_closed, child_withdraw, directory_tell,
 )
 from relay._core.backbone_parent cimport (
     parent_beacon, parent_requests, parent_send, parent_subscriptions,
@@ -92,6 +92,10 @@ cdef inline void backbone_link(backbone_t* bone, link_t* link) noexcept nogil:
     if load_u32(&link.stream.closed):
         child_stream_closed(bone, link)
         return
+    if link.gone_us and bone.now_us - link.gone_us >= link.stream.config.linger_us:
+        link_touch(bone, link)      # what is left of it, if anything, has its turn again
+        child_leave(bone, link)
+        return
     if bone.upstreams_count:
         child_step(bone, link)
     link_note(bone, link)
@@ -124,7 +128,7 @@ cdef inline void backbone_sweep(backbone_t* bone) noexcept nogil:
         link = bone.table[slot]
         if link == NULL or link.stream == NULL:
             continue
-        if link.due_us <= bone.now_us or load_u32(&link.stream.closed):
+        if link.due_us <= bone.now_us or link.gone_us or load_u32(&link.stream.closed):
             link_touch(bone, link)
         elif link.due_us < bone.sweep_us:
             bone.sweep_us = link.due_us

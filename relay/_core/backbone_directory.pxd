@@ -140,6 +140,7 @@ cdef inline void child_unlink(backbone_t* bone, link_t* link) noexcept nogil:
     # No upstream has this stream any more: it leaves the node, unless a local source writes it.
     cdef stream_t* stream = link.stream
     link.from_upstream = False
+    link.gone_us = 0
     if stream == NULL:
         return
     if link.hop.asked != HOP_NOTHING:
@@ -158,40 +159,56 @@ cdef inline void child_unlink(backbone_t* bone, link_t* link) noexcept nogil:
     engine_remove(bone.engine, stream)
     link_bury(bone, link)
 
-cdef inline void child_withdraw(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
-    # This upstream no longer has the stream. Others that have no older epoch of it go on.
-    cdef feed_t* feed = &link.hop.feed
+cdef inline bint child_goes_on(backbone_t* bone, link_t* link) noexcept nogil:
+    # Does any upstream list it that has no older epoch of it?
     cdef uint32_t i
-    cdef bint others = False
-    if not feed.parents[up.index].lists:
-        return
-    parent_withdraws(feed, up.index)
     for i in range(bone.upstreams_count):
-        others |= feed.parents[i].lists and feed.parents[i].epoch >= link.hop.epoch
-    if others:
-        if link.hop.asked != HOP_NOTHING and link.hop.asked_of == up.index:
-            link.hop.asked = HOP_NOTHING
-            upstream_closed(up)
-        hop_untold(&link.hop)
-        if link.stream != NULL:
-            link_touch(bone, link)
-            link_note(bone, link)
-        return
-    for i in range(bone.upstreams_count):       # what they have of it comes anew, as a new stream
-        if feed.parents[i].lists:
-            parent_withdraws(feed, i)
-            bone.upstreams[i].pages.since = 0
-    child_unlink(bone, link)
+        if link.hop.feed.parents[i].lists and link.hop.feed.parents[i].epoch >= link.hop.epoch:
+            return True
+    return False
 
-cdef inline void child_stream_closed(backbone_t* bone, link_t* link) noexcept nogil:
-    # Somebody has taken the stream off this node. If an upstream still has it, it comes back with
-    # the whole directory.
+cdef inline void child_leave(backbone_t* bone, link_t* link) noexcept nogil:
+    # Nobody goes on with it. What they have of it comes anew, as a new stream.
     cdef uint32_t i
     for i in range(bone.upstreams_count):
         if link.hop.feed.parents[i].lists:
             parent_withdraws(&link.hop.feed, i)
             bone.upstreams[i].pages.since = 0
     child_unlink(bone, link)
+
+cdef inline void child_untold(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
+    # This upstream lists it no longer; the stream stays.
+    parent_withdraws(&link.hop.feed, up.index)
+    if link.hop.asked != HOP_NOTHING and link.hop.asked_of == up.index:
+        link.hop.asked = HOP_NOTHING
+        upstream_closed(up)
+    hop_untold(&link.hop)
+    if link.stream != NULL:
+        link_touch(bone, link)
+        link_note(bone, link)
+
+cdef inline void child_withdraw(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
+    # This upstream says that it has the stream no more. Others that have no older epoch go on.
+    if not link.hop.feed.parents[up.index].lists:
+        return
+    link.hop.feed.parents[up.index].lists = False
+    if child_goes_on(bone, link):
+        child_untold(bone, up, link)
+    else:
+        parent_withdraws(&link.hop.feed, up.index)
+        child_leave(bone, link)
+
+cdef inline void child_miss(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
+    # A process that has just begun does not list what the one before it had. Its source will come
+    # back, or not: listeners stay where they are for the linger.
+    child_untold(bone, up, link)
+    if link.gone_us == 0 and not child_goes_on(bone, link):
+        link.gone_us = bone.now_us
+
+cdef inline void child_stream_closed(backbone_t* bone, link_t* link) noexcept nogil:
+    # Somebody has taken the stream off this node. If an upstream still has it, it comes back with
+    # the whole directory.
+    child_leave(bone, link)
     link_bury(bone, link)
 
 cdef inline link_t* child_link(backbone_t* bone, const wire_entry_t* entry) noexcept nogil:
@@ -266,12 +283,15 @@ cdef inline void child_entry(
     ):
         stream_set_info(link.stream, entry.info, entry.info_bytes)
     heard_epoch(bone, up, link, entry.epoch)
+    if parent.epoch >= link.hop.epoch:
+        link.gone_us = 0
     child_shadows(bone, link)
     link_touch(bone, link)
     link_note(bone, link)
 
 cdef inline void child_snapshot_over(backbone_t* bone, upstream_t* up) noexcept nogil:
-    # What the whole directory did not list is gone.
+    # What the whole directory did not list is gone: at once if this process had told of it, else
+    # after the linger.
     cdef link_t* link
     cdef uint64_t slot = 0
     while slot < bone.table_size:
@@ -279,7 +299,10 @@ cdef inline void child_snapshot_over(backbone_t* bone, upstream_t* up) noexcept 
         if link != NULL and link.hop.feed.parents[up.index].lists and (
             link.hop.feed.parents[up.index].round != up.pages.round
         ):
-            child_withdraw(bone, up, link)
+            if up.pages.whole:
+                child_withdraw(bone, up, link)
+            else:
+                child_miss(bone, up, link)
             if bone.table[slot] != link:
                 continue        # deleted: another may have moved here
         slot += 1

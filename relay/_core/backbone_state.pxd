@@ -97,7 +97,8 @@ cdef struct link_t:
     uint32_t listed_info
     uint32_t listed_hops
     # the upstreams'
-    bint from_upstream            # at least one lists it
+    bint from_upstream            # at least one lists it, or did before its process began anew
+    uint64_t gone_us              # since when none lists it that could go on with it; 0: one does
     bint prefetch
     bint conflict
     hop_t hop
@@ -300,6 +301,7 @@ cdef inline void link_let_go(backbone_t* bone, link_t* link) noexcept nogil:
     if link.hop.asked != HOP_NOTHING:
         upstream_closed(&bone.upstreams[link.hop.asked_of])
     link_close_out(link)
+    link.gone_us = 0
     store_u32(&link.stream.downstream, 0)
     link.stream.link = NULL
     stream_drop(link.stream)

@@ -252,12 +252,12 @@ def test_goodbye_is_heard_at_once(nodes: Callable[..., Node]) -> None:
 def test_a_stream_that_the_upstream_no_longer_has_leaves_the_edge(
     nodes: Callable[..., Node],
 ) -> None:
-    """A restarted origin lists what it has; the rest goes."""
+    """A restarted origin lists what it has; the rest goes after the linger."""
     first = nodes()
     address = first.address
     Programme(first).push(5)
     Programme(first, "/talk").push(5)
-    edge = nodes(address, bind=None, prefetch=["/live"])
+    edge = nodes(address, bind=None, prefetch=["/live"], settings={"linger_s": 1})
     edge.stream()
     until(lambda: edge.engine.find("/talk"))
     first.cut()

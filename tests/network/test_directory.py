@@ -46,3 +46,66 @@ def test_an_upstream_that_never_knows_its_directory_does_not_silence_the_others(
         print(f"\nwaited {time.monotonic() - begin:.1f} s for the one that never tells")
         Ear(edge, programme).reach(20)
         assert [up["directory_known"] for up in relay.seen()["upstreams"]] == [True, False]
+
+
+# --- an origin that restarts ---------------------------------------------------------------------
+
+
+def test_a_restarted_origin_finds_its_listeners_where_they_were(
+    nodes: Callable[..., Node],
+) -> None:
+    """Its directory is empty at first: the stream stays, and goes on with the next epoch."""
+    origin = nodes()
+    programme = Programme(origin)
+    programme.push(20)
+    relay = nodes(origin.address)
+    edge = nodes(relay.address, bind=None, prefetch=["/live"])
+    Ear(edge, programme).reach(20)
+    streams = [node.stream() for node in (relay, edge)]
+    readers = [stream.reader() for stream in streams]
+    origin.cut()
+    again = nodes(bind=origin.address)
+    until(lambda: relay.counted("switches_total") == 1 and relay.upstream() == "up")
+    until(lambda: relay.seen()["upstreams"][0]["directory_known"])
+    until(lambda: not edge.link()["told_up"])
+    time.sleep(0.3)
+    assert [node.engine.find("/live") is not None for node in (relay, edge)] == [True, True]
+    programme = Programme(again)
+    programme.push(20)
+    for stream in streams:
+        until(lambda s=stream: s.snapshot()["epoch"] == programme.epoch)
+    Ear(edge, programme).reach(20)
+    assert len(readers) == 2
+
+
+def test_what_a_restarted_origin_never_lists_again_leaves_after_the_linger(
+    nodes: Callable[..., Node],
+) -> None:
+    """Not before, and not never."""
+    origin = nodes()
+    Programme(origin).push(20)
+    edge = nodes(origin.address, bind=None, prefetch=["/live"], settings={"linger_s": 1})
+    edge.stream()
+    origin.cut()
+    again = nodes(bind=origin.address)
+    until(lambda: edge.counted("switches_total") == 1 and edge.upstream() == "up")
+    until(lambda: edge.seen()["upstreams"][0]["directory_known"])
+    begin = time.monotonic()
+    until(lambda: edge.engine.find("/live") is None)
+    print(f"\nleft {time.monotonic() - begin:.1f} s after the directory without it")
+    assert time.monotonic() - begin > 0.5
+    until(lambda: again.seen()["subscriptions"] == 0)
+    programme = Programme(again)
+    programme.push(20)
+    Ear(edge, programme).reach(20)
+
+
+def test_a_stream_that_an_origin_removes_leaves_at_once(nodes: Callable[..., Node]) -> None:
+    """It has lingered there: the process that had it says that it is no more."""
+    origin = nodes()
+    programme = Programme(origin)
+    programme.push(20)
+    edge = nodes(origin.address, bind=None, prefetch=["/live"])
+    Ear(edge, programme).reach(20)
+    origin.engine.remove_stream(programme.stream)
+    until(lambda: edge.engine.find("/live") is None, 5.0)
