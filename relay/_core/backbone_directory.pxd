@@ -211,6 +211,15 @@ cdef inline void child_stream_closed(backbone_t* bone, link_t* link) noexcept no
     child_leave(bone, link)
     link_bury(bone, link)
 
+cdef inline void child_conflict_over(backbone_t* bone, link_t* link) noexcept nogil:
+    # The local source has left a mount that upstreams have, too. Their epoch was heard meanwhile;
+    # what else they say of it comes with the whole directory.
+    cdef uint32_t i
+    link.conflict = False
+    for i in range(bone.upstreams_count):
+        if link.hop.feed.parents[i].lists:
+            bone.upstreams[i].pages.since = 0
+
 cdef inline link_t* child_link(backbone_t* bone, const wire_entry_t* entry) noexcept nogil:
     # The link of a listed mount; its stream is made if this node has none. NULL: no room.
     cdef stream_t* stream = engine_find(bone.engine, <const char*>entry.mount, entry.mount_bytes)
@@ -274,6 +283,7 @@ cdef inline void child_entry(
         if not link.conflict:
             bone.counters.mount_conflicts_total += 1
         link.conflict = True
+        heard_epoch(bone, up, link, entry.epoch)    # for when the local source has left
         return
     link.conflict = False
     info = <info_t*>load_pointer(<void**>&link.stream.info)

@@ -109,3 +109,32 @@ def test_a_stream_that_an_origin_removes_leaves_at_once(nodes: Callable[..., Nod
     Ear(edge, programme).reach(20)
     origin.engine.remove_stream(programme.stream)
     until(lambda: edge.engine.find("/live") is None, 5.0)
+
+
+# --- a mount that is here and above --------------------------------------------------------------
+
+
+def test_a_newer_epoch_from_above_is_taken_when_the_local_source_has_left(
+    nodes: Callable[..., Node],
+) -> None:
+    """It was told of while the local one had the mount; its header lines come with it."""
+    origin = nodes()
+    edge = nodes(origin.address, bind=None, prefetch=["/live"])
+    until(lambda: edge.upstream() == "up")
+    mine = Programme(edge)
+    mine.push(5)
+    time.sleep(0.01)
+    theirs = Programme(origin)
+    theirs.push(20)
+    until(lambda: edge.counted("mount_conflicts_total") == 1)
+    origin.stream().set_info(b"Content-Type: audio/aac\r\n")
+    theirs.epoch = theirs.stream.begin()
+    theirs.sent = 0
+    theirs.push(20)
+    time.sleep(0.3)
+    assert edge.stream().snapshot()["epoch"] == mine.epoch
+    mine.stream.end()
+    mine.stream.unclaim()
+    until(lambda: edge.stream().snapshot()["epoch"] == theirs.epoch)
+    Ear(edge, theirs).reach(20)
+    until(lambda: edge.stream().info() == b"Content-Type: audio/aac\r\n")
