@@ -387,8 +387,11 @@ cdef class Hop:
     def fed(self, int parent, uint64_t end_sequence, uint64_t now):
         feed_fed(&self.hop.feed, parent, end_sequence, now)
 
-    def reaches(self, uint64_t epoch, uint64_t sequence, bint end=False):
-        hop_reaches(&self.hop, epoch, sequence, end)
+    def reaches(self, uint64_t epoch, uint64_t sequence, bint end=False, int parent=0):
+        return bool(hop_reaches(&self.hop, parent, epoch, sequence, end))
+
+    def resume(self, uint64_t now):
+        hop_resume(&self.hop, now)
 
     def here(self, uint64_t epoch, uint64_t first, uint64_t now):
         return bool(hop_here(&self.hop, epoch, first, self.view.head_sequence, now))

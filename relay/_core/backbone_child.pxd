@@ -10,7 +10,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from relay._core.atomics cimport store_u32
-from relay._core.backbone_ask cimport child_answer, heard_epoch, link_writes
+from relay._core.backbone_ask cimport child_answer, child_may_write, heard_epoch, link_writes
 from relay._core.backbone_directory cimport child_page_answer
 from relay._core.backbone_state cimport (
     RECEIVES_MAX, backbone_t, link_find, link_t, link_touch, refuse,
@@ -18,7 +18,9 @@ from relay._core.backbone_state cimport (
 from relay._core.hop cimport *
 from relay._core.parents cimport PEER_LOOP, PEER_LOST, PEER_UP, PEER_VERSION, feed_fed, peer_sign
 from relay._core.ring cimport FRAME_TITLE, PLACED, PLACE_FAR, ring_t
-from relay._core.stream cimport stream_mark, stream_place, stream_place_run
+from relay._core.stream cimport (
+    stream_mark, stream_place, stream_place_run, stream_resume_epoch, stream_t, stream_unclaim,
+)
 from relay._core.upstream cimport (
     ADOPTED_NEW, ADOPTED_SAME, beacon_is_loop, dealer_connect, upstream_adopt, upstream_leave,
     upstream_t,
@@ -102,6 +104,19 @@ cdef inline bint is_early(ring_t* ring, uint64_t sequence, uint64_t end_position
             and end_position - ring.head_position > (ring.size_bytes - ring.guard_bytes) // 2)
     )
 
+cdef inline void child_resume(backbone_t* bone, link_t* link) noexcept nogil:
+    # The epoch was over, and another parent has more of it: it goes on, in the same ring, if nobody
+    # has taken the mount since.
+    cdef stream_t* stream = link.stream
+    if not child_may_write(link, link.hop.epoch):
+        return
+    if stream.ring == NULL or stream.ring.epoch != link.hop.epoch:
+        stream_unclaim(stream)
+        return
+    hop_resume(&link.hop, bone.now_us)
+    stream_resume_epoch(stream)
+    link_touch(bone, link)
+
 cdef inline void child_run(
     backbone_t* bone, upstream_t* up, const wire_head_t* head, reader_t* reader,
 ) noexcept nogil:
@@ -117,6 +132,10 @@ cdef inline void child_run(
     if link == NULL or link.stream == NULL or not link.hop.feed.parents[up.index].subscribed:
         bone.counters.unwanted_messages_total += 1
         return
+    if head.kind == KIND_STREAM and run.origin == link.stream.origin and hop_reaches(
+        &link.hop, up.index, run.epoch, run.first_sequence + run.count, run.flags & RUN_END != 0
+    ):
+        child_resume(bone, link)
     if run.epoch != link.hop.epoch or not link_writes(link) or link.stream.ring == NULL:
         heard_epoch(bone, up, link, run.epoch)
         return
@@ -129,14 +148,13 @@ cdef inline void child_run(
         feed_fed(
             &link.hop.feed, up.index, run.first_sequence + run.count, bone.now_us
         )
-        hop_reaches(
-            &link.hop, run.epoch, run.first_sequence + run.count, run.flags & RUN_END != 0
-        )
     elif head.request == link.hop.request:
         hop_answered(&link.hop, bone.now_us)
         if link.hop.asked == HOP_REPAIR:
             link.stream.counters.repaired_frames_total += placed
-    if link.stream.ring.reserved_sequence != link.stream.ring.head_sequence or link.hop.final_known:
+    if link.stream.ring.reserved_sequence != link.stream.ring.head_sequence or (
+        run.flags & RUN_END or link.hop.final_known
+    ):
         link_touch(bone, link)
 
 # --- beacons --------------------------------------------------------------------------------------
@@ -235,7 +253,10 @@ cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader
         link = link_find(bone, entry.key)
         if link != NULL and link.stream != NULL and link.hop.feed.parents[up.index].subscribed:
             heard_epoch(bone, up, link, entry.epoch)
-            hop_reaches(&link.hop, entry.epoch, entry.sequence, entry.flags & RUN_END != 0)
+            if hop_reaches(
+                &link.hop, up.index, entry.epoch, entry.sequence, entry.flags & RUN_END != 0
+            ):
+                child_resume(bone, link)
             if entry.flags & RUN_END:
                 link_touch(bone, link)
 

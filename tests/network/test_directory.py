@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tools.backbones import Ear, Node, Programme, until
-from tools.parents import HandParent
+from tools.parents import HandParent, entry
 
 
 @pytest.fixture
@@ -138,3 +138,41 @@ def test_a_newer_epoch_from_above_is_taken_when_the_local_source_has_left(
     until(lambda: edge.stream().snapshot()["epoch"] == theirs.epoch)
     Ear(edge, theirs).reach(20)
     until(lambda: edge.stream().info() == b"Content-Type: audio/aac\r\n")
+
+
+# --- parents that contradict each other ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("redundancy", ["merge", "standby"])
+def test_an_end_that_one_parent_tells_early_ends_nothing(
+    nodes: Callable[..., Node], redundancy: str
+) -> None:
+    """The other goes on, so the epoch does; when both have told its end, it is over."""
+    origin = nodes()
+    programme = Programme(origin)
+    programme.push(50)
+    origin_id = int(origin.backbone.snapshot()["node_id"][16:], 16)
+    with HandParent(entry("/live", programme.epoch, origin=origin_id)) as early:
+        edge = nodes(
+            [origin.address, early.address], bind=None, prefetch=["/live"], redundancy=redundancy
+        )
+        until(lambda: [up["state"] for up in edge.seen()["upstreams"]] == ["up", "up"])
+        ear = Ear(edge, programme)
+        ear.reach(50)
+        programme.run()
+        until(lambda: early.wants("/live") or redundancy == "standby")
+        ear.reach(100)
+        for _ in range(5):
+            early.publish(early.run("/live", programme.epoch, 100, end=True, origin=origin_id))
+            ear.reach(programme.sent + 20)
+            assert ear.stream.snapshot()["source_up"]
+        assert ear.stream.snapshot()["counters"]["lost_frames_total"] == 0
+        programme.stop()
+        programme.stream.end()
+        end = early.run("/live", programme.epoch, programme.sent, end=True, origin=origin_id)
+        early.entries = [entry("/live", programme.epoch, origin=origin_id, version=6, up=False)]
+        early.directory_version = 6
+        early.publish(end)
+        until(lambda: not ear.stream.snapshot()["source_up"], 5.0)
+        ear.reach(programme.sent)
+        assert ear.heard == programme.sent
