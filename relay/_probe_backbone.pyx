@@ -390,6 +390,9 @@ cdef class Hop:
     def reaches(self, uint64_t epoch, uint64_t sequence, bint end=False, int parent=0):
         return bool(hop_reaches(&self.hop, parent, epoch, sequence, end))
 
+    def forget(self):
+        hop_forget(&self.hop)
+
     def resume(self, uint64_t now):
         hop_resume(&self.hop, now)
 

@@ -454,3 +454,13 @@ def test_a_parent_takes_its_own_end_back() -> None:
     hop.lists(1, up=False)
     assert hop.step(T + 10_000_000)[0] != "end"
     assert hop.state["state"] == LIVE
+
+
+def test_a_subscription_that_the_stream_before_has_left_ends() -> None:
+    """One at a time, at each parent."""
+    hop = merged()
+    hop.forget()
+    hop.look(wanted=False)
+    assert hop.subscribed == [0, 1]
+    assert [hop.step(T)[0] for _ in range(3)] == ["leave", "leave", "nothing"]
+    assert hop.subscribed == []

@@ -126,10 +126,25 @@ cdef inline bint hop_is_fed(const hop_t* hop, const hop_view_t* view) noexcept n
             return True
     return False
 
+cdef inline void hop_leave_rest(hop_t* hop, hop_act_t* act) noexcept nogil:
+    # A subscription that the stream before has left under this mount: it ends, or who is above us
+    # goes on sending what nobody takes.
+    cdef uint32_t i
+    for i in range(hop.feed.parents_count):
+        if hop.feed.parents[i].subscribed:
+            hop.feed.parents[i].subscribed = False
+            act.what = HOP_LEAVE
+            act.parent = i
+            return
+
 cdef inline void hop_demand(hop_t* hop, const hop_view_t* view, uint64_t now,
                             hop_act_t* act) noexcept nogil:
     # Subscribed while somebody wants it, and for the linger after that.
     cdef uint32_t i
+    if not hop.subscribed:
+        hop_leave_rest(hop, act)
+    if act.what != HOP_NOTHING:
+        return
     if view.wanted:
         hop.wanted_us = now
     if view.wanted and not hop.subscribed and not view.written_here:

@@ -140,6 +140,22 @@ def test_a_newer_epoch_from_above_is_taken_when_the_local_source_has_left(
     until(lambda: edge.stream().info() == b"Content-Type: audio/aac\r\n")
 
 
+def test_no_subscription_outlives_its_stream(nodes: Callable[..., Node]) -> None:
+    """A stream that is replaced by a local one within a turn is not sent from above any more."""
+    origin = nodes()
+    Programme(origin).push(20)
+    edge = nodes(origin.address, bind=None)
+    until(lambda: edge.engine.find("/live"))
+    first = edge.engine.find("/live")
+    assert first is not None
+    reader = first.reader()
+    until(lambda: origin.seen()["subscriptions"] == 1)
+    edge.engine.remove_stream(first)
+    Programme(edge).push(5)
+    until(lambda: origin.seen()["subscriptions"] == 0)
+    del reader
+
+
 # --- parents that contradict each other ----------------------------------------------------------
 
 
