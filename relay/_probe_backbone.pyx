@@ -12,7 +12,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from relay._core.engine cimport now_us
-from relay._core.guests cimport guest_adds, guest_drops, guests_close, guests_open, guests_t
+from relay._core.guests cimport (
+    guest_account, guest_adds, guest_drops, guest_has, guest_name, guest_speaks, guests_close,
+    guests_most, guests_open, guests_t,
+)
 from relay._core.hop cimport *
 from relay._core.hop_step cimport *
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
@@ -51,17 +54,31 @@ cdef class Guests:
     def __dealloc__(self):
         guests_close(&self.guests)
 
-    def adds(self, uint64_t key, int fd):
-        """0, or why not: -1 this connection has too many, -2 all of them have."""
-        return guest_adds(&self.guests, key, fd)
+    def adds(self, uint64_t key, int fd, bytes name=b""):
+        """0, or who has to go: -1 this child has too many, -2 all of them have."""
+        return guest_adds(&self.guests, key, fd, guest_account(&self.guests, fd, name))
+
+    def has(self, uint64_t key):
+        """Whether it is remembered that somebody holds it."""
+        return bool(guest_has(&self.guests, key))
+
+    def most(self):
+        """(name, descriptors on which it spoke, which are forgotten) of who holds most."""
+        cdef uint32_t account = guests_most(&self.guests)
+        cdef int fd = guest_speaks(&self.guests, account, -1)
+        fds = []
+        while fd >= 0:
+            fds.append(fd)
+            fd = guest_speaks(&self.guests, account, fd)
+        return guest_name(&self.guests, account), fds
 
     def drops(self, uint64_t key):
         """Nobody holds it any more."""
         guest_drops(&self.guests, key)
 
-    def held(self, int fd):
-        """How many this connection holds."""
-        return self.guests.held[fd]
+    def held(self, int fd, bytes name=b""):
+        """How many this child holds."""
+        return self.guests.held[guest_account(&self.guests, fd, name)]
 
     @property
     def count(self):

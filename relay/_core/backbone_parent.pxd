@@ -23,7 +23,10 @@ from relay._core.backbone_state cimport (
     link_t, link_touch, out_t, refuse,
 )
 from relay._core.engine cimport now_us
-from relay._core.guests cimport GUEST_OK, guest_adds, guest_cut, guest_drops
+from relay._core.guests cimport (
+    GUEST_FULL, GUEST_OK, guest_account, guest_adds, guest_cut, guest_drops, guest_has, guest_name,
+    guest_speaks, guests_most,
+)
 from relay._core.parents cimport PARENT_NONE, PEER_UP
 from relay._core.pool cimport share_find, share_has_room
 from relay._core.ring cimport ring_t, ring_tail_sequence
@@ -38,6 +41,7 @@ cdef enum:
     ANSWER_RATE_BYTES = 134217728   # a second, to all children together: 1 Gbit/s
     ANSWER_BURST_BYTES = 33554432   # at once, after a quiet time
     PACKS_MAX = 64
+    CUT_MOST = -2             # no descriptor: all those of the child with most topics
     PREVIOUS_US = 5000000     # how long the epoch before is kept for repairs
     BEACON_ENTRIES_MAX = (WIRE_BEACON_BYTES_MAX - 512) // WIRE_BEACON_ENTRY_BYTES
 
@@ -140,8 +144,7 @@ cdef inline void parent_subscriptions(backbone_t* bone) noexcept nogil:
     cdef uint8_t add
     cdef uint8_t kind
     cdef uint64_t key
-    cdef int fd = -1
-    cdef int cut_fd = -1                # cut already, in this run of messages
+    cdef int cut_fd = -1                # cut last, in this run of messages
     cdef int i
     bone.api.msg_init(&msg)
     for i in range(RECEIVES_MAX):
@@ -156,37 +159,54 @@ cdef inline void parent_subscriptions(backbone_t* bone) noexcept nogil:
             kind == KIND_BEACON and key != 0
         ):
             refuse(bone, WIRE_TOPIC)
-            fd = bone.api.msg_get(&msg, RELAY_ZMQ_SRCFD)
-            if add == 1 and fd != cut_fd:
-                parent_expel(bone, &msg, fd)
-                cut_fd = fd
+            if add == 1:
+                cut_fd = parent_subscribed(bone, &msg, 0, cut_fd)
         elif kind == KIND_STREAM and add == 1:
-            fd = bone.api.msg_get(&msg, RELAY_ZMQ_SRCFD)
-            if guest_adds(&bone.guests, key, fd) == GUEST_OK:
-                parent_demand(bone, key, True)
-            else:
-                refuse(bone, WIRE_FULL)
-                if fd != cut_fd:
-                    parent_expel(bone, &msg, fd)
-                    cut_fd = fd
+            cut_fd = parent_subscribed(bone, &msg, key, cut_fd)
         elif kind == KIND_STREAM:
             guest_drops(&bone.guests, key)
             parent_demand(bone, key, False)
     bone.api.msg_close(&msg)
     bone.again = True
 
-cdef inline void parent_expel(backbone_t* bone, relay_msg_t* msg, int fd) noexcept nogil:
-    # A child of ours never asks for such: its connection ends, and with it all that libzmq keeps
-    # for it. Its name, known where links have keys, is left for Python to take off the list.
-    cdef const char* name
+cdef inline int parent_subscribed(
+    backbone_t* bone, relay_msg_t* msg, uint64_t key, int cut_fd,
+) noexcept nogil:
+    # A child wants a topic (0: one that is none). Who holds too many has to go, once in a run of
+    # messages; returns what was cut last.
+    cdef int fd = bone.api.msg_get(msg, RELAY_ZMQ_SRCFD)
+    cdef uint32_t account = guest_account(&bone.guests, fd, bone.api.msg_gets(msg, "User-Id"))
+    cdef int status = guest_adds(&bone.guests, key, fd, account)
+    if guest_has(&bone.guests, key):
+        parent_demand(bone, key, True)
+    if status == GUEST_OK:
+        return cut_fd
+    if key:
+        refuse(bone, WIRE_FULL)
+    if status == GUEST_FULL:
+        if cut_fd != CUT_MOST:
+            parent_expel(bone, guests_most(&bone.guests), -1)
+        return CUT_MOST
+    if fd != cut_fd:
+        parent_expel(bone, account, fd)
+    return fd
+
+cdef inline void parent_expel(backbone_t* bone, uint32_t account, int fd) noexcept nogil:
+    # A child of ours never asks for such, or for so much: this connection ends (-1: all of the
+    # child's), and with it all that libzmq keeps for it. Its name, known where links have keys, is
+    # left for Python to take off the list.
     cdef char* place = bone.expelled[bone.counters.expelled_total % EXPELLED_MAX]
-    if not guest_cut(fd, bone.xpub_port):
-        return
-    name = bone.api.msg_gets(msg, "User-Id")
-    place[0] = 0
-    if name != NULL:
-        snprintf(place, 65, "%s", name)
-    bone.counters.expelled_total += 1
+    cdef bint any = False
+    if fd >= 0:
+        any = guest_cut(fd, bone.xpub_port)
+    else:
+        fd = guest_speaks(&bone.guests, account, -1)
+        while fd >= 0:
+            any |= guest_cut(fd, bone.xpub_port)
+            fd = guest_speaks(&bone.guests, account, fd)
+    if any:
+        snprintf(place, 65, "%s", guest_name(&bone.guests, account))
+        bone.counters.expelled_total += 1
 
 cdef inline void parent_demand(backbone_t* bone, uint64_t key, bint wanted) noexcept nogil:
     # Remembered also for streams that we do not know yet: after a restart children come first.

@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
-from relay._core.guests cimport guests_close, guests_open, guests_t
+from relay._core.guests cimport guests_close, guests_open, guests_room, guests_t
 from relay._core.hop cimport HOP_NOTHING, hop_forget, hop_open, hop_t
 from relay._core.parents cimport DEPTH_MAX, PARENT_NONE, feed_hops, feed_listing, peer_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
@@ -73,7 +73,7 @@ cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t lost_outage_frames_total # given up: more than the ring bridges
     uint64_t loops_total
     uint64_t turns_total
-    uint64_t expelled_total           # connections of children cut for their subscriptions
+    uint64_t expelled_total           # children cut for their subscriptions, each time
     uint64_t refused_total[WIRE_REASONS]
 
 cdef struct out_t:                # what our children have been sent of one stream
@@ -420,7 +420,9 @@ cdef inline int backbone_open(
         bone.table_size <<= 1
     bone.table = <link_t**>calloc(bone.table_size, sizeof(void*))
     bone.pool = pool_open()
-    if bone.table == NULL or bone.pool == NULL or keys_open(&bone.demand, subscriptions_max) != 0:
+    if bone.table == NULL or bone.pool == NULL:
+        return -1
+    if keys_open(&bone.demand, guests_room(subscriptions_max)) != 0:
         return -1
     if guests_open(&bone.guests, subscriptions_max, guest_topics_max) != 0:
         return -1
