@@ -17,14 +17,9 @@ from relay._core.atomics cimport (
 )
 from relay._core.body cimport BODY_CHUNKED, BODY_RAW, BODY_SIZED, body_open, body_reason, body_t
 from relay._core.backbone cimport backbone_main, backbone_subscribe
-from relay._core.backbone_state cimport (
-    EXPELLED_MAX, PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t,
-    link_t,
-)
-from relay._core.backbone_view cimport backbone_view_t, link_view_t, view_free, view_take
-from relay._core.cutter cimport (
-    CUTTER_AHEAD_ANY, cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
-)
+from relay._core.backbone_state cimport *
+from relay._core.backbone_view cimport *
+from relay._core.cutter cimport *
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_all,
     engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open, engine_open,
@@ -40,14 +35,12 @@ from relay._core.intake cimport (
     intake_open, intake_run, intake_t,
 )
 from relay._core.retire cimport (
-    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    retire_sweep, turn_begin, turn_end,
+    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, retire_sweep,
+    turn_begin, turn_end,
 )
 from relay._core.parents cimport PARENT_NONE, PEER_VERSION
 from relay._core.histogram cimport histogram_below, histogram_quantile_us, histogram_t
-from relay._core.observe cimport (
-    BUSY_STEPS, busy_quantile_permille, busy_t, observe_add_up, observed_t,
-)
+from relay._core.observe cimport *
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
     header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
@@ -1158,6 +1151,14 @@ cdef class Backbone:
         self.bone.fault_version = version
         self.bone.goodbye_said = cut
 
+    def expelled(self):
+        """(children cut so far, the names of the last few); blocks for the end of a turn."""
+        cdef char names[EXPELLED_MAX][65]
+        cdef uint64_t total
+        with nogil:
+            total = view_expelled(&self.bone, <char*>names)
+        return total, [names[i].decode("ascii", "replace") for i in range(EXPELLED_MAX)]
+
     @property
     def node_id(self):
         """This node's id, 32 hexadecimal digits."""
@@ -1188,10 +1189,8 @@ cdef dict backbone_dict(backbone_view_t* view):
         else {**told[view.first], "directory_known": bool(view.directory_known)},
         "upstreams": told,
         "load": view.load, "subscriptions": view.subscriptions,
-        "answers_held_bytes": view.held_bytes,
-        "directory_version": view.directory_version,
+        "answers_held_bytes": view.held_bytes, "directory_version": view.directory_version,
         "links": [link_dict(&view.links[i], view.now_us) for i in range(view.links_count)],
-        "expelled": [view.expelled[i].decode("ascii", "replace") for i in range(EXPELLED_MAX)],
         "counters": counters_dict(view.counters),
     }
 
@@ -1259,8 +1258,8 @@ cdef dict link_dict(link_view_t* view, uint64_t now):
         "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
         "told_up": bool(view.told_up), "target_sequence": view.target_sequence,
         "feeding": None if view.feeding == PARENT_NONE else view.feeding,
-        "switches": view.switches,
-        "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
+        "switches": view.switches, "sent_sequence": view.sent_sequence,
+        "tail_whole": bool(view.tail_whole),
         "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
     }
 

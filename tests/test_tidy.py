@@ -142,7 +142,7 @@ LONG_FUNCTIONS: dict[str, int] = {}  # "relay/x.py::f": its lines today
 # "relay/x.py": its lines today. The face is long because an extension class cannot span files and
 # Cython has no partial ones.
 LONG_FILES: dict[str, int] = {
-    "relay/_core.pyx": 1313,
+    "relay/_core.pyx": 1312,
     "relay/_core/wire.pxd": 659,
     "tests/network/test_backbone.py": 713,
     "tests/test_push.py": 615,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tools.backbones import Node, Programme, until
@@ -44,6 +45,15 @@ def topics(count: int) -> list[bytes]:
     return [b"S" + os.urandom(8) for _ in range(count)]
 
 
+def test_a_child_that_was_cut_is_off_the_list_though_nobody_looks(parent: Node) -> None:
+    """Its next handshake is refused; no snapshot was asked for in between."""
+    gate: Any = parent.backbone._gate
+    with Child(parent.address, curve=curve("ill")) as ill:
+        for topic in topics(TOPICS_MAX + 5):
+            ill.subscribe(topic)
+        until(lambda: gate.refused["turned_away"] > 0, 5.0)
+
+
 def test_a_child_with_many_connections_leaves_room_for_an_honest_one(parent: Node) -> None:
     """Ten connections, each below the bound: they count as one child's, and that one is cut."""
     Programme(parent).push(10)
@@ -59,6 +69,8 @@ def test_a_child_with_many_connections_leaves_room_for_an_honest_one(parent: Nod
             time.sleep(0.5)
             assert edge.join("/live")[:1] == b"h"
             assert parent.link()["downstream"]
+        names = parent.backbone._core.expelled()[1] if parent.backbone._core else []
+        assert set(names) == {"ill", ""}
     finally:
         for child in ill:
             child.close()
