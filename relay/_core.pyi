@@ -10,6 +10,7 @@ from typing import Any, final
 from typing_extensions import Buffer
 
 BUILD: str
+PROTOCOL_VERSIONS: tuple[int, int]
 
 Handed = tuple[int, bytes, tuple[str, int]]
 FrameTuple = tuple[bytes, int, int, int, int]

@@ -38,7 +38,6 @@ from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, retire_sweep,
     turn_begin, turn_end,
 )
-from relay._core.parents cimport PARENT_NONE, PEER_VERSION
 from relay._core.histogram cimport histogram_below, histogram_quantile_us, histogram_t
 from relay._core.observe cimport *
 from relay._core.ring cimport (
@@ -59,7 +58,6 @@ from relay._core.stream cimport (
     stream_unclaim,
 )
 from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
-from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
 from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport curve_t, zmq_api_load
 
@@ -1054,6 +1052,7 @@ def measure_push(Stream stream, data, uint32_t pushes):
 # --- the backbone ---------------------------------------------------------------------------------
 
 REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "full")
+PROTOCOL_VERSIONS = (VERSION_LEAST, VERSION_OWN)    # which this node speaks: from … to
 UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
 LINK_STATES = ("idle", "joining", "live", "ended")
 
@@ -1146,9 +1145,10 @@ cdef class Backbone:
         self.wake()
 
     def fault(self, *, int drop_every=0, int version=0, bint cut=False):
-        """For tests: drop each n-th run; say this version in beacons; end without a word."""
+        """For tests: drop each n-th run; speak this version and the one before; end silently."""
         self.bone.fault_drop_every = drop_every
-        self.bone.fault_version = version
+        self.bone.speaks.own = version or VERSION_OWN
+        self.bone.speaks.least = max(1, self.bone.speaks.own - 1)
         self.bone.goodbye_said = cut
 
     def expelled(self):
@@ -1219,7 +1219,7 @@ cdef dict upstream_dict(upstream_t* up, uint64_t now):
         "address": up.address.decode(),
         "state": UPSTREAM_STATES[up.peer.state],
         "node_id": node_hex(up.node_id) if up.node_id[0] else None,
-        "version": up.version if up.peer.state == PEER_VERSION else WIRE_PROTOCOL,
+        "versions": [up.speaks.least, up.speaks.own] if up.speaks.own else None,
         "sign_age_ms": (now - up.peer.sign_us) // 1000 if up.peer.sign_us else None,
         "load": up.peer.load, "hops": up.path_count + 1,
         "repair_address": up.repair_address.decode() or None,

@@ -19,6 +19,7 @@ from relay._core.guests cimport (
 from relay._core.hop cimport *
 from relay._core.hop_step cimport *
 from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.versions cimport *
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport relay_msg_t, zmq_api_load, zmq_api_t
 
@@ -86,12 +87,13 @@ cdef class Guests:
         return self.guests.count
 
 
-def wire_decode(data):
-    """One message as (reason, fields): reason is "" or why it is refused."""
+def wire_decode(data, int least=VERSION_LEAST, int own=VERSION_OWN):
+    """One message as (reason, fields): reason is "" or why it is refused by who speaks these."""
     cdef Buffer run = Buffer(data)
+    cdef versions_t ours = versions_t(least, own)
     cdef reader_t reader = reader_of(run.bytes, run.size)
     cdef wire_head_t head
-    cdef int status = take_head(&reader, &head)
+    cdef int status = take_head(&reader, &head, &ours)
     if status == WIRE_OK and run.size > wire_size_max(head.kind):
         status = WIRE_SIZE
     if status != WIRE_OK:
@@ -202,13 +204,22 @@ cdef int page_dict(reader_t* reader, dict fields) except *:
     return WIRE_OK
 
 
-def wire_encode(dict f):
+def versions_meet(int least, int own, int head, int flags):
+    """What a beacon tells: [least, own], is it near, the version of requests; and our own flags."""
+    cdef versions_t ours = versions_t(least, own)
+    cdef versions_t theirs = versions_told(head, flags)
+    near = bool(versions_are_near(&ours, &theirs))
+    between = version_between(&ours, &theirs)
+    return [theirs.least, theirs.own], near, between, version_flags(&ours)
+
+
+def wire_encode(dict f, int version=VERSION_LEAST):
     """The message of these fields (as wire_decode gives them), written by the core's encoders."""
     cdef bytes room = bytes(196608)
     cdef uint8_t* start = <uint8_t*><char*>room
     cdef writer_t writer = writer_of(start, 196608)
     cdef uint8_t kind = ord(f["kind"])
-    put_head(&writer, kind, f["key"], f.get("request", 0))
+    put_head(&writer, kind, f["key"], f.get("request", 0), version)
     wire_put(&writer, kind, f)
     if writer.full:
         raise ValueError("no message is so long")

@@ -29,6 +29,7 @@ from relay._core.stream cimport (
     stream_forget_ring, stream_t, stream_unclaim,
 )
 from relay._core.upstream cimport upstream_ask, upstream_closed, upstream_t
+from relay._core.versions cimport version_between
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -94,11 +95,12 @@ cdef inline void ask_stream(
     cdef writer_t writer = writer_of(bytes, 64)
     cdef wire_range_t span
     cdef wire_ask_t join
+    cdef uint8_t version = version_between(&bone.speaks, &up.speaks)
     bone.request += 1
     if act.what == HOP_JOIN:
         join.epoch = 0
         join.burst_us = link.stream.config.burst_us
-        put_head(&writer, KIND_JOIN, link.key, bone.request)
+        put_head(&writer, KIND_JOIN, link.key, bone.request, version)
         put_join(&writer, &join)
         bone.counters.joins_asked_total += 1
     else:
@@ -106,7 +108,7 @@ cdef inline void ask_stream(
         span.epoch = link.hop.epoch
         span.from_sequence = act.from_sequence
         span.to_sequence = act.to_sequence
-        put_head(&writer, KIND_REPAIR, link.key, bone.request)
+        put_head(&writer, KIND_REPAIR, link.key, bone.request, version)
         put_range(&writer, &span)
         if act.what == HOP_BACKFILL:
             bone.counters.backfills_asked_total += 1

@@ -25,6 +25,7 @@ from relay._core.upstream cimport (
     ADOPTED_NEW, ADOPTED_SAME, beacon_is_loop, dealer_connect, upstream_adopt, upstream_leave,
     upstream_t,
 )
+from relay._core.versions cimport versions_are_near, versions_told
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -226,7 +227,9 @@ cdef inline void child_adopt(
         refuse(bone, WIRE_TEXT)
     links_heard(bone, up, adopted == ADOPTED_NEW)
 
-cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader) noexcept nogil:
+cdef inline void child_beacon(
+    backbone_t* bone, upstream_t* up, const wire_head_t* head, reader_t* reader,
+) noexcept nogil:
     cdef wire_beacon_t beacon
     cdef wire_beacon_entry_t entry
     cdef link_t* link
@@ -238,6 +241,11 @@ cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader
     bone.counters.beacons_received_total += 1
     if beacon_is_loop(&beacon, bone.engine.node_id):
         upstream_gone(bone, up, PEER_LOOP)
+        return
+    up.speaks = versions_told(head.version, beacon.flags)
+    if not versions_are_near(&bone.speaks, &up.speaks):
+        refuse(bone, WIRE_VERSION)
+        upstream_gone(bone, up, PEER_VERSION)
         return
     child_adopt(bone, up, &beacon)
     if beacon.flags & BEACON_GOODBYE:
@@ -275,16 +283,16 @@ cdef inline void child_published(backbone_t* bone, upstream_t* up) noexcept nogi
         bone.moved = True
         bone.counters.received_messages_total += 1
         bone.counters.received_bytes_total += bone.api.msg_size(&msg)
-        status = take_head(&reader, &head)
+        status = take_head(&reader, &head, &bone.speaks)
         if bone.api.msg_more(&msg) or bone.api.msg_size(&msg) > wire_size_max(head.kind):
             refuse(bone, WIRE_SIZE)
         elif status != WIRE_OK:
             refuse(bone, status)
             if status == WIRE_VERSION and head.kind == KIND_BEACON:
-                up.version = head.version
+                up.speaks = versions_told(head.version, take_u8(&reader))
                 upstream_gone(bone, up, PEER_VERSION)
         elif head.kind == KIND_BEACON:
-            child_beacon(bone, up, &reader)
+            child_beacon(bone, up, &head, &reader)
         elif head.kind != KIND_STREAM:
             refuse(bone, WIRE_KIND)
         elif up.peer.state == PEER_UP:
@@ -314,7 +322,7 @@ cdef inline void child_answers(backbone_t* bone, upstream_t* up) noexcept nogil:
         bone.counters.received_messages_total += 1
         bone.counters.received_bytes_total += bone.api.msg_size(&msg)
         reader = reader_of(<const uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg))
-        status = take_head(&reader, &head)
+        status = take_head(&reader, &head, &bone.speaks)
         if bone.api.msg_more(&msg) or bone.api.msg_size(&msg) > wire_size_max(head.kind):
             refuse(bone, WIRE_SIZE)
         elif status != WIRE_OK:

@@ -30,6 +30,7 @@ from relay._core.stream cimport (
     stream_set_info, stream_t, stream_unclaim,
 )
 from relay._core.upstream cimport upstream_ask, upstream_closed, upstream_t
+from relay._core.versions cimport version_between
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -95,7 +96,7 @@ cdef inline void parent_directory(
         page.flags |= PAGE_FIRST
     page.count = 0
     writer = writer_of(<uint8_t*>bone.api.msg_data(&msg), WIRE_PAGE_BYTES_MAX)
-    put_head(&writer, KIND_PAGE, 0, head.request)
+    put_head(&writer, KIND_PAGE, 0, head.request, head.version)
     start = writer
     put_page(&writer, &page)
     while link != NULL:
@@ -127,7 +128,7 @@ cdef inline void ask_page(backbone_t* bone, upstream_t* up) noexcept nogil:
     bone.request += 1
     memcpy(page.node_id, up.node_id, 16)
     page.since = up.pages.since
-    put_head(&writer, KIND_DIRECTORY, 0, bone.request)
+    put_head(&writer, KIND_DIRECTORY, 0, bone.request, version_between(&bone.speaks, &up.speaks))
     put_directory(&writer, &page)
     if upstream_ask(up, bytes, &writer, bone.now_us):
         up.pages.request = bone.request

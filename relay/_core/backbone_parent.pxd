@@ -32,6 +32,7 @@ from relay._core.pool cimport share_find, share_has_room
 from relay._core.ring cimport ring_t, ring_tail_sequence
 from relay._core.stream cimport stream_ring_drop, stream_ring_take, stream_t
 from relay._core.upstream cimport upstream_t
+from relay._core.versions cimport version_flags
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -60,7 +61,9 @@ cdef inline void publish_end(backbone_t* bone, link_t* link) noexcept nogil:
     cdef relay_msg_t msg
     pack_measure(link.out.ring, link.out.sequence, link.out.sequence, &pack)
     link.out.ended = True
-    if pack_message(bone, link.out.ring, link.stream, &pack, KIND_STREAM, 0, RUN_END, &msg) == 1:
+    if pack_message(
+        bone, link.out.ring, link.stream, &pack, KIND_STREAM, 0, bone.speaks.least, RUN_END, &msg
+    ) == 1:
         publish(bone, &msg)
 
 cdef inline void out_next_ring(backbone_t* bone, link_t* link) noexcept nogil:
@@ -95,7 +98,9 @@ cdef inline bint out_send(backbone_t* bone, link_t* link, uint64_t head) noexcep
         pack.next_sequence = ring_tail_sequence(out.ring)
         out.sequence = pack.next_sequence if pack.next_sequence > out.sequence else out.sequence + 1
         return True
-    status = pack_message(bone, out.ring, link.stream, &pack, KIND_STREAM, 0, 0, &msg)
+    status = pack_message(
+        bone, out.ring, link.stream, &pack, KIND_STREAM, 0, bone.speaks.least, 0, &msg
+    )
     if status < 0:
         return False
     if status == 1:
@@ -292,7 +297,7 @@ cdef inline void parent_beacon(backbone_t* bone, uint8_t flags) noexcept nogil:
     cdef writer_t again
     cdef wire_beacon_t beacon
     memset(&beacon, 0, sizeof(beacon))
-    beacon.flags = flags
+    beacon.flags = flags | version_flags(&bone.speaks)
     beacon.node_id[0] = bone.engine.node_id[0]
     beacon.node_id[1] = bone.engine.node_id[1]
     beacon.directory_version = bone.directory_version if directory_is_whole(bone) else 0
@@ -303,13 +308,11 @@ cdef inline void parent_beacon(backbone_t* bone, uint8_t flags) noexcept nogil:
     beacon_path(bone, &beacon)
     beacon.address = <const uint8_t*>bone.advertise
     beacon.address_bytes = <uint32_t>strlen(bone.advertise)
-    put_head(&writer, KIND_BEACON, 0, 0)
+    put_head(&writer, KIND_BEACON, 0, 0, bone.speaks.least)
     again = writer
     put_beacon(&writer, &beacon)
     beacon.count = beacon_entries(bone, &writer)
     put_beacon(&again, &beacon)
-    if bone.fault_version:
-        bytes[WIRE_TOPIC_BYTES] = <uint8_t>bone.fault_version
     bone.api.send(bone.xpub, bytes, writer.at - bytes, RELAY_ZMQ_DONTWAIT)
     bone.counters.beacons_sent_total += 1
 
@@ -348,7 +351,7 @@ cdef inline void parent_request(
 ) noexcept nogil:
     cdef reader_t reader = reader_of(bytes, size)
     cdef wire_head_t head
-    cdef int status = take_head(&reader, &head)
+    cdef int status = take_head(&reader, &head, &bone.speaks)
     if status != WIRE_OK:
         refuse(bone, status)
         return

@@ -26,6 +26,7 @@ from relay._core.stream cimport (
 )
 from relay._core.thread cimport pthread_t
 from relay._core.upstream cimport UPSTREAMS_MAX, upstream_closed, upstream_t
+from relay._core.versions cimport VERSION_LEAST, VERSION_OWN, versions_t
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_REASONS
 from relay._core.zmq_api cimport zmq_api_t
 
@@ -142,7 +143,7 @@ cdef struct backbone_t:
     uint64_t prefetch[PREFETCH_MAX]
     uint32_t prefetch_count
     uint32_t fault_drop_every     # tests: drops each n-th run that comes; 0: none
-    uint32_t fault_version        # tests: said in beacons instead of our version; 0: none
+    versions_t speaks             # of the protocol; tests say others
     # links and directory
     link_t** table                # open addressing by key
     uint64_t table_size
@@ -416,6 +417,8 @@ cdef inline int backbone_open(
     # The tables; -1: no memory.
     bone.table_size = 16
     bone.directory_version = bone.directory_floor = 1
+    bone.speaks.least = VERSION_LEAST
+    bone.speaks.own = VERSION_OWN
     while bone.table_size < 2 * (<uint64_t>bone.engine.streams_max + TOMBS_MAX):
         bone.table_size <<= 1
     bone.table = <link_t**>calloc(bone.table_size, sizeof(void*))

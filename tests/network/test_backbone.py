@@ -378,19 +378,6 @@ def test_a_mount_with_a_local_source_is_left_alone(nodes: Callable[..., Node]) -
 # --- hostility -----------------------------------------------------------------------------------
 
 
-def test_another_protocol_version_is_a_clear_state(nodes: Callable[..., Node]) -> None:
-    """Not lost, not up: version."""
-    first = nodes()
-    assert first.backbone._core
-    first.backbone._core.fault(version=9)
-    edge = nodes(first.address, bind=None)
-    until(lambda: edge.upstream() == "version")
-    assert edge.seen()["upstream"]["version"] == 9
-    assert edge.counted("refused")["version"] > 0
-    first.backbone._core.fault()
-    until(lambda: edge.upstream() == "up")
-
-
 def test_a_loop_is_refused(nodes: Callable[..., Node]) -> None:
     """A node takes no upstream whose own path leads through it."""
     port = free_port()
