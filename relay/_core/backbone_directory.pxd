@@ -38,6 +38,7 @@ cdef enum:
     PAGES_STUCK_MAX = 4       # in one run of pages; then each is refused and asked for seldom
     CONNECTING_US = 1000000   # an upstream that is not heard by then is not waited for …
     WHOLE_US = 2000000        # … nor one that has not told all, so long after another has
+    MISSED_US = 2000000       # a stream that had no room is asked for again after so long
 
 # --- for our children -----------------------------------------------------------------------------
 
@@ -124,7 +125,9 @@ cdef inline void ask_page(backbone_t* bone, upstream_t* up) noexcept nogil:
     if up.pages.request != 0 or up.pages.wanted == 0 or bone.now_us < up.pages.retry_us:
         return
     if up.pages.since == up.pages.wanted and up.pages.round == 0:
-        return
+        if up.pages.missed_us == 0 or bone.now_us < up.pages.missed_us:
+            return
+        up.pages.missed_us = up.pages.since = 0     # there may be room now: all of it once more
     bone.request += 1
     memcpy(page.node_id, up.node_id, 16)
     page.since = up.pages.since
@@ -272,6 +275,7 @@ cdef inline void child_entry(
     link = child_link(bone, entry)
     if link == NULL:
         refuse(bone, WIRE_FULL)
+        up.pages.missed_us = bone.now_us + MISSED_US
         return
     link.from_upstream = True
     parent = &link.hop.feed.parents[up.index]

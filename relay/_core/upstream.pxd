@@ -40,6 +40,7 @@ cdef struct pages_t:          # an upstream's directory, as far as it has told i
     uint32_t request          # 0: none open
     uint64_t answer_by_us
     uint64_t retry_us
+    uint64_t missed_us        # when it is asked for anew, since some of it had no room; 0: it had
     bint whole                # all of it has come once
 
 cdef struct upstream_t:

@@ -111,6 +111,24 @@ def test_a_stream_that_an_origin_removes_leaves_at_once(nodes: Callable[..., Nod
     until(lambda: edge.engine.find("/live") is None, 5.0)
 
 
+# --- more streams than there is room for ---------------------------------------------------------
+
+
+def test_a_stream_that_had_no_room_comes_when_there_is(nodes: Callable[..., Node]) -> None:
+    """Its upstream tells of it once, when it begins: it is asked again."""
+    origin = nodes()
+    programmes = [Programme(origin, f"/{number}") for number in range(12)]
+    for programme in programmes:
+        programme.push(1)
+    edge = nodes(origin.address, bind=None, streams_max=8)
+    until(lambda: len(edge.engine.streams()) == 8)
+    until(lambda: edge.counted("refused")["full"] > 0)
+    for programme in programmes[:8]:
+        origin.engine.remove_stream(programme.stream)
+    until(lambda: len(edge.engine.streams()) == 4)
+    assert {stream.mount for stream in edge.engine.streams()} == {f"/{n}" for n in range(8, 12)}
+
+
 # --- a mount that is here and above --------------------------------------------------------------
 
 
