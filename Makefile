@@ -60,8 +60,9 @@ endif
 run: setup
 	$(VENV)/bin/relay demo
 
-# Two halves at once: tests on the network wait for clocks and sockets most of the time, so the others
-# compute meanwhile, and give way to them.
+# Two halves at once: tests on the network wait for clocks and sockets most of the time (2 minutes of
+# CPU in 10), so several of them wait together, and the others compute meanwhile and give way to them.
+WAITING := -n 4 --dist worksteal
 test: setup
 ifeq ($(strip $(ARGS)),)
 	$(MAKE) --no-print-directory -j2 --output-sync=line test-network test-rest
@@ -73,10 +74,10 @@ endif
 
 .PHONY: test-network test-rest
 test-network:
-	RELAY_EXPECT_BUILD=release $(PYTEST) tests/network
+	RELAY_EXPECT_BUILD=release $(PYTEST) $(WAITING) tests/network
 
 test-rest:
-	RELAY_EXPECT_BUILD=release nice -n 10 $(PYTEST) --ignore=tests/network
+	RELAY_EXPECT_BUILD=release nice -n 10 $(PYTEST) -n 2 --dist worksteal --ignore=tests/network
 
 soak: setup
 	$(PYTEST) -m soak --timeout 3600 $(ARGS)
@@ -100,7 +101,7 @@ endef
 checked: setup
 	$(call build_core,checked)
 	PYTHONPATH=$(CURDIR)/build/checked/lib RELAY_EXPECT_BUILD=checked \
-	  $(PYTEST) -m "core and not soak" $(ARGS)
+	  $(PYTEST) $(WAITING) -m "core and not soak" $(ARGS)
 
 # libstdc++ is preloaded too: libzmq throws, and the sanitizer must find the real throw.
 asan: setup

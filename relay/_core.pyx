@@ -21,10 +21,11 @@ from relay._core.backbone_state cimport *
 from relay._core.backbone_view cimport *
 from relay._core.cutter cimport *
 from relay._core.engine cimport (
-    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_all,
-    engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open, engine_open,
-    engine_remove, engine_t, now_us, wall_ms,
+    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_add_rule,
+    engine_all, engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open,
+    engine_open, engine_remove, engine_t, now_us, rule_t, wall_ms,
 )
+from relay._core.fallback cimport FALLBACK_MEMBERS
 from relay._core.frames cimport SCAN_ADTS, SCAN_MPEG, SCAN_OGG, scan_bit_rate_bps, scan_reason
 from relay._core.handover cimport (
     close as close_fd, entry_t, eventfd_read, eventfd_write, handover_drain, handover_t,
@@ -152,6 +153,7 @@ cdef class Engine:
     cdef pthread_t intake_thread
     cdef bint is_open
     cdef bint is_running
+    cdef list chains              # of each rule: the mount, then its chain
 
     def __cinit__(self, *, uint32_t streams_max=4096, int threads=1, int listeners_max=0,
                   int heads_max=2048, int heads_per_address_max=64, int head_timeout_ms=10000,
@@ -181,6 +183,7 @@ cdef class Engine:
             if engine_add_redirect(&self.engine, name, len(name)) != 0:
                 raise ValueError(f"redirect {base!r}: at most {REDIRECTS_MAX}, of visible ASCII")
         self.is_open = True
+        self.chains = []
         self.configure()
 
     cdef int check(self) except -1:
@@ -403,9 +406,12 @@ cdef class Engine:
     def configure(self, mount=None, *, int burst_ms=3000, pace_ms=None, int pace_ms_min=100,
                   int pace_ms_max=1000, int lag_ms_max=15000, int stall_ms=15000, int linger_s=60,
                   int catchup_ms=10000, int ring_s=20, int ring_bytes_max=64 << 20,
-                  int ahead_ms=5000, int listeners_max=0):
+                  int ahead_ms=5000, int listeners_max=0, tuple fallback=(),
+                  int fallback_after_ms=3000, bint own_serial=False):
         """Sets the defaults of all streams, or with `mount` of one; before the threads start.
-        `pace_ms` None: chosen by the load, between pace_ms_min and pace_ms_max."""
+        `pace_ms` None: chosen by the load, between pace_ms_min and pace_ms_max. `fallback`: the
+        mounts whose streams stand in, in order. `own_serial`: Ogg chains that begin here get
+        serials of their own."""
         self.check()
         if pace_ms is not None:
             pace_ms_min = pace_ms_max = pace_ms
@@ -422,17 +428,55 @@ cdef class Engine:
         config.ring_bytes_max = ring_bytes_max
         config.ahead_us = ahead_ms * <uint64_t>1000
         config.listeners_max = listeners_max
+        config.fallback = 0
+        config.own_serial = own_serial
         if mount is None:
             self.engine.defaults = config
             return
         if self.engine.overrides_count == OVERRIDES_MAX:
             raise RelayError(f"more than {OVERRIDES_MAX} streams have settings of their own")
+        if fallback:
+            config.fallback = self.add_rule(mount, fallback, fallback_after_ms)
         name = mount.encode()
         self.engine.overrides[self.engine.overrides_count].key = mount_key(name, len(name))
         self.engine.overrides[self.engine.overrides_count].config = config
         self.engine.overrides_count += 1
 
-    def add_stream(self, str mount):
+    cdef uint32_t add_rule(self, str mount, tuple chain, int after_ms) except 0:
+        cdef uint64_t keys[FALLBACK_MEMBERS]
+        cdef bytes name
+        if len(chain) >= FALLBACK_MEMBERS:
+            raise ValueError(f"{mount}: a chain of {len(chain)} fallbacks; at most 4")
+        names = (mount, *chain)
+        for i, member in enumerate(names):
+            name = member.encode()
+            keys[i] = mount_key(name, len(name))
+        number = engine_add_rule(
+            &self.engine, keys, <uint32_t>len(names), after_ms * <uint64_t>1000
+        )
+        if number == 0:
+            raise RelayError(f"more than {OVERRIDES_MAX} mounts have a fallback")
+        self.chains.append(names)
+        return number
+
+    def fallbacks(self):
+        """For each mount with a fallback: which mount its listeners hear in its place now (None:
+        none), and which mounts of its chain do not fit."""
+        self.check()
+        return [rule_dict(&self.engine.rules[i], names) for i, names in enumerate(self.chains)]
+
+    def stand_in(self, str mount, info):
+        """Opens a stream that is here for its fallback alone: no directory lists it. MountError
+        as for add_stream."""
+        cdef Stream stream = self.add_stream(mount, stands_in=True)
+        stream.claim()
+        try:
+            stream.set_info(info)
+        finally:
+            stream.unclaim()
+        return stream
+
+    def add_stream(self, str mount, *, bint stands_in=False):
         """Opens a stream as configured; MountError when it is taken or the node is full."""
         self.check()
         cdef bytes name = mount.encode()
@@ -444,6 +488,7 @@ cdef class Engine:
         )
         if stream == NULL:
             raise MountError(f"mount {mount!r} is {len(name)} bytes long; the bound is 1 to 255")
+        stream.stands_in = stands_in
         add_u32(&stream.refs, 1)
         status = engine_add(&self.engine, stream)
         if status != 0:
@@ -540,6 +585,21 @@ cdef dict busy_dict(const busy_t* seen):
         found[f"{name}_percent"] = busy_quantile_permille(seen, share) / 10.0
     found["below_total"] = below
     return found
+
+
+_UNFIT = ("", "format", "serial")
+
+
+cdef dict rule_dict(rule_t* rule, tuple names):
+    cdef uint32_t at = load_u32(&rule.decided.at)
+    return {
+        "mount": names[0], "chain": names[1:],
+        "fallback": names[at] if at and load_u32(&rule.decided.heard) else None,
+        "unfit": {
+            name: _UNFIT[load_u32(&rule.decided.members[i].unfit)]
+            for i, name in enumerate(names) if load_u32(&rule.decided.members[i].unfit)
+        },
+    }
 
 
 cdef str mount_problem(int status, str mount, int streams_max):
@@ -741,6 +801,14 @@ cdef class Stream:
         stream_ring_drop(self.stream, ring)
         return sequence
 
+    cdef object fallback(self):
+        # The mount that its listeners hear in its place; None: they hear it, or nothing.
+        cdef uint32_t number = self.stream.config.fallback
+        if number == 0:
+            return None
+        names = self.engine.chains[number - 1]
+        return rule_dict(&self.engine.engine.rules[number - 1], names)["fallback"]
+
     def snapshot(self):
         """State and counters of this stream, as a dict."""
         check_process()
@@ -751,6 +819,8 @@ cdef class Stream:
             "readers": load_u32(&stream.readers), "source_up": load_u32(&stream.source_up) == 1,
             "writer": ("none", "local", "link")[load_u32(&stream.writer)],
             "rings": load_u32(&stream.rings), "epoch": None, "title": None,
+            "stands_in": load_u32(&stream.stands_in) == 1, "fallback": self.fallback(),
+            "fallback_listeners": load_u32(&stream.away),
             "counters": stream.counters,
         }
         if ring != NULL:

@@ -6,15 +6,24 @@
 #      a socket stands a test that takes as many bytes as it likes, at the time it likes.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from relay._core.atomics cimport load_u32, load_u64, store_u32, store_u64
-from relay._core.engine cimport engine_close, engine_open, engine_t, now_us as clock_us
+from relay._core.connection cimport shard_t
+from relay._core.engine cimport (
+    engine_add_rule, engine_close, engine_open, engine_t, now_us as clock_us,
+)
+from relay._core.fallback cimport (
+    FALLBACK_MEMBERS, FALLBACK_NONE, fallback_format, fallback_step, fallback_t, sight_t,
+)
+from relay._core.fallback_look cimport stream_format
+from relay._core.fallback_move cimport shard_place
 from relay._core.icy cimport ICY_METAINT
 from relay._core.listener cimport (
     END_REASONS, FLOWING, FLOW_BLOCKED, FLOW_DONE, FLOW_MORE, PART_COPY, flow_add, flow_open,
-    flow_t, listener_gather, listener_leave_ring, listener_t, listener_took,
+    flow_t, listener_gather, listener_leave_fallback, listener_leave_ring, listener_t,
+    listener_took,
 )
 from relay._core.marks cimport MARKS, marks_add, marks_find, marks_t
 from relay._core.observe cimport (
@@ -24,7 +33,7 @@ from relay._core.observe cimport (
 from relay._core.ring cimport FRAME_TITLE, ring_close, ring_open, ring_t
 from relay._core.stream cimport (
     stream_begin_epoch, stream_config_t, stream_drop, stream_end_epoch, stream_mark, stream_open,
-    stream_place, stream_push, stream_t,
+    stream_place, stream_push, stream_set_info, stream_t,
 )
 
 LISTENER_BYTES = sizeof(listener_t)
@@ -209,6 +218,7 @@ cdef class OneListener:
             return
         if self.stream != NULL:
             listener_leave_ring(&self.listener)
+            listener_leave_fallback(&self.listener)
             stream_drop(self.stream)
         free(self.listener.rest)
         engine_close(&self.engine)
@@ -253,6 +263,7 @@ cdef class OneListener:
         flow_open(&flow)
         if head:
             flow_add(&flow, PART_COPY, <const char*>head, len(head), 0)
+        self.place_listener(&flow, now_us)
         status = listener_gather(&self.listener, &flow)
         out = bytearray()
         if status == FLOW_DONE and flow.count > 0:
@@ -264,11 +275,119 @@ cdef class OneListener:
         skipped_us = flow.skipped_us if flow.skipped else None
         return status_name(status), bytes(out), flow.count, skipped_us
 
+    cdef void place_listener(self, flow_t* flow, uint64_t now_us) noexcept:
+        pass
+
     @property
     def rings(self):
         """Live rings of the stream: more than one while it was resized and somebody hears the old
         one out."""
         return load_u32(&self.stream.rings)
+
+
+cdef class TwoStreams(OneListener):
+    """The same with a fallback: another stream, and a rule that the test sets as it likes."""
+
+    cdef stream_t* music
+    cdef shard_t* shard
+
+    def __cinit__(self, **options):
+        cdef uint64_t keys[2]
+        cdef stream_config_t config = self.stream.config
+        self.shard = <shard_t*>calloc(1, sizeof(shard_t))
+        self.music = stream_open(b"/music", 6, &config, &self.engine.retire, &self.engine.hub)
+        self.shard.engine = &self.engine
+        keys[0] = self.stream.key
+        keys[1] = self.music.key
+        self.stream.config.fallback = engine_add_rule(&self.engine, keys, 2, 1000000)
+        self.engine.rules[0].streams[0] = self.stream
+        self.engine.rules[0].streams[1] = self.music
+        self.stream.refs = self.music.refs = 2
+        for stream in range(2):
+            self.inform(stream, b"Content-Type: audio/mpeg\r\n")
+        stream_begin_epoch(self.music, 1, 0, 0, 0, 0)
+        self.listener.promise = stream_format(self.stream)
+
+    def __dealloc__(self):
+        if self.music != NULL:
+            listener_leave_ring(&self.listener)
+            listener_leave_fallback(&self.listener)
+            stream_drop(self.music)
+        free(self.shard)
+
+    def inform(self, int stream, bytes info):
+        """The header lines of the stream with this number; 0 is the listener's own."""
+        stream_set_info(self.music if stream else self.stream, info, <uint32_t>len(info))
+
+    def push_to(self, int stream, bytes data, uint32_t duration_us, uint32_t flags=1):
+        """The next frame of this stream; its status."""
+        return stream_push(
+            self.music if stream else self.stream, <const uint8_t*><const char*>data,
+            <uint32_t>len(data), duration_us, flags
+        )
+
+    def epoch_of(self, int stream, uint64_t epoch, bint ends=False):
+        """The source of this stream leaves, and returns unless it `ends`."""
+        cdef stream_t* it = self.music if stream else self.stream
+        stream_end_epoch(it, 0)
+        return 0 if ends else stream_begin_epoch(it, epoch, 0, 0, 0, 0)
+
+    def rule(self, uint32_t at, best=None):
+        """What the decision is from here on."""
+        self.engine.rules[0].decided.at = at
+        self.engine.rules[0].decided.best = FALLBACK_NONE if best is None else best
+
+    cdef void place_listener(self, flow_t* flow, uint64_t now_us) noexcept:
+        shard_place(self.shard, &self.listener, flow, now_us)
+
+    @property
+    def moves(self):
+        """(to the fallback, back, listeners on it now, live rings of the fallback)."""
+        return (self.shard.counters.fallbacks_total, self.shard.counters.returns_total,
+                load_u32(&self.stream.away), load_u32(&self.music.rings))
+
+
+# --- which stream a mount's listeners hear ---
+
+
+cdef class Fallback:
+    """The decision for a mount with a chain of so many fallbacks, on the test's clock."""
+
+    cdef fallback_t fallback
+
+    def __cinit__(self, uint32_t chain, uint64_t after_us):
+        assert 0 < chain < FALLBACK_MEMBERS
+        self.fallback.count = chain + 1
+        self.fallback.after_us = after_us
+
+    def step(self, uint64_t now_us, *sights):
+        """One look; each sight is a dict of fields of sight_t. What was decided, as a dict."""
+        cdef sight_t seen[FALLBACK_MEMBERS]
+        cdef fallback_t* decided = &self.fallback
+        assert len(sights) == decided.count
+        for i, sight in enumerate(sights):
+            seen[i] = sight_t(False, False, False, 0, 0, 0, 0, 0, 0)
+            seen[i].open = sight.get("open", False)
+            seen[i].begins = sight.get("begins", False)
+            seen[i].idle = sight.get("idle", False)
+            seen[i].epoch = sight.get("epoch", 0)
+            seen[i].position = sight.get("position", 0)
+            seen[i].format = sight.get("format", 0)
+            seen[i].serial = sight.get("serial", 0)
+            seen[i].listeners = sight.get("listeners", 0)
+            seen[i].away = sight.get("away", 0)
+        changed = fallback_step(decided, seen, now_us)
+        return {
+            "changed": changed, "at": decided.at, "heard": decided.heard == 1,
+            "best": None if decided.best == FALLBACK_NONE else decided.best,
+            "wanted": [i for i in range(decided.count) if decided.wanted >> i & 1],
+            "unfit": [decided.members[i].unfit for i in range(decided.count)],
+        }
+
+
+def format_key(bytes info):
+    """fallback_format."""
+    return fallback_format(info, <uint32_t>len(info))
 
 
 cdef object status_name(int status):

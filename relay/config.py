@@ -35,10 +35,10 @@ from relay.address import (
     parse_tcp,
     parse_upstream,
     show,
-    show_scalar,
 )
 from relay.errors import ConfigError
 from relay.options import Catalog, Draft, read_toml
+from relay.stream_checks import RING_READABLE, chain_of, check_streams
 from relay.trust import Trust, check_child, check_trust, trust_of
 
 __all__ = [
@@ -59,8 +59,6 @@ __all__ = [
 REPAIR_WAIT_MS_MAX = 1500
 UPSTREAMS_MAX = 8
 REDIRECTS_MAX = 16
-RING_READABLE = 0.8
-"""The part of a ring that listeners may lag into; the rest is the writer's guard."""
 
 
 def _check_label(text: str) -> None:
@@ -88,6 +86,11 @@ def _check_advertise(text: str) -> None:
 def _check_backbone(text: str) -> None:
     if text != "none":
         parse_tcp(text, port_min=0)
+
+
+def _check_fallback(text: str | None) -> None:
+    if text is not None:
+        check_mount(text)
 
 
 def _check_redirect_item(text: str) -> None:
@@ -382,6 +385,14 @@ class DefaultsConfig(_Table, frozen=True, kw_only=True):
             extra={"flag": "stream-listeners-max"},
         ),
     ] = 0
+    fallback_after_ms: Annotated[
+        int,
+        Meta(
+            ge=1000,
+            le=600_000,
+            description="Silence of a stream after which its listeners hear its fallback.",
+        ),
+    ] = 3000
 
     @property
     def pace_fixed_ms(self) -> int | None:
@@ -407,6 +418,14 @@ class StreamConfig(DefaultsConfig, frozen=True, kw_only=True):
         Meta(
             description="What the source of this mount must know, instead of the node's.",
             extra={"default": "http.source_password", "check": _check_password},
+        ),
+    ] = None
+    fallback: Annotated[
+        str | None,
+        Meta(
+            description="Mount of the same format that its listeners hear while it is silent; a "
+            "chain of up to 4.",
+            extra={"form": "mount", "default": "none", "check": _check_fallback},
         ),
     ] = None
 
@@ -471,6 +490,21 @@ class Config(_Table, frozen=True, kw_only=True):
         own = self.streams.get(mount)
         return own or StreamConfig(**msgspec.structs.asdict(self.defaults))
 
+    def fallback_chain(self, mount: str) -> tuple[str, ...]:
+        """The mounts that its listeners hear in its place, first choice first."""
+        return chain_of(mount, self.streams)
+
+    def mounts(self) -> tuple[str, ...]:
+        """Every mount with a table of its own, and every fallback."""
+        chains = (self.fallback_chain(mount) for mount in self.streams)
+        return tuple(dict.fromkeys((*self.streams, *(name for chain in chains for name in chain))))
+
+    def in_fallback(self, mount: str) -> bool:
+        """Whether this mount has a fallback, or is one."""
+        told = self.streams.get(mount)
+        has = told is not None and told.fallback is not None
+        return has or any(other.fallback == mount for other in self.streams.values())
+
     def repair_wait_ms(self, mount: str) -> int:
         """How long a hole in this stream is waited for."""
         if self.backbone.repair_wait_ms is not None:
@@ -495,7 +529,6 @@ class Config(_Table, frozen=True, kw_only=True):
 
 
 _Finding = tuple[set[str], str]  # the keys that a cross check looked at, and its line
-_PACES = ("pace_ms", "pace_ms_min", "pace_ms_max")
 
 
 def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_Finding]:
@@ -516,14 +549,7 @@ def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_F
     yield from _check_overlap(http, config.backbone)
     yield from check_trust(config.backbone)
     yield from _check_upstream(config.backbone)
-    yield from _check_pace("defaults", config.defaults)
-    yield from _check_lag("defaults", config.defaults)
-    for mount, stream in streams.items():
-        table = f"streams.{show_scalar(mount)}"
-        if own[mount].keys() & _PACES:
-            yield from _check_pace(table, stream)
-        if own[mount].keys() & {*_PACES, "burst_ms", "lag_ms_max", "ring_s"}:
-            yield from _check_lag(table, stream)
+    yield from check_streams(config.defaults, streams, own)
 
 
 def _check_overlap(http: HttpConfig, backbone: BackboneConfig) -> Iterator[_Finding]:
@@ -557,37 +583,4 @@ def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
             keys,
             f"backbone.upstream = {show(backbone.bind)}: is this node's own backbone; "
             "give it another with --backbone (backbone.bind)",
-        )
-
-
-def _keys(table: str, *names: str) -> set[str]:
-    """Where these values of a stream may come from."""
-    return {f"{home}.{name}" for home in (table, "defaults") for name in names}
-
-
-def _check_pace(table: str, stream: DefaultsConfig) -> Iterator[_Finding]:
-    """Hold floor ≤ ceiling, also where a fixed pace leaves them unused."""
-    if stream.pace_ms_min > stream.pace_ms_max:
-        yield (
-            _keys(table, "pace_ms_min", "pace_ms_max"),
-            f"{table}.pace_ms_min = {stream.pace_ms_min}: must be at most pace_ms_max = "
-            f"{stream.pace_ms_max}",
-        )
-
-
-def _check_lag(table: str, stream: DefaultsConfig) -> Iterator[_Finding]:
-    """Hold burst + pace ≤ lag_ms_max ≤ the readable part of the ring."""
-    lag_ms, burst_ms, pace_ms = stream.lag_ms_max, stream.burst_ms, stream.pace_ceiling_ms
-    if lag_ms < burst_ms + pace_ms:
-        yield (
-            _keys(table, "lag_ms_max", "burst_ms", "pace_ms", "pace_ms_max"),
-            f"{table}.lag_ms_max = {lag_ms}: must be at least burst_ms + the slowest pace, "
-            f"{burst_ms} + {pace_ms} = {burst_ms + pace_ms}",
-        )
-    if lag_ms > stream.lag_ceiling_ms:
-        yield (
-            _keys(table, "lag_ms_max", "ring_s"),
-            f"{table}.lag_ms_max = {lag_ms}: must be at most {RING_READABLE} of the ring, "
-            f"ring_s = {stream.ring_s:g} gives {stream.lag_ceiling_ms}; lower it, or raise ring_s "
-            f"to {lag_ms / 1000 / RING_READABLE:g}",
         )

@@ -30,6 +30,8 @@ def summary(config: Config) -> str:
         shared = StreamConfig(**msgspec.structs.asdict(config.defaults))
         changed = [o for o in CATALOG.stream if getattr(stream, o.name) != getattr(shared, o.name)]
         lines += [_told(option, getattr(stream, option.name)) for option in changed]
+        further = config.fallback_chain(mount)[1:]
+        lines += [f"# then {', '.join(map(show_scalar, further))}"] if further else []
     return "\n".join(lines[1:])
 
 

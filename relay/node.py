@@ -25,6 +25,7 @@ from relay import _core
 from relay.address import Address, why_unbound
 from relay.config import Config
 from relay.errors import ConfigError, MountError, RelayError
+from relay.fallback import Fallbacks
 from relay.source import LocalSource, Sources, read_info
 from relay.source_door import SourceDoor
 from relay.subscribe import Subscription
@@ -180,6 +181,7 @@ class Node:
             self._has_http = True
         self._engine: _core.Engine | None = None
         self._sources: Sources | None = None
+        self._fallbacks: Fallbacks | None = None
         self._source_door: SourceDoor | None = None
         self._page_door: PageDoor | None = None
         self._backbone: Backbone | None = None
@@ -221,6 +223,7 @@ class Node:
     async def _open_all(self) -> None:
         self._engine = engine = _open_engine(self.config)
         self._sources = Sources(engine, self.config, self._upstream_feeds, self._upstream_mounts)
+        self._fallbacks = Fallbacks(engine)
         if self._has_http:
             self._http_address = _listen(engine, self.config)
         self._backbone = _open_backbone(engine, self.config)
@@ -255,7 +258,7 @@ class Node:
             await asyncio.to_thread(self._backbone.close)
         await asyncio.to_thread(engine.close)
         self._engine = self._backbone = self._source_door = self._page_door = None
-        self._sources = self._http_address = None
+        self._sources = self._fallbacks = self._http_address = None
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -464,6 +467,8 @@ class Node:
         if self._engine is not None:
             self._engine.sweep()  # what was retired while nothing else was: an idle node frees it
         self._sources.tick(time.monotonic())
+        if self._fallbacks is not None:
+            self._fallbacks.tick()
         self._tell_upstream()
         if self._page_door is not None:
             self._page_door.tick(loop.time())
@@ -517,7 +522,7 @@ def _open_engine(config: Config) -> _core.Engine:
         join_wait_ms=http.join_wait_ms,
         redirects=http.redirect_bases,
     )
-    for mount in (None, *config.streams):
+    for mount in (None, *config.mounts()):
         stream = config.defaults if mount is None else config.for_stream(mount)
         engine.configure(
             mount,
@@ -533,6 +538,9 @@ def _open_engine(config: Config) -> _core.Engine:
             ring_bytes_max=stream.ring_bytes_max,
             ahead_ms=stream.ahead_ms,
             listeners_max=stream.listeners_max,
+            fallback=() if mount is None else config.fallback_chain(mount),
+            fallback_after_ms=stream.fallback_after_ms,
+            own_serial=mount is not None and config.in_fallback(mount),
         )
     return engine
 

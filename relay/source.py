@@ -335,7 +335,7 @@ class Sources:
         raise MountError(f"mount {show(mount)} has no source on this node; tell its origin")
 
     def tick(self, now: float) -> list[str]:
-        """Remove local streams without a source for longer than linger_s; returns their mounts.
+        """Remove local streams without audio for longer than linger_s; returns their mounts.
 
         Args:
             now: monotonic seconds. To be called about once a second.
@@ -345,8 +345,10 @@ class Sources:
         listed: Collection[str] | None = None
         for stream in self._engine.streams():
             state = stream.snapshot()
-            if state["source_up"] or state["writer"] != "none" or state["epoch"] is None:
-                continue  # the last: listed by an upstream and not carried now
+            if state["source_up"] or state["writer"] != "none" or state["fallback"]:
+                continue  # the last: its listeners hear another mount's stream
+            if state["epoch"] is None and not state["stands_in"]:
+                continue  # listed by an upstream and not carried now
             mount = stream.mount
             since = self._down_since.get(mount, now)
             if now - since <= self._config.for_stream(mount).linger_s:

@@ -14,7 +14,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -61,6 +61,7 @@ COLUMNS = (
     Column("LISTENERS", "listeners", number=True),
     Column("LAG ms", "lag_ms", number=True),
     Column("kbit/s", "bitrate_bps", number=True),
+    Column("FALLBACK", "fallback"),
     Column("TYPE", "content_type"),
     Column("TITLE", "title"),
 )
@@ -242,17 +243,21 @@ def _percent(share: object) -> str | None:
     return None if number is None else f"{number:.3g} %"
 
 
-def _table(streams: Iterable[Row]) -> list[str]:
-    rows = [[column.head for column in COLUMNS]]
-    rows += [[_field(stream, column) for column in COLUMNS] for stream in streams]
+def _table(streams: Sequence[Row]) -> list[str]:
+    falls_back = any(stream.get("fallback") for stream in streams)
+    columns = [column for column in COLUMNS if falls_back or column.field != "fallback"]
+    rows = [[column.head for column in columns]]
+    rows += [[_field(stream, column) for column in columns] for stream in streams]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return [_line(row, widths) for row in rows]
+    return [_line(row, widths, columns) for row in rows]
 
 
 def _field(stream: Row, column: Column) -> str:
     value = stream.get(column.field)
     if column.field == "bitrate_bps" and isinstance(value, int | float) and 0 <= value < 1e15:
         value = round(value / 1000)
+    if column.field == "fallback" and value and _number(stream.get("fallback_listeners")):
+        return f"{_cell(value)} ({_cell(stream['fallback_listeners'])})"
     return _cell(value)
 
 
@@ -262,9 +267,9 @@ def _cell(value: object) -> str:
     return printable(f"{value:g}" if isinstance(value, float) else str(value)) or "-"
 
 
-def _line(row: list[str], widths: list[int]) -> str:
+def _line(row: list[str], widths: list[int], columns: Sequence[Column]) -> str:
     cells = [
         cell.rjust(width) if column.number else cell.ljust(width)
-        for cell, width, column in zip(row, widths, COLUMNS, strict=True)
+        for cell, width, column in zip(row, widths, columns, strict=True)
     ]
     return "  ".join(cells).rstrip()

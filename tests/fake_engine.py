@@ -23,6 +23,8 @@ class FakeStream:
         self.source_up = False
         self.listeners = 0
         self.readers = 0
+        self.fallback: str | None = None
+        self.stands_in = False
         self.info_bytes = b""
         self.epoch: int | None = None
         self.epochs = 0
@@ -97,6 +99,9 @@ class FakeStream:
             "source_up": self.source_up,
             "writer": self.writer,
             "rings": 1,
+            "fallback": self.fallback,
+            "fallback_listeners": self.listeners if self.fallback else 0,
+            "stands_in": self.stands_in,
             "epoch": None,
             "title": None,
             "counters": {"received_frames_total": len(self.frames), "joins_total": 3},
@@ -183,6 +188,7 @@ class FakeEngine:
         self.source_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.page_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.intake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.rules: list[dict[str, Any]] = []  # what fallbacks() tells
         self.calls: list[str] = []
         self.sweeps = 0
         self.node_id = "ab" * 16
@@ -215,6 +221,17 @@ class FakeEngine:
         self.calls.append("close")
         for fd in (self.source_fd, self.page_fd, self.intake_fd):
             os.close(fd)
+
+    def fallbacks(self) -> list[dict[str, Any]]:
+        """What was set, as the engine tells it."""
+        return self.rules
+
+    def stand_in(self, mount: str, info: bytes) -> FakeStream:
+        """Open a stream without a source."""
+        stream = self.add_stream(mount)
+        stream.stands_in = True
+        stream.set_info(info)
+        return stream
 
     def add_stream(self, mount: str) -> FakeStream:
         """Open a stream."""

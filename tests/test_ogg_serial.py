@@ -89,6 +89,22 @@ def test_chain_within_one_epoch_gets_another_serial(stream: Stream) -> None:
     assert all(before != after for before, after in pairwise(told))
 
 
+def test_mounts_whose_listeners_hear_each_other_never_share_a_serial() -> None:
+    """Encoders that all write 0: each chain of either mount gets one that no other has."""
+    engine = Engine()
+    told = []
+    for mount in ("/live", "/music"):
+        engine.configure(mount, own_serial=True)
+        stream = engine.add_stream(mount)
+        stream.claim()
+        for _ in range(3):
+            heard = sent(stream, talk(0), talk(0))
+            told += serials(heard)
+            assert heard == talk(told[-2]) + talk(told[-1])
+    assert len(set(told)) == len(told) == 12
+    assert 0 not in told
+
+
 @settings(deadline=None, max_examples=25)  # checksums bit by bit take their time
 @given(st.lists(st.integers(0, 2**20), max_size=6))
 def test_any_split_gives_the_same_pages(cuts: list[int]) -> None:

@@ -209,6 +209,19 @@ def test_stream_without_source_is_removed_after_its_linger(engine: Any, sources:
         stream.claim()  # nobody begins what is gone
 
 
+def test_linger_counts_from_the_last_audio_of_a_fallback(engine: Any, sources: Sources) -> None:
+    """Listeners who hear another mount are not ended; nor is a stand-in that they hear by."""
+    sources.close(sources.open("/live", "audio/mpeg"))
+    engine.stand_in("/talk", b"Content-Type: audio/mpeg\r\n")
+    for mount in ("/live", "/talk"):
+        engine.find(mount).fallback = "/music"
+    assert sources.tick(0.0) == sources.tick(500.0) == []
+    for mount in ("/live", "/talk"):
+        engine.find(mount).fallback = None
+    assert sources.tick(501.0) == sources.tick(560.9) == []
+    assert sorted(sources.tick(561.1)) == ["/live", "/talk"]
+
+
 def test_returning_source_ends_the_linger(engine: Any, sources: Sources) -> None:
     """Each outage is waited for anew."""
     sources.close(sources.open("/live", "audio/mpeg"))

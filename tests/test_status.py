@@ -84,6 +84,16 @@ def test_the_table_is_aligned() -> None:
     ]
 
 
+def test_who_hears_a_fallback_is_told_where_anybody_does() -> None:
+    """A column that is there only when it says something."""
+    live = {"mount": "/live", "fallback": "/music", "fallback_listeners": 12}
+    told = lines({"streams": [live, {"mount": "/music", "fallback": None}]})[-3:]
+    assert [line.split("  ")[0] for line in told] == ["MOUNT", "/live", "/music"]
+    assert "FALLBACK" in told[0]
+    assert "/music (12)" in told[1]
+    assert "(" not in told[2]
+
+
 def test_the_node_and_its_upstream_are_told_in_words() -> None:
     """Where it is and how it is; what is not known is left out."""
     node = {"name": "studio", "version": "0.1.0", "uptime_s": 12.5, "http": "[::]:8000"}

@@ -38,6 +38,14 @@ def test_state_follows_the_source(snapshot: dict[str, Any], state: str) -> None:
     assert stream_facts(snapshot, {}).state == state
 
 
+def test_a_fallback_is_told_with_those_who_hear_it() -> None:
+    """Null and 0 without one."""
+    told = stream_facts(fed(fallback="/music", fallback_listeners=3), {})
+    assert (told.fallback, told.fallback_listeners) == ("/music", 3)
+    none = stream_facts(fed(), {})
+    assert (none.fallback, none.fallback_listeners) == (None, 0)
+
+
 def test_lag_is_nought_at_the_origin_and_unknown_on_a_quiet_edge() -> None:
     """A number that nobody measured is null, never a guess."""
     assert stream_facts(fed(), {}).lag_ms == 0

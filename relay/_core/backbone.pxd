@@ -65,7 +65,7 @@ cdef inline void backbone_streams(backbone_t* bone) noexcept nogil:
     pthread_mutex_lock(&bone.engine.table_lock)
     for slot in range(bone.engine.table_size):
         stream = bone.engine.table[slot]
-        if stream != NULL:
+        if stream != NULL and not load_u32(&stream.stands_in):
             link_of(bone, stream)
     pthread_mutex_unlock(&bone.engine.table_lock)
 
@@ -76,7 +76,7 @@ cdef inline void backbone_dirty(backbone_t* bone) noexcept nogil:
     cdef link_t* link
     while stream != NULL:
         after = hub_next(stream)
-        if not load_u32(&stream.closed):
+        if not load_u32(&stream.closed) and not load_u32(&stream.stands_in):
             link = <link_t*>stream.link
             if link == NULL or link.stream != stream:
                 link = link_of(bone, stream)

@@ -49,7 +49,7 @@ cdef inline void view_of(backbone_t* bone, link_t* link, hop_view_t* view) noexc
     memset(view, 0, sizeof(hop_view_t))
     view.wanted = link.from_upstream and (
         link.prefetch or load_u32(&stream.listeners) + load_u32(&stream.readers)
-        + load_u32(&stream.downstream) != 0
+        + load_u32(&stream.downstream) + load_u32(&stream.lent) != 0
     )
     view.feed.peers = bone.peers
     view.feed.merge = bone.merge

@@ -18,6 +18,7 @@ from relay._core.backbone_state cimport (
     link_touch, refuse,
 )
 from relay._core.engine cimport engine_add, engine_config, engine_find, engine_remove
+from relay._core.fallback_look cimport rule_is_heard
 from relay._core.hop cimport (
     HOP_ANSWER_US, HOP_NOTHING, HOP_RETRY_US, HOP_RETRY_US_MAX, hop_forget, hop_untold,
 )
@@ -157,10 +158,14 @@ cdef inline void child_unlink(backbone_t* bone, link_t* link) noexcept nogil:
     if load_u32(&stream.writer) == WRITER_LOCAL:
         link_note(bone, link)
         return
+    store_u32(&stream.coming, 0)
     if load_u32(&stream.writer) == WRITER_LINK:
         stream_end_epoch(stream, bone.now_us)
         stream_unclaim(stream)
-    engine_remove(bone.engine, stream)
+    if rule_is_heard(bone.engine, stream):
+        store_u32(&stream.stands_in, 1)     # its listeners stay; children are told that it is gone
+    else:
+        engine_remove(bone.engine, stream)
     link_bury(bone, link)
 
 cdef inline bint child_goes_on(backbone_t* bone, link_t* link) noexcept nogil:
@@ -241,6 +246,7 @@ cdef inline link_t* child_link(backbone_t* bone, const wire_entry_t* entry) noex
             stream_drop(stream)
             stream_drop(stream)
             return NULL
+    store_u32(&stream.stands_in, 0)
     link = link_of(bone, stream)
     stream_drop(stream)
     return link

@@ -398,6 +398,7 @@ cdef inline void link_note(backbone_t* bone, link_t* link) noexcept nogil:
         hops = feed_hops(&link.hop.feed, epoch, bone.merge)
         if hops > DEPTH_MAX:
             hops = link.listed_hops if link.listed_hops else DEPTH_MAX
+    store_u32(&stream.coming, up and not is_ours(link))
     if epoch == 0 and info == 0:
         return
     if epoch != link.listed_epoch or up != link.listed_up or info != link.listed_info or (

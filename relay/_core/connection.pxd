@@ -17,7 +17,8 @@ from relay._core.heads cimport heads_close, heads_count, heads_drop, heads_open,
 from relay._core.http_head cimport HEAD_BYTES_MAX
 from relay._core.listener cimport (
     END_CLOSED, END_REASONS, END_RESET, END_SHUTDOWN, FLOW_BLOCKED, FLOW_MORE, FREE, HEAD,
-    MSG_DONTWAIT, PARKED, PARTING, flow_t, listener_flow, listener_leave_ring, listener_t,
+    MSG_DONTWAIT, PARKED, PARTING, flow_t, listener_flow, listener_leave_fallback,
+    listener_leave_ring, listener_t,
 )
 from relay._core.observe cimport (
     SEEN_GAP, SEEN_JOIN, SEEN_SKIP, observe, observe_busy, observe_lateness, observed_t,
@@ -81,6 +82,8 @@ cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t sent_bytes_total
     uint64_t short_writes_total
     uint64_t skips_total
+    uint64_t fallbacks_total  # listeners that went over to a fallback
+    uint64_t returns_total    # that came back to the stream they asked for
     uint64_t handovers_total
     uint64_t redirects_total  # sent on to another node instead of being refused
     uint64_t heads_expired_total
@@ -329,6 +332,7 @@ cdef inline void shard_leave(shard_t* shard, listener_t* listener) noexcept nogi
     if listener.stream == NULL:
         return
     listener_leave_ring(listener)
+    listener_leave_fallback(listener)
     sub_u32(&listener.stream.listeners, 1)
     hub_tell(listener.stream.hub, listener.stream)
     stream_drop(listener.stream)

@@ -4,7 +4,8 @@
 #   1. One thread at a time, the stream's writer. Nothing waits.
 #   2. Whole frames go straight from the caller's bytes into the ring; only a frame that two feeds
 #      share passes through the carry buffer.
-#   3. Bytes are changed in one case only: the serial of an Ogg chain that repeats the one before.
+#   3. Bytes are changed in one case only: the serial of an Ogg chain that repeats the one before,
+#      or that might repeat the one of a mount that its listeners hear too (own_serial).
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -48,17 +49,25 @@ cdef inline void cutter_close(cutter_t* cutter) noexcept nogil:
     free(cutter.page)
     cutter.carry = cutter.page = NULL
 
+cdef inline uint32_t stream_serial(const stream_t* stream) noexcept nogil:
+    # For a chain of a mount that has, or is, a fallback: one that no other mount has (2**-32), nor
+    # this one before, also after a restart of the node: an epoch is its time.
+    cdef uint64_t mix = (stream.key ^ stream.epoch_highest) * <uint64_t>0x9E3779B97F4A7C15
+    return <uint32_t>(mix >> 32) + <uint32_t>stream.ogg_chains_total * <uint32_t>OGG_SERIAL_STEP
+
 cdef inline uint32_t cutter_chain_mask(cutter_t* cutter, uint32_t serial) noexcept nogil:
     # A mask, and not a number, keeps the serials of several streams in one chain apart.
     cdef stream_t* stream = cutter.stream
     cdef uint32_t told = serial
-    if stream.ogg_chains_total > 0 and (
+    cdef bint repeats = stream.ogg_chains_total > 0 and (
         serial == stream.ogg_serial_given or serial == stream.ogg_serial_told
-    ):
-        if cutter.page == NULL:
-            cutter.page = <uint8_t*>malloc(FRAME_BYTES_MAX)
-        if cutter.page != NULL:
-            told = stream.ogg_serial_told + OGG_SERIAL_STEP
+    )
+    if (repeats or stream.config.own_serial) and cutter.page == NULL:
+        cutter.page = <uint8_t*>malloc(FRAME_BYTES_MAX)
+    if cutter.page != NULL and stream.config.own_serial:
+        told = stream_serial(stream)
+    elif cutter.page != NULL and repeats:
+        told = stream.ogg_serial_told + OGG_SERIAL_STEP
     stream.ogg_chains_total += 1
     stream.ogg_serial_given = serial
     stream.ogg_serial_told = told
@@ -67,7 +76,8 @@ cdef inline uint32_t cutter_chain_mask(cutter_t* cutter, uint32_t serial) noexce
 cdef inline const uint8_t* cutter_page(
     cutter_t* cutter, const uint8_t* page, const cut_t* cut,
 ) noexcept nogil:
-    # The page as listeners get it: as it is, unless its chain has the serial of the one before.
+    # The page as listeners get it: as it is, unless its chain has, or may have, the serial of the
+    # one that they heard before.
     # RFC 3533 §4 wants another; FFmpeg takes the new header pages for audio without it. Some
     # encoders (DarkIce) write the same serial after each return.
     if cut.flags & FRAME_CHAIN:

@@ -22,7 +22,10 @@ from relay._core.connection cimport (
     http_date, recv, shard_end, shard_flow, shard_free, shard_join_wheel, shard_t, shard_watch,
     shard_watch_door, sockaddr, sockaddr_storage, socklen_t,
 )
-from relay._core.engine cimport engine_find, engine_t, now_us, wall_ms
+from relay._core.engine cimport engine_find, engine_t, now_us, rule_t, wall_ms
+from relay._core.fallback cimport FALLBACK_NONE
+from relay._core.fallback_look cimport rule_of, stream_format
+from relay._core.fallback_move cimport shard_place
 from relay._core.handover cimport close, handover_put
 from relay._core.heads cimport (
     GOES_EVICTED, heads_add, heads_drop, heads_due, heads_hold, heads_look, heads_make_room,
@@ -344,10 +347,20 @@ cdef inline void shard_join(
         return
     listener.icy = head.icy
     heads_drop(&shard.heads, index)
-    if stream != NULL and load_pointer(<void**>&stream.ring) != NULL:
+    if stream != NULL and (
+        load_pointer(<void**>&stream.ring) != NULL or shard_falls_back(shard, stream)
+    ):
         shard_admit(shard, index, now)
     else:
         shard_park(shard, index, head, now)
+
+cdef inline bint shard_falls_back(shard_t* shard, const stream_t* stream) noexcept nogil:
+    # There is nothing of it here, nor on its way: does its fallback have audio?
+    cdef rule_t* rule = rule_of(shard.engine, stream)
+    cdef uint32_t best = load_u32(&rule.decided.best) if rule != NULL else 0
+    return 0 < best < FALLBACK_NONE and not (
+        load_u32(&stream.coming) and load_u32(&shard.engine.upstream_up)
+    )
 
 cdef inline int shard_take_place(
     shard_t* shard, listener_t* listener, stream_t* stream
@@ -403,6 +416,7 @@ cdef inline void shard_look_again(shard_t* shard, uint32_t index, uint64_t now) 
         shard_refuse(shard, index, REFUSE_MISSING, head)
     elif listener.stream != NULL and (
         load_pointer(<void**>&listener.stream.ring) != NULL or (late and up)
+        or shard_falls_back(shard, listener.stream)
     ):
         shard_admit(shard, index, now)
     elif late:
@@ -447,11 +461,13 @@ cdef inline void shard_admit(shard_t* shard, uint32_t index, uint64_t now) noexc
                      stream_bytes_per_s(listener.stream))
     size = shard_write_reply(shard, listener.stream, &listener.icy)
     listener.icy_left_bytes = ICY_METAINT
+    listener.promise = stream_format(listener.stream)
     shard.counters.joins_total += 1
     add_u64(&listener.stream.counters.joins_total, 1)
     shard_join_wheel(shard, index)
     flow_open(&flow)
     flow_add(&flow, PART_COPY, shard.reply, size, 0)
+    shard_place(shard, listener, &flow, now)
     shard_flow(shard, index, &flow, now)
 
 cdef inline uint64_t stream_bytes_per_s(stream_t* stream) noexcept nogil:

@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from relay._core.atomics cimport add_u32, load_u32, store_u32
+from relay._core.fallback cimport FALLBACK_MEMBERS, FALLBACK_NONE, fallback_t
 from relay._core.handover cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, handover_close, handover_open, handover_t,
 )
@@ -45,6 +46,13 @@ cdef struct override_t:       # [streams."/live"] of the configuration
     uint64_t key
     stream_config_t config
 
+cdef struct rule_t:           # what the listeners of one mount hear (fallback.pxd)
+    fallback_t decided
+    uint64_t keys[FALLBACK_MEMBERS]
+    # one reference each; NULL: not on this node. Owner: fallback_look.pxd; others take references
+    stream_t* streams[FALLBACK_MEMBERS]
+    uint32_t lent             # bits of the members that count this rule in `lent`
+
 cdef struct engine_t:
     retire_t retire
     hub_t hub
@@ -56,6 +64,9 @@ cdef struct engine_t:
     stream_config_t defaults  # [defaults] of the configuration; set before the threads start
     override_t* overrides     # OVERRIDES_MAX at most; owned; set before the threads start
     uint32_t overrides_count
+    rule_t* rules             # OVERRIDES_MAX at most; owned; set before the threads start
+    uint32_t rules_count
+    uint64_t rules_due_us     # when they are looked at next; owner: the first shard
     handover_t pages          # connections for Python: the fixed table
     handover_t sources        # PUT and SOURCE
     uint32_t listeners        # attached now, all shards
@@ -127,9 +138,11 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
         engine.table_size <<= 1
     engine.table = <stream_t**>calloc(engine.table_size, sizeof(void*))
     engine.overrides = <override_t*>calloc(OVERRIDES_MAX, sizeof(override_t))
-    if engine.table == NULL or engine.overrides == NULL:
+    engine.rules = <rule_t*>calloc(OVERRIDES_MAX, sizeof(rule_t))
+    if engine.table == NULL or engine.overrides == NULL or engine.rules == NULL:
         free(engine.table)
         free(engine.overrides)
+        free(engine.rules)
         engine.table = NULL
         return -1
     engine.streams_max = streams_max
@@ -177,6 +190,7 @@ cdef inline void engine_close(engine_t* engine) noexcept nogil:
     engine_hub_close(engine)
     if engine.hub.kept_fd >= 0:
         close(engine.hub.kept_fd)
+    engine_drop_rules(engine)
     for slot in range(engine.table_size):
         if engine.table[slot] != NULL:
             stream_drop(engine.table[slot])
@@ -185,8 +199,34 @@ cdef inline void engine_close(engine_t* engine) noexcept nogil:
     retire_close(&engine.retire)
     pthread_mutex_destroy(&engine.table_lock)
     free(engine.overrides)
+    free(engine.rules)
     free(engine.table)
     engine.table = NULL
+
+cdef inline void engine_drop_rules(engine_t* engine) noexcept nogil:
+    cdef uint32_t i
+    cdef uint32_t member
+    for i in range(engine.rules_count):
+        for member in range(FALLBACK_MEMBERS):
+            if engine.rules[i].streams[member] != NULL:
+                stream_drop(engine.rules[i].streams[member])
+    engine.rules_count = 0
+
+cdef inline uint32_t engine_add_rule(
+    engine_t* engine, const uint64_t* keys, uint32_t count, uint64_t after_us
+) noexcept nogil:
+    # keys: the mount's, then its chain's. The number for stream_config_t.fallback; 0: no room.
+    cdef rule_t* rule = &engine.rules[engine.rules_count]
+    cdef uint32_t i
+    if engine.rules_count == OVERRIDES_MAX or not 2 <= count <= FALLBACK_MEMBERS:
+        return 0
+    for i in range(count):
+        rule.keys[i] = keys[i]
+    rule.decided.count = count
+    rule.decided.after_us = after_us
+    rule.decided.best = FALLBACK_NONE
+    engine.rules_count += 1
+    return engine.rules_count
 
 cdef inline uint64_t engine_slot(engine_t* engine, uint64_t key) noexcept nogil:
     # The slot of this key, or the free one where it would go. Under table_lock.

@@ -7,13 +7,14 @@
 #      each.
 #   3. After each send the ring is asked whether it overtook the bytes; then the listener is ended.
 #   4. A listener is spliced only at frame boundaries and goes on only at a `start`.
+#      Which stream it hears (its own, or a fallback) is fallback_move.pxd's to say.
 #   5. Answers what is to be done with the listener; the shard does it.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from relay._core.atomics cimport add_u32, load_u32, load_u64
+from relay._core.atomics cimport add_u32, load_u32, load_u64, sub_u32
 from relay._core.icy cimport ICY_METAINT
 from relay._core.ring cimport (
     audio_bytes, frame_t, header_t, ring_at, ring_burst_sequence, ring_header, ring_read_entry,
@@ -21,7 +22,7 @@ from relay._core.ring cimport (
     ring_tail_sequence, ring_title, ring_was_overtaken, title_t,
 )
 from relay._core.stream cimport (
-    RINGS_MAX, info_t, stream_ring_drop, stream_ring_take, stream_t,
+    RINGS_MAX, info_t, stream_drop, stream_ring_drop, stream_ring_take, stream_t,
 )
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -51,6 +52,18 @@ cdef enum:
     PARTS_MAX = 8
     SEND_BYTES_MAX = 28672    # a share of one turn; with DOOR_QUEUED_BYTES what a stalled one costs
     REST_BYTES_MAX = (1 << 20) + 16384
+
+cdef extern from *:
+    """
+    #define RELAY_ICY_ANOTHER UINT64_MAX
+    static const uint8_t relay_icy_no_title[17] = "\001StreamTitle='';";
+    """
+    # Of a listener's title: it is another stream's, and no longer true.
+    const uint64_t ICY_ANOTHER "RELAY_ICY_ANOTHER"
+    const uint8_t* ICY_NO_TITLE "relay_icy_no_title"
+
+cdef enum:
+    ICY_NO_TITLE_BYTES = 17
 
 cdef enum:  # why a listener ended: index into the shard's counters
     END_NONE = 0
@@ -85,9 +98,11 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     uint32_t generation       # tells late events of an earlier connection
     uint32_t received_bytes   # what it sent after its head: bounded
     uint32_t icy_left_bytes   # audio bytes until the next block
-    uint64_t icy_title        # sequence + 1 of the title last sent; 0: none yet
-    stream_t* stream          # one reference
-    ring_t* ring              # one reference; NULL before the first frame
+    uint64_t icy_title        # sequence + 1 of the title last sent; 0: none; ICY_ANOTHER
+    stream_t* stream          # that it asked for and counts for; one reference
+    stream_t* fallback        # that it hears in its place; one reference; NULL: it hears its own
+    uint64_t promise          # the format that it was promised (fallback_format); 0: unknown
+    ring_t* ring              # of what it hears; one reference; NULL before the first frame
     uint64_t position         # of the next byte to send
     uint64_t whole_position   # the frame boundary that it last reached
     uint64_t limit            # where skipping takes effect: the end of the frame it is in
@@ -142,10 +157,20 @@ cdef inline void flow_add(
     flow.count += 1
     flow.bytes += size
 
+cdef inline stream_t* listener_hears(const listener_t* listener) noexcept nogil:
+    return listener.fallback if listener.fallback != NULL else listener.stream
+
 cdef inline void listener_leave_ring(listener_t* listener) noexcept nogil:
     if listener.ring != NULL:
-        stream_ring_drop(listener.stream, listener.ring)
+        stream_ring_drop(listener_hears(listener), listener.ring)
         listener.ring = NULL
+
+cdef inline void listener_leave_fallback(listener_t* listener) noexcept nogil:
+    # It has left the ring that it heard.
+    if listener.fallback != NULL:
+        sub_u32(&listener.stream.away, 1)
+        stream_drop(listener.fallback)
+        listener.fallback = NULL
 
 cdef inline bint listener_keep(
     listener_t* listener, const void* bytes, uint64_t size,
@@ -211,7 +236,10 @@ cdef inline void flow_add_audio(flow_t* flow, listener_t* listener, uint64_t end
     while position < end and flow.count < PARTS_MAX - 1:
         if left == 0:
             title = ring_title(listener.ring, position)
-            if title == NULL or title.sequence + 1 == known:
+            if title == NULL and known == ICY_ANOTHER:
+                known = 0
+                flow_add(flow, PART_BLOCK, ICY_NO_TITLE, ICY_NO_TITLE_BYTES, known)
+            elif title == NULL or title.sequence + 1 == known:
                 flow_add(flow, PART_BLOCK, b"\0", 1, known)
             else:
                 known = title.sequence + 1
@@ -258,12 +286,13 @@ cdef inline void listener_enter(listener_t* listener, flow_t* flow) noexcept nog
     # A listener without a ring begins in the newest one, a burst behind its head, once there is a
     # start.
     cdef uint64_t sequence
-    cdef ring_t* ring = stream_ring_take(listener.stream)
+    cdef stream_t* stream = listener_hears(listener)
+    cdef ring_t* ring = stream_ring_take(stream)
     if ring == NULL:
         return
     sequence = ring_burst_sequence(ring, listener.stream.config.burst_us)
-    if sequence == load_u64(&ring.head_sequence) or not load_u32(&listener.stream.source_up):
-        stream_ring_drop(listener.stream, ring)   # nothing to begin with, or an epoch that is over
+    if sequence == load_u64(&ring.head_sequence) or not load_u32(&stream.source_up):
+        stream_ring_drop(stream, ring)   # nothing to begin with, or an epoch that is over
         return
     listener.ring = ring
     listener.burst_position = load_u64(&ring.head_position)
@@ -279,7 +308,7 @@ cdef inline void listener_follow(listener_t* listener, flow_t* flow) noexcept no
         listener_leave_ring(listener)
         listener.skipping = False
         listener.icy_title = 0      # sequences begin anew: an equal number is another title
-        ring = stream_ring_take(listener.stream)
+        ring = stream_ring_take(listener_hears(listener))
         if ring == NULL:
             return
         listener.ring = ring
@@ -297,7 +326,7 @@ cdef inline void listener_follow(listener_t* listener, flow_t* flow) noexcept no
     # cannot come too late: the old ring holds a reference on its next one
     add_u32(&ring.refs, 1)
     listener.ring = ring
-    stream_ring_drop(listener.stream, old)
+    stream_ring_drop(listener_hears(listener), old)
 
 cdef inline void listener_skip_later(listener_t* listener) noexcept nogil:
     # Marks the end of the frame that the cursor is in; from there it goes on at a later start. Not
@@ -384,12 +413,12 @@ cdef inline int listener_judge(listener_t* listener, uint64_t now_us) noexcept n
     if now_us > listener.progress_us + listener.stream.config.stall_us:
         return -END_STALLED
     if listener.ring != NULL and load_u32(&listener.ring.superseded) and (
-        load_u32(&listener.stream.rings) > RINGS_MAX // 2
+        load_u32(&listener_hears(listener).rings) > RINGS_MAX // 2
     ):
         return -END_STALLED     # what it still hears would keep a returning source out
     if listener.ring == NULL or listener.skipping:
         return FLOW_BLOCKED
-    if now_us < load_u64(&listener.stream.lag_free_until_us):
+    if now_us < load_u64(&listener_hears(listener).lag_free_until_us):
         return FLOW_BLOCKED
     if listener_lag_us(listener) > listener.stream.config.lag_us_max:
         listener_skip_later(listener)

@@ -9,6 +9,7 @@
 #   3. Never takes the GIL, never blocks but in epoll_wait; holds the table lock for a look-up only.
 #   4. The hot path: epoll_wait → shard_serve_due → shard_serve → shard_flow → listener_flow → send.
 #      Nothing is allocated on it.
+#   5. The first shard also looks, for all, at the streams that have a fallback (fallback_look.pxd).
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -24,6 +25,8 @@ from relay._core.door cimport (
     shard_stop_accepting,
 )
 from relay._core.engine cimport engine_pace_range, now_us
+from relay._core.fallback_look cimport fallback_look
+from relay._core.fallback_move cimport shard_place
 from relay._core.handover cimport eventfd_read
 from relay._core.heads cimport heads_wake
 from relay._core.listener cimport (
@@ -56,6 +59,8 @@ cdef inline void shard_run(shard_t* shard) noexcept nogil:
             done = 0
         turn_begin(&shard.engine.retire, shard.number)
         began = now_us()
+        if shard.number == 0:
+            fallback_look(shard.engine, began)
         behind_us = shard_serve_due(shard, began)
         served_us = now_us()
         done = shard_events(shard, events, done, count, began)
@@ -121,6 +126,8 @@ cdef inline void shard_serve(shard_t* shard, uint32_t index, uint64_t now) noexc
             shard_end(shard, index, END_SHUTDOWN)
             return
         flow_open(&flow)
+        if not shard.draining:
+            shard_place(shard, listener, &flow, now)
         shard_flow(shard, index, &flow, now)
     elif listener.state == PARKED:
         shard_look_again(shard, index, now)

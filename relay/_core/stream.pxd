@@ -59,6 +59,9 @@ cdef struct stream_config_t:  # per mount; units in the names; set before the fi
     uint64_t ring_bytes_max
     uint64_t ahead_us
     uint32_t listeners_max    # 0: no bound of its own
+    uint32_t fallback         # which of the engine's rules holds for its listeners, + 1; 0: none
+    # 1: an Ogg chain that begins here gets a serial that no other mount has
+    uint32_t own_serial
 
 cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
     uint64_t received_bytes_total
@@ -75,6 +78,8 @@ cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
     uint64_t joins_total            # shards
     uint64_t skips_total            # shards
     uint64_t drops_total            # shards
+    uint64_t fallbacks_total        # shards: its listeners that went over to a fallback
+    uint64_t returns_total          # shards: those that came back
 
 cdef struct hub_t:            # where writers tell the backbone that a stream has something new
     int event_fd              # -1: there is no backbone
@@ -103,6 +108,11 @@ cdef struct stream_t:
     uint32_t listeners        # attached now, all shards
     uint32_t readers          # Python subscribers
     uint32_t downstream       # children subscribed (owner: backbone)
+    uint32_t away             # of its listeners, those that hear a fallback (owner: shards)
+    uint32_t lent             # mounts whose fallback it is just now (owner: fallback_look.pxd)
+    # 1: it is here for its fallback alone, and no directory lists it; ends with the next epoch
+    uint32_t stands_in
+    uint32_t coming           # 1: an upstream tells that it has a source (owner: backbone)
     uint64_t source_down_us   # when the last epoch ended (monotonic; 0: never)
     # until then lag is a repair's doing and not judged (owner: the writer)
     uint64_t lag_free_until_us
@@ -286,6 +296,7 @@ cdef inline int stream_begin_epoch(
     store_u64(&stream.epoch_highest, epoch)
     stream_link_ring(stream, ring)
     store_u32(&stream.source_up, 1)
+    store_u32(&stream.stands_in, 0)
     stream.counters.epochs_total += 1
     hub_tell(stream.hub, stream)
     return 0
@@ -296,7 +307,7 @@ cdef inline bint stream_forget_ring(stream_t* stream) noexcept nogil:
     # ring; if one has just done so, the ring stays and the answer is False.
     cdef ring_t* ring = <ring_t*>swap_pointer(<void**>&stream.ring, NULL)
     fence()
-    if load_u32(&stream.listeners) + load_u32(&stream.readers) != 0:
+    if load_u32(&stream.listeners) + load_u32(&stream.readers) + load_u32(&stream.lent) != 0:
         store_pointer(<void**>&stream.ring, ring)
         return False
     store_u32(&stream.source_up, 0)

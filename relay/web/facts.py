@@ -40,6 +40,8 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     listeners_peak: int = 0
     upstream: str | None = None  # the one that feeds it; null at the origin, and while idle
     switches: int = 0  # times that another upstream took over
+    fallback: str | None = None  # the mount that its listeners hear now, in its place
+    fallback_listeners: int = 0  # of its listeners, those who do
     counters: dict[str, int] = {}
     info: dict[str, str] = {}  # the header lines of the reply to listeners
 
@@ -108,6 +110,8 @@ def stream_facts(
         listeners_peak=max(listeners_peak, snapshot["listeners"]),
         upstream=snapshot.get("upstream"),
         switches=snapshot.get("switches", 0),
+        fallback=snapshot.get("fallback"),
+        fallback_listeners=snapshot.get("fallback_listeners", 0),
         counters={k: v for k, v in snapshot["counters"].items() if isinstance(v, int)},
         info=info,
     )

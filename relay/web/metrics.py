@@ -44,6 +44,8 @@ _NODE = {
     "sent_bytes_total": "Bytes sent to listeners.",
     "short_writes_total": "Sends of which a listener's socket took only a part.",
     "skips_total": "Times that a lagging listener skipped to newer audio.",
+    "fallbacks_total": "Times that a listener went over to a fallback.",
+    "returns_total": "Times that a listener came back from a fallback.",
     "handovers_total": "Connections handed on to pages or the source door.",
     "redirects_total": "Listeners sent to another node, since this one was full or going down.",
     "heads_expired_total": "Connections ended because their head took too long.",
@@ -173,6 +175,8 @@ _STREAM = {
     "joins_total": "Listeners that joined.",
     "skips_total": "Times that a lagging listener skipped to newer audio.",
     "drops_total": "Listeners that were ended from this side.",
+    "fallbacks_total": "Times that one of its listeners went over to a fallback.",
+    "returns_total": "Times that one of its listeners came back from a fallback.",
 }
 _STREAM_GAUGES: dict[str, tuple[str, Callable[[StreamFacts], float | None]]] = {
     "stream_live": (
@@ -180,6 +184,10 @@ _STREAM_GAUGES: dict[str, tuple[str, Callable[[StreamFacts], float | None]]] = {
         lambda s: float(s.state in ("live", "ready")),
     ),
     "stream_listeners": ("Listeners attached now.", lambda s: s.listeners),
+    "stream_fallback_listeners": (
+        "Listeners of the mount that hear a fallback now.",
+        lambda s: s.fallback_listeners,
+    ),
     "stream_lag_ms": (
         "Media time that upstream has sent and that is not whole here.",
         lambda s: s.lag_ms,

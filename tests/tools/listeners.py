@@ -275,6 +275,8 @@ class Crowd:
             self._ending = True
             self._do(lambda: None)
             self._thread.join(5.0)
+            os.close(self._bell_in)  # not by the thread: it may end before it is rung
+            os.close(self._bell_out)
 
     def _do(self, command: Callable[[], None]) -> None:
         """Have the crowd's thread do it."""
@@ -315,8 +317,6 @@ class Crowd:
         for listener in self.all:
             self._finish(listener, "left")
         self._selector.close()
-        os.close(self._bell_in)
-        os.close(self._bell_out)
 
     def _turn(self, listener: Listener, events: int) -> None:
         sock = listener._socket

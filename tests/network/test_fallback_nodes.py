@@ -1,0 +1,376 @@
+"""A stream falls silent and its listeners go on with another, on the same connections.
+
+Rules of this room
+  1. Each frame says which it is: those of /live, /music and /tone are a million apart, so the order
+     of what a listener heard tells when it was where; nothing torn can pass.
+  2. Times are bounds for waiting, far above what is promised; the promise is printed.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from tools.engines import MP3, Programme, answer, ask, get
+from tools.listeners import Crowd, Listener
+from tools.nodes import PASSWORD, NodeProcess, Nodes, wait_known, wait_until
+from tools.sources import FrameMaker, LiveSource, Source, frame_size, read_mark
+
+from relay import _core
+from relay.fallback import Fallbacks
+
+STEP = 1_000_000
+LIVE, MUSIC, TONE = range(3)
+PACE_MS = 50
+AFTER_MS = 1000
+WAIT_S = 10.0
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def maker(kind: int, bit_rate_kbit: int = 64) -> FrameMaker:
+    """Frames of one programme, known by their numbers."""
+    made = FrameMaker(bit_rate_kbit)
+    made.sequence = kind * STEP
+    return made
+
+
+def heard(listener: Listener) -> list[int]:
+    """The numbers of all frames, in order; each whole and next to the other, but the last."""
+    body, at, found = bytes(listener.body), 0, []
+    while at + 4 <= len(body):
+        size = frame_size(body, at)
+        assert size, f"no frame begins at {at}, after {found[-3:]}"
+        if at + size > len(body):
+            break
+        mark = read_mark(body[at : at + size])
+        assert mark is not None, f"a damaged frame at {at}, after {found[-3:]}"
+        found.append(mark.sequence)
+        at += size
+    return found
+
+
+def runs(numbers: list[int]) -> list[tuple[int, int, int]]:
+    """What was heard without a break: (programme, first, last)."""
+    found: list[tuple[int, int, int]] = []
+    for number in numbers:
+        kind = number // STEP
+        if found and found[-1][0] == kind and found[-1][2] == number - 1:
+            found[-1] = (kind, found[-1][1], number)
+        else:
+            found.append((kind, number, number))
+    return found
+
+
+def order(listener: Listener) -> list[int]:
+    """Which programmes it heard, in order, each in one run."""
+    return [kind for kind, _, _ in runs(heard(listener))]
+
+
+def hears(listeners: list[Listener], kind: int, more: int = 10) -> None:
+    """Wait until each has so many frames of this programme at its end."""
+
+    def all_do() -> bool:
+        return all(
+            (run := runs(heard(one))) and run[-1][0] == kind and run[-1][2] - run[-1][1] >= more
+            for one in listeners
+        )
+
+    wait_until(all_do, WAIT_S, what=f"{listeners} to hear programme {kind}", every_s=0.05)
+
+
+# --- one engine ----------------------------------------------------------------------------------
+
+
+class Studio:
+    """An engine, its programmes in time, and listeners."""
+
+    def __init__(self, engine: Any, crowd: Crowd, address: tuple[str, int]) -> None:
+        self.engine, self.crowd, self.address = engine, crowd, address
+        self.programmes: dict[int, Programme] = {}
+        self.running: dict[int, tuple[threading.Event, threading.Thread]] = {}
+
+    def start(self, kind: int, mount: str, info: bytes = MP3) -> None:
+        """A source comes, or comes back with a new epoch; it goes on with its next frames."""
+        if kind not in self.programmes:
+            self.programmes[kind] = Programme(self.engine, mount, info=info, begin=False)
+            self.programmes[kind].maker = maker(kind)
+        programme, goes = self.programmes[kind], threading.Event()
+        programme.stream.begin()
+        goes.set()
+
+        def run() -> None:
+            while goes.is_set():
+                programme.push_live(0.1)
+
+        thread = threading.Thread(target=run)
+        self.running[kind] = goes, thread
+        thread.start()
+
+    def stop(self, kind: int) -> None:
+        """Its source leaves."""
+        goes, thread = self.running.pop(kind)
+        goes.clear()
+        thread.join()
+        self.programmes[kind].stream.end()
+
+    def join(self, mount: str = "/live", **options: Any) -> Listener:
+        """One listener more."""
+        return self.crowd.join(self.address, mount, **options)
+
+    def close(self) -> None:
+        """No more frames."""
+        for goes, _ in self.running.values():
+            goes.clear()
+        for _, thread in self.running.values():
+            thread.join()
+
+    def state(self, mount: str = "/live") -> dict[str, Any]:
+        """The engine's snapshot of a stream."""
+        return dict(self.engine.find(mount).snapshot())
+
+
+@contextlib.contextmanager
+def studio(*, after_ms: int = 300, threads: int = 1, **limits: int) -> Iterator[Studio]:
+    """An engine in which /live falls back to /music, and that to /tone."""
+    engine = _core.Engine(listeners_max=100, heads_per_address_max=100, threads=threads)
+    common = {"pace_ms": PACE_MS, "burst_ms": 500, "fallback_after_ms": after_ms}
+    engine.configure(**common)
+    engine.configure("/live", **common, fallback=("/music", "/tone"))
+    engine.configure("/music", **common, **limits)
+    address = engine.listen("127.0.0.1", 0)
+    engine.start()
+    with Crowd() as crowd:
+        made = Studio(engine, crowd, address)
+        try:
+            yield made
+        finally:
+            made.close()
+            engine.close()
+
+
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.soak), 2])
+def test_down_a_chain_and_back(threads: int) -> None:
+    """/live, /music, /tone, /music, /live: each time whole frames, on one connection."""
+    with studio(threads=threads) as house:
+        for kind, mount in enumerate(("/live", "/music", "/tone")):
+            house.start(kind, mount)
+        everybody = [house.join() for _ in range(6)]
+        hears(everybody, LIVE)
+        house.stop(LIVE)
+        hears(everybody, MUSIC)
+        house.stop(MUSIC)
+        hears(everybody, TONE)
+        assert house.state()["fallback"] == "/tone"
+        house.start(MUSIC, "/music")
+        hears(everybody, MUSIC)
+        house.start(LIVE, "/live")
+        hears(everybody, LIVE)
+        for listener in everybody:
+            assert order(listener) == [LIVE, MUSIC, TONE, MUSIC, LIVE]
+        counters = house.state()["counters"]
+        assert counters["fallbacks_total"] == 3 * len(everybody)
+        assert counters["returns_total"] == len(everybody)
+        assert house.state()["fallback_listeners"] == 0
+        assert house.engine.snapshot()["listeners"] == len(everybody)
+        # the first run of /live whole to its end, the second from its beginning
+        live = house.programmes[LIVE]
+        ends = [run for run in runs(heard(everybody[0])) if run[0] == LIVE]
+        assert ends[1][1] == ends[0][2] + 1, "a frame of /live is missing"
+        assert live.maker.sequence > ends[1][2]
+
+
+def test_newcomers_hear_the_fallback_at_once_and_its_bound_does_not_concern_them() -> None:
+    """While /live is away; /music takes one listener only, and has three."""
+    with studio(listeners_max=1) as house:
+        house.start(MUSIC, "/music")
+        house.engine.stand_in("/live", MP3)
+        wait_until(lambda: house.state()["fallback"] == "/music", WAIT_S)
+        guests = [house.join(), house.join()]
+        own = house.join("/music")
+        hears([*guests, own], MUSIC)
+        assert answer(ask(house.address, get("/music")))[0] == 503
+        assert house.state()["listeners"] == house.state()["fallback_listeners"] == 2
+        assert house.state("/music")["listeners"] == 1
+        live = house.engine.find("/live")
+        live.claim()
+        live.set_info(MP3)
+        live.begin()
+        made = maker(LIVE)
+        for _ in range(40):
+            for frame in made.frames(2):
+                live.push(frame, round(made.frame_s * 1e6))
+            time.sleep(0.05)
+        hears(guests, LIVE)
+        assert [order(guest) for guest in guests] == [[MUSIC, LIVE]] * 2
+        assert order(own) == [MUSIC]
+
+
+def test_another_format_is_not_switched_to_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Listeners stay, silent; one line names both mounts."""
+    with studio() as house:
+        house.start(LIVE, "/live")
+        house.start(MUSIC, "/music", b"Content-Type: audio/aac\r\n")
+        lines = Fallbacks(house.engine)
+        listener = house.join()
+        hears([listener], LIVE)
+        house.stop(LIVE)
+        time.sleep(1.0)
+        with caplog.at_level(logging.INFO, "relay.fallback"):
+            lines.tick()
+            lines.tick()
+        assert [record.getMessage() for record in caplog.records] == [
+            "/live: its fallback /music has another content type than /live: not used"
+        ]
+        assert order(listener) == [LIVE]
+        assert listener.alive
+        assert house.state()["counters"]["fallbacks_total"] == 0
+
+
+@pytest.mark.soak
+def test_a_slow_listener_goes_over_at_the_end_of_a_frame() -> None:
+    """One that takes a few bytes at a time is never cut in the midst of one."""
+    with studio() as house:
+        house.start(LIVE, "/live")
+        house.start(MUSIC, "/music")
+        slow = [house.join(receive_bytes=2048) for _ in range(3)]
+        hears(slow, LIVE)
+        for listener in slow:
+            listener.drip(9000)
+        house.stop(LIVE)
+        hears(slow, MUSIC)
+        house.start(LIVE, "/live")
+        hears(slow, LIVE)
+        for listener in slow:
+            kinds = [kind for kind, _ in itertools.groupby(order(listener))]
+            assert kinds == [LIVE, MUSIC, LIVE]
+
+
+# --- nodes ---------------------------------------------------------------------------------------
+
+
+def settings(path: Path, **tables: dict[str, Any]) -> str:
+    """A file of settings with these mounts; returns its path."""
+    lines = ["[defaults]", f"pace_ms = {PACE_MS}", "burst_ms = 1000"]
+    lines += [f"fallback_after_ms = {AFTER_MS}"]
+    for name, table in tables.items():
+        lines.append(f'[streams."/{name}"]')
+        for key, value in table.items():
+            lines.append(f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def source(node: NodeProcess, mount: str, frames: FrameMaker) -> LiveSource:
+    """An encoder in real time."""
+    return LiveSource(Source(node.address, mount), frames).start()
+
+
+def entitle(node: NodeProcess, mount: str, text: str) -> None:
+    """Set a title at the origin."""
+    token = base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
+    told = node.request(
+        f"/admin/metadata?mode=updinfo&mount={mount}&song={quote(text)}",
+        headers={"Authorization": f"Basic {token}"},
+    )
+    assert told.status == 200, told.body
+
+
+def stream(node: NodeProcess, mount: str) -> dict[str, Any]:
+    """What the node tells of a stream; empty when it has none."""
+    told = node.json("/api/v1/status")["streams"]
+    return next((one for one in told if one["mount"] == mount), {})
+
+
+def test_a_source_dies_and_returns_with_titles_on_two_nodes(
+    nodes: Nodes, crowd: Crowd, tmp_path: Path
+) -> None:
+    """The edge fetches /music only when it is needed; titles are those of what is heard."""
+    file = settings(tmp_path / "relay.toml", live={"fallback": "/music"})
+    origin, edge = nodes.row(2, file)
+    live, music = maker(LIVE, 320), maker(MUSIC, 320)  # a block of titles each 16 frames
+    encoder, player = source(origin, "/live", live), source(origin, "/music", music)
+    entitle(origin, "/live", "the talk")
+    entitle(origin, "/music", "a waltz")
+    wait_known(edge, "/live", "/music")
+    everybody = [crowd.join(node.address, icy=True) for node in (origin, edge) for _ in range(3)]
+    hears(everybody, LIVE, 40)
+    assert stream(edge, "/music")["state"] == "ready", "fetched while nobody needs it"
+    encoder.stop(reset=True)
+    lost_s = time.monotonic()
+    hears(everybody, MUSIC, 1)
+    print(f"heard music on both nodes after {time.monotonic() - lost_s:.2f} s")
+    origin.wait_event("fallback", mount="/live", fallback="/music")
+    edge.wait_event("fallback", mount="/live", fallback="/music")
+    wait_until(lambda: stream(edge, "/live").get("fallback_listeners") == 3, what="the facts")
+    assert stream(edge, "/live")["fallback"] == "/music"
+    metrics = edge.get("/metrics").body.decode()
+    assert 'relay_stream_fallback_listeners{mount="/live"} 3.0' in metrics
+    assert "\nrelay_fallbacks_total 3.0" in metrics
+    hears(everybody, MUSIC, 40)
+    encoder = source(origin, "/live", live)
+    hears(everybody, LIVE)
+    for node in (origin, edge):
+        node.wait_event("fallback_over", mount="/live")
+    for listener in everybody:
+        assert order(listener) == [LIVE, MUSIC, LIVE]
+        told = [title.block for title in listener.titles]
+        assert told[:2] == [b"StreamTitle='the talk';", b"StreamTitle='a waltz';"]
+    encoder.stop()
+    player.stop()
+
+
+def test_an_edge_loses_its_upstream_and_goes_on_with_its_own_programme(
+    nodes: Nodes, crowd: Crowd, tmp_path: Path
+) -> None:
+    """Those without a fallback stay, silent, for their linger; all that stay hear the return."""
+    file = settings(
+        tmp_path / "relay.toml",
+        live={"fallback": "/music", "linger_s": 2},
+        talk={},
+        brief={"linger_s": 1},
+    )
+    origin = nodes.start(file)
+    edge = nodes.start(file, upstreams=[origin.backbone])
+    frames = {mount: maker(LIVE) for mount in ("/live", "/talk", "/brief")}
+    encoders = [source(origin, mount, made) for mount, made in frames.items()]
+    player = source(edge, "/music", maker(MUSIC))
+    wait_known(edge, *frames)
+    live, talk, brief = (crowd.join(edge.address, mount) for mount in frames)
+    hears([live, talk, brief], LIVE)
+    origin.kill9()
+    for encoder in encoders:
+        encoder.stop()
+    hears([live], MUSIC)
+    wait_until(lambda: brief.end == "eof", WAIT_S, what="the end of the linger")
+    hears([live], MUSIC, 100)  # more than its own linger
+    assert talk.alive
+    assert order(talk) == [LIVE]
+    late = crowd.join(edge.address, "/live")
+    hears([late], MUSIC)
+    origin.restart()
+    encoders = [source(origin, mount, made) for mount, made in frames.items()]
+    hears([live, talk, late], LIVE)
+    assert order(live) == [LIVE, MUSIC, LIVE]
+    assert order(late) == [MUSIC, LIVE]
+    assert [kind for kind, _ in itertools.groupby(order(talk))] == [LIVE]
+    assert stream(edge, "/live")["role"] == "edge"
+    for encoder in [*encoders, player]:
+        encoder.stop()
+
+
+def test_a_loop_is_refused_by_the_command(nodes: Nodes, tmp_path: Path) -> None:
+    """With its path, and before anything is opened."""
+    file = settings(tmp_path / "relay.toml", a={"fallback": "/b"}, b={"fallback": "/a"})
+    node = nodes.spawn_later(file).spawn()
+    assert node.wait(15.0) != 0
+    assert '"/a" > "/b" > "/a"' in node.output()
