@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from relay._probe_backbone import Guests
 
@@ -20,6 +20,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_counts_are_those_of_a_plain_model(steps: list[tuple[bool, int, int, bytes]]) -> None:
     """A dictionary of owners says the same after every step; keys that collide included."""

@@ -124,12 +124,14 @@ MESSAGES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(MESSAGES)
 def test_what_is_encoded_decodes_to_the_same(fields: dict[str, Any]) -> None:
     """Every kind, every field."""
     assert wire_decode(wire_encode(fields)) == ("", fields)
 
 
+@settings(deadline=None)
 @given(MESSAGES, st.data())
 def test_a_message_cut_or_lengthened_anywhere_is_refused(
     fields: dict[str, Any], data: st.DataObject
@@ -151,6 +153,7 @@ def test_random_bytes_never_crash(kind: str, tail: bytes, framed: bool) -> None:
         assert all(1 <= len(frame) <= 65536 for frame, _, _ in fields["frames"])
 
 
+@settings(deadline=None)
 @given(MESSAGES, st.data())
 def test_one_flipped_byte_never_crashes(fields: dict[str, Any], data: st.DataObject) -> None:
     """Damage in any place."""
@@ -290,6 +293,7 @@ def test_a_recorded_message_of_version_1_still_means_the_same(name: str) -> None
     assert wire_encode(decoded, 1) == message
 
 
+@settings(deadline=None)
 @given(MESSAGES, st.binary(min_size=1, max_size=50))
 def test_what_a_later_version_has_appended_is_not_looked_at(
     fields: dict[str, Any], tail: bytes
@@ -301,6 +305,7 @@ def test_what_a_later_version_has_appended_is_not_looked_at(
     assert wire_decode(wire_encode(fields, 1) + tail)[0] != ""
 
 
+@settings(deadline=None)
 @given(MESSAGES, st.data())
 def test_a_message_of_version_2_that_is_cut_is_refused(
     fields: dict[str, Any], data: st.DataObject
