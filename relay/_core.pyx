@@ -1214,11 +1214,12 @@ cdef class Backbone:
         store_u32(&self.bone.goodbye, 1)
         self.wake()
 
-    def fault(self, *, int drop_every=0, int version=0, bint cut=False):
-        """For tests: drop each n-th run; speak this version and the one before; end silently."""
+    def fault(self, *, int drop_every=0, int version=0, bint cut=False, int defects=0):
+        """For tests: drop each n-th run; speak this version; end without a word; DEFECT_* bits."""
         self.bone.fault_drop_every = drop_every
         self.bone.speaks.own = version or VERSION_OWN
         self.bone.speaks.least = max(1, self.bone.speaks.own - 1)
+        self.bone.fault_defects = defects
         self.bone.goodbye_said = cut
 
     def expelled(self):

@@ -33,7 +33,10 @@ from relay._core.pace cimport (
     wheel_next_us, wheel_open, wheel_place, wheel_put, wheel_remove, wheel_return, wheel_t,
     wheel_take, wheel_turn,
 )
-from relay._core.tempo cimport tempo_open, tempo_pace_us, tempo_share, tempo_t, tempo_turn
+from relay._core.tempo cimport (
+    tempo_follow_share, tempo_is_followed, tempo_mark, tempo_open, tempo_pace_us, tempo_rest,
+    tempo_t, tempo_turn,
+)
 
 
 cdef class Copy:
@@ -325,13 +328,23 @@ cdef class Tempo:
         tempo_open(&self.tempo, floor_us, ceiling_us, now_us)
 
     def turn(self, uint64_t listeners, uint64_t now_us, uint64_t serve_us, uint64_t other_us=0,
-             uint64_t behind_us=0):
+             uint64_t behind_us=0, uint64_t fixed_us=0):
         """One turn and what it has cost; True when the pace is another one."""
-        return bool(tempo_turn(&self.tempo, listeners, now_us, serve_us, other_us, behind_us))
+        return bool(tempo_turn(
+            &self.tempo, listeners, now_us, serve_us, fixed_us, other_us, behind_us
+        ))
 
     def share(self, uint64_t listeners, uint64_t pace_us):
-        """The share, in permille, that it foresees."""
-        return tempo_share(&self.tempo, listeners, pace_us)
+        """The share, in permille, that it foresees, all work together."""
+        return tempo_follow_share(&self.tempo, listeners, pace_us) + tempo_rest(&self.tempo)
+
+    def mark(self, uint64_t share):
+        """What a mark of the busy share leaves for those who follow."""
+        return tempo_mark(&self.tempo, share)
+
+    def is_followed(self, uint64_t floor_us, uint64_t ceiling_us):
+        """Whether listeners of a mount with these bounds follow the pace now."""
+        return bool(tempo_is_followed(&self.tempo, floor_us, ceiling_us))
 
     def clamped_us(self, uint64_t floor_us, uint64_t ceiling_us):
         """The pace of a mount with these bounds."""

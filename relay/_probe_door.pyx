@@ -1,4 +1,4 @@
-# _probe_door.pyx: faces for the tests on the door's rooms that decide: heads, budget, redirect.
+# _probe_door.pyx: faces for the tests on rooms that decide: heads, budget, redirect, rest.
 #
 # Rules of this room
 #   1. Test faces only: the package never imports it, nothing at run time depends on it.
@@ -9,7 +9,7 @@ import ipaddress
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from relay._core.budget cimport budget_make, budget_t
+from relay._core.budget cimport budget_bite, budget_make, budget_t
 from relay._core.heads cimport (
     GOES_EVICTED, heads_add, heads_bucket, heads_close, heads_count, heads_drop, heads_due,
     heads_hold, heads_look, heads_make_room, heads_open, heads_t, heads_wake, place_t,
@@ -20,6 +20,7 @@ from relay._core.pace cimport NOBODY, link_t
 from relay._core.redirect cimport (
     base_set, base_t, hops_of, redirect_write, retry_after_s as room_retry_after_s,
 )
+from relay._core.rest cimport rest_us
 
 SIZES = {"record": sizeof(listener_t), "head": sizeof(place_t), "link": sizeof(link_t)}
 
@@ -30,6 +31,16 @@ def budget(uint64_t began_us, uint64_t now_us, uint64_t due_us, uint32_t queue=0
     cdef budget_t made
     budget_make(&made, began_us, now_us, due_us, queue, queue_max, heads)
     return made
+
+
+def bite(uint64_t due_us, uint64_t looked_us, uint64_t now_us):
+    """Until when the door may work between two listeners; 0: not at all."""
+    return budget_bite(due_us, looked_us, now_us)
+
+
+def rest(uint64_t before_us, uint64_t began_us, uint64_t now_us, bint more=False):
+    """How long the intake rests after a turn."""
+    return rest_us(before_us, began_us, now_us, more)
 
 
 def location(str base, bytes target, uint32_t room=8192):

@@ -140,6 +140,12 @@ cdef class Ear:
         self.rules.frames = True
         self.rules.late_us = late_us
 
+    def read_on(self, uint64_t now_us):
+        """It lagged on our will, and reads again."""
+        self.listener.flags &= <uint8_t>~<int>FLAG_SETTLED
+        self.listener.first_us = now_us
+        self.checker.may_skip = True
+
     def __dealloc__(self):
         free(self.checker)
         free(self.tally)
@@ -178,6 +184,8 @@ cdef class Ear:
             "repeated": self.tally.frames_repeated,
             "damaged": self.tally.frames_damaged,
             "skips": self.tally.skips,
+            "skips_allowed": self.tally.skips_allowed,
+            "frames_skipped": self.tally.frames_skipped,
             "blocks": self.tally.blocks_checked,
             "heard": self.tally.titles_heard,
             "wrong": self.tally.titles_wrong,

@@ -18,11 +18,11 @@ from relay._core.thread cimport pthread_join, thread_start
 from relay._swarm.crowd cimport close as close_fd, crowd_close, crowd_open, swarm_now_us
 from relay._swarm.listener cimport (
     ASKED, CONNECTING, ENDED, FLAG_FLOOD as ROOM_FLOOD, FLAG_ICY as ROOM_ICY,
-    FLAG_SAMPLED as ROOM_SAMPLED, FREE, PLAYING, REFUSED, STALLED, listener_t,
+    FLAG_SAMPLED as ROOM_SAMPLED, FREE, LAGGING, PLAYING, REFUSED, STALLED, listener_t,
 )
 from relay._swarm.loop cimport (
-    BATCHES_MAX, batch_t, loop_is_even, loop_judge_end, loop_run, loop_stall, loop_stalled_ended,
-    loop_t, loop_window, plan_t,
+    BATCHES_MAX, batch_t, loop_is_even, loop_judge_end, loop_lag, loop_read_on, loop_run,
+    loop_stall, loop_stalled_ended, loop_t, loop_window, plan_t,
 )
 from relay._swarm.mount cimport (
     MOUNTS_MAX as ROOM_MOUNTS_MAX, REQUEST_BYTES_MAX, SOURCE_LIVE, SOURCE_LOST, mount_t,
@@ -56,13 +56,13 @@ LISTENER_BYTES = sizeof(listener_t)
 _COUNTERS = (
     "asked", "joined", "admitted", "cut", "unclosed", "foreign", "resets", "ended", "syn_repeated",
     "head_repeated", "bytes", "arrivals", "behind", "unequal", "missing_bytes", "surplus_bytes",
-    "frames_checked", "frames_lost", "frames_repeated", "frames_damaged", "skips",
-    "blocks_checked", "titles_heard", "titles_wrong", "longest_gap_us", "worst_lag_us", "began_us",
-    "last_us", "settled_us",
+    "frames_checked", "frames_lost", "frames_repeated", "frames_damaged", "skips", "skips_allowed",
+    "frames_skipped", "blocks_checked", "titles_heard", "titles_wrong", "longest_gap_us",
+    "worst_lag_us", "began_us", "last_us", "settled_us",
 )
 _STATES = {
     CONNECTING: "connecting", ASKED: "asked", PLAYING: "playing", REFUSED: "refused",
-    STALLED: "stalled", ENDED: "ended",
+    STALLED: "stalled", ENDED: "ended", LAGGING: "lagging",
 }
 
 
@@ -249,6 +249,16 @@ cdef class Loop:
         """Lets so many of the group stop reading; how many did."""
         self._check()
         return loop_stall(self.loop, group, count)
+
+    def lag(self, uint32_t group, uint32_t count):
+        """Lets so many of the group's sample stop reading for a while; how many did."""
+        self._check()
+        return loop_lag(self.loop, group, count)
+
+    def read_on(self, uint32_t group):
+        """Lets whoever of the group lags read again; how many did."""
+        self._check()
+        return loop_read_on(self.loop, group, swarm_now_us())
 
     def run(self, uint64_t for_us):
         """Joins, pushes, reads, for so long; without the GIL."""

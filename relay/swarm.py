@@ -312,6 +312,18 @@ class Swarm:
         """Let so many of a group stop reading now, sampled ones last; how many did."""
         return self._loop.stall(self._group(group), count)
 
+    def lag(self, count: int, group: str = "incumbents") -> int:
+        """Let so many of a group's sample stop reading now, those with titles first; how many did.
+
+        Once they `read_on`, the server may have skipped them: between two frames, once, with the
+        titles and all frames after it right. It is counted as `skips_allowed`, not as a loss.
+        """
+        return self._loop.lag(self._group(group), count)
+
+    def read_on(self, group: str = "incumbents") -> int:
+        """Let whoever of a group lags read again; how many did."""
+        return self._loop.read_on(self._group(group))
+
     def _make_room(self, *, listeners: int, sources: int) -> None:
         left = self.room - self._held - 2 * (self._sources + sources)
         if listeners < 0 or listeners > min(left, self._listeners_max - self._held) or left < 0:

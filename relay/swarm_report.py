@@ -53,6 +53,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int  # asked, and without audio yet
     stalled: int  # stopped reading on our will, and are still connected
     stalled_ended: int  # … and were ended by the server
+    lagging: int  # stopped reading on our will, and will read on
     behind: int  # at any check: bytes are not the head's advance within pace and tolerance
     unequal: int  # at the end: bytes are not the head's advance
     missing_bytes: int
@@ -62,6 +63,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     frames_repeated: int
     frames_damaged: int
     skips: int  # forward jumps, of whatever size
+    skips_allowed: int  # of those who lagged on our will, between two frames
+    frames_skipped: int  # by these
     blocks_checked: int  # ICY blocks of the sample
     titles_heard: int
     titles_wrong: int
@@ -157,6 +160,7 @@ COPIED = (
     *("asked", "joined", "admitted", "cut", "unclosed", "foreign", "resets", "ended"),
     *("syn_repeated", "head_repeated", "behind", "unequal", "missing_bytes", "surplus_bytes"),
     *("frames_checked", "frames_lost", "frames_repeated", "frames_damaged", "skips"),
+    *("skips_allowed", "frames_skipped"),
     *("blocks_checked", "titles_heard", "titles_wrong", "bytes", "arrivals"),
 )
 
@@ -181,6 +185,7 @@ def group(
         waiting=states["connecting"] + states["asked"],
         stalled=states["stalled"],
         stalled_ended=states["stalled_ended"],
+        lagging=states["lagging"],
         longest_gap_ms=told["longest_gap_us"] / 1000,
         worst_lag_ms=told["worst_lag_us"] / 1000,
         joins_s=max(0, told["last_us"] - began) / 1e6,
@@ -313,6 +318,12 @@ ROWS: tuple[tuple[str, Callable[[Group], str]], ...] = (
         else "",
     ),
     ("skips", lambda g: str(g.skips) if g.frames_checked else ""),
+    (
+        "skipped after a lag",
+        lambda g: f"{_times(g.skips_allowed, 'time')}, {_times(g.frames_skipped, 'frame')}"
+        if g.skips_allowed
+        else "",
+    ),
     ("titles heard, wrong", lambda g: f"{g.titles_heard}, {g.titles_wrong}"
      if g.blocks_checked else ""),
     ("behind, unequal", lambda g: f"{g.behind}, {g.unequal}" if g.playing else ""),

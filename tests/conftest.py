@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ IMPORTS_CORE = re.compile(
     r"|from relay import .*_(core|probe|swarm))",
     re.MULTILINE,
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--seed N` plays the random phases and faults of an earlier run again."""
+    parser.addoption("--seed", type=int, help="of random phases and faults; printed by each run")
 
 
 def core_build() -> tuple[str, str]:
@@ -192,3 +198,13 @@ def proxies() -> Iterator[Proxies]:
     """TCP forwarders with named faults; all are closed at the end of the test."""
     with Proxies() as started:
         yield started
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of everything random in a test: --seed, RELAY_TEST_SEED, or by dice; printed."""
+    given = request.config.getoption("--seed")
+    if given is None:
+        given = os.environ.get("RELAY_TEST_SEED", random.randrange(1 << 32))
+    print(f"\n--seed {given}")
+    return int(given)

@@ -22,7 +22,8 @@ from relay.swarm_report import (
     table,
 )
 
-STATES = {"connecting": 0, "asked": 0, "playing": 5, "stalled": 0, "stalled_ended": 0}
+STATES = {"connecting": 0, "asked": 0, "playing": 5, "stalled": 0, "stalled_ended": 0,
+          "lagging": 0}  # fmt: skip
 
 
 def counts(*durations_us: int) -> dict[str, Any]:

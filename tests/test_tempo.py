@@ -41,8 +41,10 @@ class House:
     floor_us: int = FLOOR_US
     ceiling_us: int = CEILING_US
     start_us: int = 0
+    fixed: float = 0.0  # of a core, for those whose pace does not follow
     noise: float = 0.0
     now_us: float = 0
+    last_us: float = 0
     moved: int = 0
     behind_us: int = 0
     changes: list[Change] = field(default_factory=list)
@@ -58,6 +60,8 @@ class House:
 
     def turn(self, *, joins: int = 0, join_us: float = 50) -> None:
         """Serve who is due, let some in, and wait for the next ones."""
+        fixed_us = int((self.now_us - self.last_us) * self.fixed)
+        self.last_us = self.now_us
         served, moved, behind_us = self.wheel.serve(int(self.now_us), self.tempo.pace_us)
         serve_us = served * self.visit_us * (1 + self.random.uniform(-1, 1) * self.noise)
         if joins:
@@ -65,9 +69,11 @@ class House:
             self.listeners += joins
         self.moved += moved
         self.behind_us += behind_us
-        self.now_us += serve_us + joins * join_us
+        self.now_us += serve_us + fixed_us + joins * join_us
         now_us = int(self.now_us)
-        if self.tempo.turn(self.listeners, now_us, int(serve_us), int(joins * join_us), behind_us):
+        if self.tempo.turn(
+            self.listeners, now_us, int(serve_us), int(joins * join_us), behind_us, fixed_us
+        ):
             self.changes.append(Change(now_us, self.tempo.pace_us))
         self.now_us += max(self.wheel.next_us(now_us, 100_000), 1)
 
@@ -185,6 +191,65 @@ def test_a_load_that_swings_slowly_is_followed_without_hunting() -> None:
         assert house.rests()
         steps = [change.pace_us for change in house.changes[begin:]]
         assert steps in (sorted(steps), sorted(steps, reverse=True))
+
+
+# --- beside mounts with a pace of their own -------------------------------------------------------
+
+
+def test_a_heavy_fixed_mount_beside_it_moves_nobody() -> None:
+    """60 % of a core that no pace can change, and 500 who follow: slowing them would gain 5 %."""
+    house = House(500, 10, fixed=0.6).run(60)
+    assert (house.tempo.pace_us, house.changes, house.moved) == (FLOOR_US, [], 0)
+
+
+def test_a_fixed_load_takes_its_part_of_the_target() -> None:
+    """30 % that cannot change: those who follow come to rest where all is half a core."""
+    house = House(5000, 10, fixed=0.3).run(30)
+    assert LOW <= house.share + 300 <= HIGH
+    before = len(house.changes)
+    house.run(60)
+    assert len(house.changes) == before, "and stay there"
+    assert house.tempo.share(house.listeners, house.tempo.pace_us) == pytest.approx(
+        house.share + 300, abs=30
+    )
+
+
+@pytest.mark.parametrize("fixed", [0.45, 0.6, 0.75])
+def test_those_who_follow_have_a_part_to_themselves(fixed: float) -> None:
+    """However much the others need: a crowd of followers gives way to a tenth, and no further."""
+    house = House(5000, 10, fixed=fixed).run(60)
+    assert 75 <= house.share <= 155
+    assert house.tempo.pace_us < CEILING_US
+
+
+def test_it_comes_back_once_the_fixed_load_is_gone() -> None:
+    """What the others needed is no memory."""
+    house = House(2500, 10, fixed=0.6).run(20)
+    assert house.tempo.pace_us > 150_000
+    house.fixed = 0.0
+    assert house.run(60).tempo.pace_us == FLOOR_US
+
+
+def test_who_is_held_at_a_bound_of_his_mount_does_not_follow() -> None:
+    """A fixed pace never does; a mount's range only while the pace is in it."""
+    tempo = Tempo(FLOOR_US, CEILING_US)
+    tempo.pace_us = 400_000
+    assert tempo.is_followed(100_000, 1_000_000)
+    assert tempo.is_followed(400_000, 500_000)
+    assert not tempo.is_followed(100_000, 300_000)
+    assert not tempo.is_followed(500_000, 900_000)
+    assert not tempo.is_followed(400_000, 400_000)
+
+
+@given(st.integers(0, 5_000), st.integers(0, 5_000))
+def test_the_marks_keep_their_order_whatever_the_rest_takes(fixed: int, other: int) -> None:
+    """Low, target, high, urgent: each leaves something, and more than the one before."""
+    tempo = Tempo(FLOOR_US, CEILING_US)
+    for turn in range(1, 40):
+        tempo.turn(10, turn * 100_000, 10, other * 100, 0, fixed * 100)
+    marks = [tempo.mark(share) for share in (LOW, TARGET, HIGH, 800)]
+    assert marks == sorted(set(marks))
+    assert marks[0] >= LOW // 5
 
 
 # --- storms ---------------------------------------------------------------------------------------

@@ -182,3 +182,21 @@ def test_unreachable_target_is_a_reset(proxies: Proxies) -> None:
     proxy = proxies.to(f"tcp://{address[0]}:{address[1]}")
     assert proxy.backbone.startswith("tcp://127.0.0.1:")
     assert fate_of_a_new_one(proxy) == "reset"
+
+
+def test_half_open_carries_nothing_and_ends_nothing(proxy: Proxy) -> None:
+    """What stands takes bytes and stays silent; who connects anew is served; healing resets."""
+    with connect(proxy) as old:
+        old.sendall(b"before")
+        assert old.recv(100) == b"before"
+        proxy.half_open()
+        old.sendall(b"into the void")
+        with connect(proxy) as new:
+            new.sendall(b"anew")
+            assert new.recv(100) == b"anew"
+        old.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            old.recv(100)
+        old.settimeout(5)
+        proxy.heal()
+        assert end_of(old) == "reset"

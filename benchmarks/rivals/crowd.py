@@ -20,7 +20,7 @@ from relay.swarm import Swarm
 from relay.swarm_report import BUSY_WINDOW_S_MIN, Group, Report
 
 from .measure import Cost, Window, socket_bytes
-from .servers import PASSWORD, Server
+from .servers import PASSWORD, Server, ServerError
 
 ADDRESSES = 250  # a real crowd comes from many: no address reaches `heads_per_address_max`
 SAMPLE = 200
@@ -49,6 +49,7 @@ class Heard:
     frames_checked: int = 0
     frames_wrong: int = 0  # lost, repeated or damaged
     skips: int = 0
+    skips_allowed: int = 0  # of those who lagged on our will
     behind: int = 0  # listeners whose bytes were not the head's advance, at any check
     unequal: int = 0  # … and at the end, when all had time to hear it
     titles_wrong: int = 0
@@ -109,6 +110,7 @@ def read_group(told: Group) -> Heard:
         frames_checked=told.frames_checked,
         frames_wrong=told.frames_lost + told.frames_repeated + told.frames_damaged,
         skips=told.skips,
+        skips_allowed=told.skips_allowed,
         behind=told.behind,
         unequal=told.unequal,
         titles_wrong=told.titles_wrong,
@@ -191,6 +193,15 @@ class Crowd:
     def stall(self, count: int, group: str) -> None:
         """Let so many of a group stop reading from now on."""
         self.swarm.stall(count, group=group)
+
+    def lag(self, count: int, group: str) -> None:
+        """Let so many of a group stop reading for a while."""
+        if self.swarm.lag(count, group=group) != count:
+            raise ServerError(f"fewer than {count} of {group} were there to lag")
+
+    def read_on(self, group: str) -> None:
+        """Let them read on."""
+        self.swarm.read_on(group=group)
 
     def run(self, seconds: float) -> None:
         """Let time pass."""

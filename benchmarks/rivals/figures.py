@@ -23,6 +23,7 @@ HOUSE_PACE_MS = 1000
 CPU_RATIO = 1.10
 ICY_RATIO = 1.25
 MOUNTS_RATIO = 1.15
+SKIP_LAG_MS = 5000  # instead of 15 s, which is also when one that takes nothing is dropped
 GAP_BESIDE_MS = 150
 GAP_STORM_MS = 300
 AUTO_LATENESS_MS = 150
@@ -163,6 +164,24 @@ def icy(bench: Bench) -> Iterator[Line]:
         yield never(figure, f"{name} with ICY: titles wrong",
                     each(runs[name], lambda run: run.group().titles_wrong))  # fmt: skip
     yield shown(figure, "CPU with none, µs per listener-second", each(runs["none"], Run.cpu_us))
+    yield from icy_after_a_skip(bench)
+
+
+def icy_after_a_skip(bench: Bench) -> Iterator[Line]:
+    """Some stop reading until they lag too far: each frame and title is right from there on."""
+    form, figure = bench.form, "icy skip"
+    if form.lagging == 0:
+        yield note(figure, "not tried", "this form is too short for a lag")
+        return
+    server = partial(Relay, bench.server_core, pace_ms=HOUSE_PACE_MS, lag_ms_max=SKIP_LAG_MS)
+    runs = bench.in_turns(figure, {"relay": (server, plans.lag(form))}, pairs=1)["relay"]
+    told = each(runs, partial(total, "skips_allowed", "laggards"))
+    # how many depends on the kernel: a queue that holds more is full later
+    yield at_least(figure, f"skips of {form.lagging} that lagged", told, form.lagging // 10)
+    for name, group in (("skipped", "laggards"), ("the others", "incumbents")):
+        yield from whole(figure, runs, who=name, group=group)
+        yield never(figure, f"{name}: titles wrong",
+                    each(runs, partial(total, "titles_wrong", group)))  # fmt: skip
 
 
 def auto(bench: Bench) -> Iterator[Line]:

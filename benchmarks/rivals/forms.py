@@ -29,6 +29,8 @@ class Form:
     house_s: float = 60.0
     icy_s: float = 30.0
     title_every_s: float = 10.0
+    lagging: int = 100  # with ICY, who stop reading until they are skipped; 0: not tried
+    lag_s: float = 24.0  # for so long: queues hold 12 s or more; dropped 15 s after that
     auto_listeners: int = 500
     auto_settle_s: float = 15.0  # the pace is changed a little at a time
     storm_incumbents: int = 5000
@@ -84,6 +86,7 @@ TINY = Form(
     house_s=1.0,
     icy_s=1.0,
     title_every_s=0.3,
+    lagging=0,
     auto_listeners=100,
     auto_settle_s=0.5,
     storm_incumbents=100,

@@ -71,6 +71,22 @@ def stall(form: Form) -> Plan:
     return play
 
 
+def lag(form: Form) -> Plan:
+    """Some of a full house with ICY stop reading until they are skipped, then read on."""
+
+    def play(crowd: Crowd) -> None:
+        crowd.open(title_every_s=form.title_every_s)
+        crowd.join(form.lagging, form.lagging / form.joins_per_s, group="laggards", icy_share=1.0)
+        gather(crowd, form, form.house_listeners - form.lagging, icy_share=1.0)
+        crowd.run(form.settle_s)
+        crowd.lag(form.lagging, group="laggards")
+        crowd.window("lag", form.lag_s)
+        crowd.read_on("laggards")
+        crowd.window("after", max(form.after_s, form.title_every_s) + form.after_s)
+
+    return play
+
+
 def flood(form: Form) -> Plan:
     """A house that is full, and many more at its door."""
 

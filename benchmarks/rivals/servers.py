@@ -30,6 +30,7 @@ PASSWORD = "a-password-of-the-benchmark"
 READY_S = 15.0
 END_S = 5.0
 BYTES_PER_S = 8000  # 64 kbit/s
+LAG_MS_MAX = 15_000  # Relay's default
 BURST_MS = 3000  # Relay's default; the others give as much
 SLOT_MS = 10
 
@@ -138,13 +139,15 @@ class Relay(Server):
 
     name = "relay"
 
-    def __init__(self, core: int, pace_ms: Pace, listeners_max: int = 0) -> None:
+    def __init__(
+        self, core: int, pace_ms: Pace, listeners_max: int = 0, lag_ms_max: int = LAG_MS_MAX
+    ) -> None:
         super().__init__(core)
-        self.pace, self.listeners_max = pace_ms, listeners_max
+        self.pace, self.listeners_max, self.lag_ms_max = pace_ms, listeners_max, lag_ms_max
         self.pace_ms = PACE_MS_MAX if pace_ms == "auto" else pace_ms
 
     def command(self) -> list[str]:
-        """Return the words; all but the pace and the bound are defaults."""
+        """Return the words; all but the pace and the bounds are defaults."""
         options = {
             "--log-format": "json",
             "--http": f"127.0.0.1:{self.port}",
@@ -152,6 +155,7 @@ class Relay(Server):
             "--burst-ms": str(BURST_MS),
             "--pace-ms": str(self.pace),
             "--listeners-max": str(self.listeners_max),
+            "--lag-ms-max": str(self.lag_ms_max),
         }
         words = [word for option in options.items() for word in option]
         return [sys.executable, "-P", "-m", "relay", "serve", *words]

@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport load_u32, load_u64
 from relay._core.backbone_state cimport (
-    backbone_t, link_close_out, link_t, link_touch, refuse,
+    DEFECT_NO_REPAIR, backbone_t, link_close_out, link_t, link_touch, refuse,
 )
 from relay._core.engine cimport wall_ms
 from relay._core.hop cimport *
@@ -96,6 +96,9 @@ cdef inline void ask_stream(
     cdef wire_range_t span
     cdef wire_ask_t join
     cdef uint8_t version = version_between(&bone.speaks, &up.speaks)
+    if act.what == HOP_REPAIR and bone.fault_defects & DEFECT_NO_REPAIR:
+        hop_unasked(&link.hop, act.parent, bone.now_us)
+        return
     bone.request += 1
     if act.what == HOP_JOIN:
         join.epoch = 0

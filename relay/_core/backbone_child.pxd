@@ -13,11 +13,12 @@ from relay._core.atomics cimport store_u32
 from relay._core.backbone_ask cimport child_answer, child_may_write, heard_epoch, link_writes
 from relay._core.backbone_directory cimport child_page_answer
 from relay._core.backbone_state cimport (
-    RECEIVES_MAX, backbone_t, link_find, link_t, link_touch, refuse,
+    DEFECT_COPIES, DEFECT_HOLES, RECEIVES_MAX, backbone_t, link_find, link_t, link_touch, refuse,
 )
 from relay._core.hop cimport *
 from relay._core.parents cimport PEER_LOOP, PEER_LOST, PEER_UP, PEER_VERSION, feed_fed, peer_sign
 from relay._core.ring cimport FRAME_TITLE, PLACED, PLACE_FAR, ring_t
+from relay._core.ring_writer cimport ring_give_up
 from relay._core.stream cimport (
     stream_mark, stream_place, stream_place_run, stream_resume_epoch, stream_t, stream_unclaim,
 )
@@ -49,6 +50,8 @@ cdef inline uint64_t place_run(
         run.first_sequence + run.count <= ring.head_sequence
     ):
         link.stream.counters.duplicates_total += run.count
+        if bone.fault_defects & DEFECT_COPIES:
+            place_copies(link, run)
         return 0
     stream_mark(link.stream, bone.now_us)
     get_records(run, records)
@@ -75,7 +78,25 @@ cdef inline uint64_t place_run(
         i += 1
     if placed:
         link.hop.far = False
+    if bone.fault_defects & DEFECT_HOLES:
+        ring_give_up(link.stream.ring)
     return placed
+
+cdef inline void place_copies(link_t* link, const wire_run_t* run) noexcept nogil:
+    # The defect that tests plant to see that it is found: a copy goes to the head, as news.
+    cdef const uint8_t* payload = run.payload
+    cdef uint64_t records[WIRE_RUN_FRAMES_MAX]
+    cdef uint32_t i
+    cdef ring_t* ring
+    get_records(run, records)
+    for i in range(run.count):
+        ring = link.stream.ring
+        stream_place(
+            link.stream, ring.head_sequence, ring.head_position, ring.head_media_us, payload,
+            <uint32_t>(records[i] & 0xFFFFFF), <uint32_t>(records[i] >> 32),
+            <uint32_t>(records[i] >> 24 & 0xFF),
+        )
+        payload += records[i] & 0xFFFFFF
 
 cdef inline int place_one(
     link_t* link, uint64_t sequence, uint64_t position, uint64_t media_us, uint64_t record,

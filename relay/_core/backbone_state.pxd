@@ -36,6 +36,10 @@ cdef enum:
     EXPELLED_MAX = 16
     BACKBONE_READER = 64          # our place in retire.pxd
     RECEIVES_MAX = 1024           # messages of one socket in a turn
+    # What tests break on purpose (fault_defects), to see that their checks name it:
+    DEFECT_NO_REPAIR = 1          # a hole is never asked for
+    DEFECT_COPIES = 2             # a frame that came already is taken for news
+    DEFECT_HOLES = 4              # the head passes a hole at once, and nothing is counted
 
 cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t received_messages_total
@@ -144,6 +148,7 @@ cdef struct backbone_t:
     uint32_t prefetch_count
     uint32_t fault_drop_every     # tests: drops each n-th run that comes; 0: none
     versions_t speaks             # of the protocol; tests say others
+    uint32_t fault_defects        # tests: DEFECT_* bits, rules that are broken on purpose; 0: none
     # links and directory
     link_t** table                # open addressing by key
     uint64_t table_size

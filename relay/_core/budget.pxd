@@ -6,7 +6,10 @@
 #      and those who come and those who are in already never use up each other's.
 #   3. Whoever meets a full accept queue waits a second (its SYN is repeated): a deep queue is
 #      drained before heads are read, and heads keep a part of the time.
-#   4. No clock and no state: it is handed times and depths, and answers times.
+#   4. Those who are due are served in bites. Between two of them the door is looked at, for at most
+#      as long as the bite took, and only while nobody is late: so whoever comes while a full slot
+#      is served waits for a bite, and no listener waits longer than twice his slot takes.
+#   5. No clock and no state: it is handed times and depths, and answers times.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -17,6 +20,8 @@ cdef enum:
     EVENTS_MIN = 32           # a turn does so many at least, whatever the time
     ACCEPTS_MIN = 4
     LOOKS_MIN = 4
+    BITE_US = 250             # about 30 sends; a look in vain costs 0.5 µs
+    BITE_LATE_US = 5000       # half a slot: who is served so late comes first
 
 cdef struct budget_t:         # on the clock of `now_us`; owner: one turn
     uint64_t events_until_us  # resumed writes and goodbyes
@@ -48,3 +53,12 @@ cdef inline void budget_make(
         budget.accepts_until_us = now_us + window_us * 3 // 4
     elif queue > 0:
         budget.heads_until_us = now_us + window_us * 3 // 4
+
+cdef inline uint64_t budget_bite(
+    uint64_t due_us, uint64_t looked_us, uint64_t now_us
+) noexcept nogil:
+    # Until when the door may work between two listeners; 0: it is not looked at. due_us: of the
+    # slot that is being served; looked_us: the door had the last word then.
+    if now_us < looked_us + BITE_US or now_us >= due_us + BITE_LATE_US:
+        return 0
+    return now_us + (now_us - looked_us)

@@ -28,7 +28,9 @@ from relay._core.pace cimport (
     wheel_return, wheel_t,
 )
 from relay._core.stream cimport hub_tell, stream_drop, stream_t
-from relay._core.tempo cimport tempo_pace_us, tempo_t, tempo_turn
+from relay._core.tempo cimport (
+    tempo_has_choice, tempo_is_followed, tempo_pace_us, tempo_t, tempo_turn,
+)
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -114,6 +116,10 @@ cdef struct shard_t:
     uint32_t* unused          # stack of free records; owned
     uint32_t unused_count
     wheel_t wheel
+    uint64_t bites_us         # of this turn's serving, what the door took in between
+    uint32_t visits           # of this turn: records served on the wheel
+    uint32_t visits_fixed     # of them, whose pace does not follow the tempo now
+    uint32_t followers        # listeners whose mount leaves a choice of pace
     tempo_t tempo
     heads_t heads
     uint32_t parting
@@ -262,6 +268,19 @@ cdef inline uint64_t shard_pace(shard_t* shard, const listener_t* listener) noex
         &shard.tempo, listener.stream.config.pace_us_min, listener.stream.config.pace_us_max
     ))
 
+cdef inline bint shard_is_fixed(shard_t* shard, const listener_t* listener) noexcept nogil:
+    # Serving it costs the same whatever pace the tempo chooses.
+    return listener.stream == NULL or not tempo_is_followed(
+        &shard.tempo, listener.stream.config.pace_us_min, listener.stream.config.pace_us_max
+    )
+
+cdef inline void shard_count(shard_t* shard, const stream_t* stream, bint comes) noexcept nogil:
+    # A listener of this stream has taken its place in the counts, or gives it back.
+    cdef int step = 1 if comes else -1
+    shard.counters.listeners += step
+    if tempo_has_choice(stream.config.pace_us_min, stream.config.pace_us_max):
+        shard.followers += step
+
 cdef inline void shard_join_wheel(shard_t* shard, uint32_t index) noexcept nogil:
     # A place for a new listener, or for one that was served out of its turn.
     cdef listener_t* listener = &shard.records[index]
@@ -273,12 +292,16 @@ cdef inline void shard_keep_tempo(
 ) noexcept nogil:
     # At the end of a turn: what it has cost, and whether the pace is to follow.
     cdef uint64_t now = now_us()
+    cdef uint64_t serve_us = served_us - began_us - shard.bites_us
+    cdef uint64_t fixed_us = 0
+    if shard.visits_fixed > 0:    # a send costs about the same whoever it is for
+        fixed_us = serve_us * shard.visits_fixed // shard.visits
     shard.counters.busy_us_total += now - began_us
     observe_busy(&shard.observed, began_us, now)
     shard.counters.behind_us_total += behind_us
     shard.counters.pace_changes_total += tempo_turn(
-        &shard.tempo, shard.counters.listeners, now, served_us - began_us, now - served_us,
-        behind_us,
+        &shard.tempo, shard.followers, now, serve_us - fixed_us, fixed_us,
+        now - served_us + shard.bites_us, behind_us,
     )
     shard.counters.pace_ms = shard.tempo.pace_us // 1000
 
@@ -335,10 +358,10 @@ cdef inline void shard_leave(shard_t* shard, listener_t* listener) noexcept nogi
     listener_leave_fallback(listener)
     sub_u32(&listener.stream.listeners, 1)
     hub_tell(listener.stream.hub, listener.stream)
+    shard_count(shard, listener.stream, False)
     stream_drop(listener.stream)
     listener.stream = NULL
     sub_u32(&shard.engine.listeners, 1)
-    shard.counters.listeners -= 1
 
 cdef inline bint shard_swallow(shard_t* shard, listener_t* listener) noexcept nogil:
     # A listener has nothing to say after its head; a little is read and forgotten.

@@ -19,8 +19,8 @@ from relay._core.atomics cimport add_u32, add_u64, load_pointer, load_u32, load_
 from relay._core.budget cimport ACCEPTS_MIN, LOOKS_MIN, TURN_US_MAX, budget_make, budget_t
 from relay._core.connection cimport (
     EPOLL_CTL_DEL, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, door_address, door_reserve, epoll_ctl,
-    http_date, recv, shard_end, shard_flow, shard_free, shard_join_wheel, shard_t, shard_watch,
-    shard_watch_door, sockaddr, sockaddr_storage, socklen_t,
+    http_date, recv, shard_count, shard_end, shard_flow, shard_free, shard_join_wheel, shard_t,
+    shard_watch, shard_watch_door, sockaddr, sockaddr_storage, socklen_t,
 )
 from relay._core.engine cimport engine_find, engine_t, now_us, rule_t, wall_ms
 from relay._core.fallback cimport FALLBACK_NONE
@@ -375,7 +375,7 @@ cdef inline int shard_take_place(
         sub_u32(&stream.listeners, 1)
         sub_u32(&shard.engine.listeners, 1)
         return REFUSE_MOUNT_FULL
-    shard.counters.listeners += 1
+    shard_count(shard, stream, True)
     listener.stream = stream
     hub_tell(stream.hub, stream)
     return REFUSE_NONE

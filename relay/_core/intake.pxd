@@ -5,7 +5,9 @@
 #      detach, feed or set a title, for µs. So a stream has one writer at a time.
 #   2. A source that runs ahead by more than ahead_us_max is not read until real time has caught up.
 #   3. Bounds: INTAKE_READ_BYTES a read, one read a source and turn; members_max sources.
-#   4. Does not know HTTP heads, passwords or logs: an end is told with its reason (event_fd), and
+#   4. Where many send small pieces a turn rests a little, outside the lock, so that the next one
+#      finds several (rest.pxd).
+#   5. Does not know HTTP heads, passwords or logs: an end is told with its reason (event_fd), and
 #      Python says the last words. The descriptor is a duplicate: closing it resets nothing.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -18,11 +20,12 @@ from relay._core.connection cimport (
     epoll_event, epoll_wait, recv,
 )
 from relay._core.cutter cimport cutter_ahead_us, cutter_feed, cutter_t
-from relay._core.engine cimport now_us
+from relay._core.engine cimport now_us, timespec
 from relay._core.handover cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_write,
 )
 from relay._core.listener cimport EAGAIN, EINTR, MSG_DONTWAIT, errno
+from relay._core.rest cimport rest_us
 from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock,
@@ -31,6 +34,10 @@ from relay._core.retire cimport (
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)
     int F_DUPFD_CLOEXEC
+
+cdef extern from "<time.h>" nogil:
+    int clock_nanosleep(int clock, int flags, const timespec* wait, timespec* rest)
+    int CLOCK_MONOTONIC
 
 cdef enum:
     INTAKE_READ_BYTES = 8192  # 2 s of 32 kbit/s: what one read may put the source ahead
@@ -79,6 +86,7 @@ cdef struct intake_t:
     int event_fd              # readable: a source has ended, or had its first frame
     uint32_t stop             # 1: end the thread
     uint64_t turns_total      # of the thread, which alone writes it
+    bint more                 # in this turn a source had sent more than one read takes
     uint8_t bytes[INTAKE_READ_BYTES]
 
 cdef inline int intake_open(intake_t* intake, uint32_t members_max) noexcept nogil:
@@ -212,6 +220,7 @@ cdef inline void intake_read(intake_t* intake, intake_member_t* member) noexcept
         member.error = errno if got < 0 else 0
         intake_end(intake, member, INTAKE_LOST if got < 0 else INTAKE_CLOSED)
         return
+    intake.more = intake.more or got == INTAKE_READ_BYTES
     now = now_us()
     reason = intake_feed(member, intake.bytes, <uint64_t>got, now)
     if reason != 0:
@@ -270,10 +279,25 @@ cdef inline void intake_run(intake_t* intake) noexcept nogil:
     cdef epoll_event events[INTAKE_EVENTS]
     cdef int count
     cdef int wait_ms = -1
+    cdef uint64_t before
+    cdef uint64_t began = 0
+    cdef uint64_t wait_us
     while not load_u32(&intake.stop):
         count = epoll_wait(intake.epoll_fd, events, INTAKE_EVENTS, wait_ms)
+        before = began
+        began = now_us()
+        intake.more = count == INTAKE_EVENTS
         pthread_mutex_lock(&intake.lock)
         intake_turn(intake, events, count)
         wait_ms = intake_resume(intake, now_us())
         store_u64(&intake.turns_total, intake.turns_total + 1)
         pthread_mutex_unlock(&intake.lock)
+        wait_us = rest_us(before, began, now_us(), intake.more)
+        if wait_us > 0:
+            intake_rest(wait_us)
+
+cdef inline void intake_rest(uint64_t wait_us) noexcept nogil:
+    cdef timespec wait
+    wait.tv_sec = 0
+    wait.tv_nsec = <long>(wait_us * 1000)
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &wait, NULL)

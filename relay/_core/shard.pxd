@@ -3,7 +3,8 @@
 # Rules of this room
 #   1. Each turn, in this order: who is due, then events of those inside (resumed writes, goodbyes),
 #      then the door (heads, accepts), each with a budget: what is left when the next slot is due
-#      goes on in the next turn. Those who listen are never disturbed by those who come.
+#      goes on in the next turn. Those who listen are never disturbed by those who come. A slot
+#      that takes long is served in bites, with a look at the door between them (budget.pxd).
 #   2. Guests, who are due but whose burst is not out yet, yield to listeners: in a turn that takes
 #      longer than GUESTS_US only a few of them are served, the others a slot later.
 #   3. Never takes the GIL, never blocks but in epoll_wait; holds the table lock for a look-up only.
@@ -14,15 +15,16 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from relay._core.atomics cimport load_u32
-from relay._core.budget cimport EVENTS_MIN, TURN_US_MAX, budget_make, budget_t
+from relay._core.budget cimport EVENTS_MIN, TURN_US_MAX, budget_bite, budget_make, budget_t
 from relay._core.connection cimport (
     DATA_LISTEN, DATA_WAKE, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EVENTS_MAX,
     door_error, epoll_event, epoll_wait, shard_close, shard_counters_t, shard_end, shard_flow,
-    shard_free, shard_keep_tempo, shard_open, shard_publish, shard_snapshot, shard_swallow, shard_t,
+    shard_free, shard_is_fixed, shard_keep_tempo, shard_open, shard_publish, shard_snapshot,
+    shard_swallow, shard_t,
 )
 from relay._core.door cimport (
-    shard_attend, shard_expire_heads, shard_farewell, shard_look_again, shard_open_door,
-    shard_stop_accepting,
+    shard_accept, shard_attend, shard_expire_heads, shard_farewell, shard_look, shard_look_again,
+    shard_open_door, shard_stop_accepting,
 )
 from relay._core.engine cimport engine_pace_range, now_us
 from relay._core.fallback_look cimport fallback_look
@@ -43,6 +45,8 @@ cdef enum:
     IDLE_US_MAX = 100000      # a turn at least so often
     GUESTS_US = 5000          # half a slot
     GUESTS_MIN = 4
+    BITE_VISITS = 8           # the clock is asked so often
+    BITE_EVENTS = 32          # of one look
 
 cdef inline void shard_run(shard_t* shard) noexcept nogil:
     # The thread's loop, until `stop`. Events that a turn has no time for stay where they are.
@@ -59,6 +63,7 @@ cdef inline void shard_run(shard_t* shard) noexcept nogil:
             done = 0
         turn_begin(&shard.engine.retire, shard.number)
         began = now_us()
+        shard.bites_us = shard.visits = shard.visits_fixed = 0
         if shard.number == 0:
             fallback_look(shard.engine, began)
         behind_us = shard_serve_due(shard, began)
@@ -96,6 +101,7 @@ cdef inline uint64_t shard_serve_due(shard_t* shard, uint64_t now) noexcept nogi
     cdef uint64_t behind_us = wheel_turn(wheel, now)
     cdef uint32_t member = wheel_take(wheel)
     cdef uint64_t late_us
+    cdef uint64_t looked_us = now
     cdef uint32_t guests = 0
     if member != <uint32_t>NOBODY:    # the first one is the latest
         late_us = now - (wheel.slot - 1) * SLOT_US + behind_us
@@ -109,9 +115,33 @@ cdef inline uint64_t shard_serve_due(shard_t* shard, uint64_t now) noexcept nogi
         ):
             wheel_put(wheel, member, wheel.until)
         else:
+            shard.visits_fixed += shard_is_fixed(shard, &shard.records[member])
             shard_serve(shard, member, now)
+        shard.visits += 1
+        if shard.visits % BITE_VISITS == 0:
+            looked_us = shard_bite(shard, looked_us)
         member = wheel_take(wheel)
     return behind_us
+
+cdef inline uint64_t shard_bite(shard_t* shard, uint64_t looked_us) noexcept nogil:
+    # Between two listeners: a look at the door, where it is time for one. Answers when it had the
+    # last word. Events that it is told are edges: all of them are taken care of here.
+    cdef epoll_event events[BITE_EVENTS]
+    cdef uint64_t now = now_us()
+    cdef uint64_t until = budget_bite((shard.wheel.slot - 1) * SLOT_US, looked_us, now)
+    cdef int count
+    cdef int i
+    if until == 0:
+        return looked_us
+    count = epoll_wait(shard.epoll_fd, events, BITE_EVENTS, 0)
+    for i in range(count):
+        shard_told(shard, &events[i], now)
+    shard_look(shard, until)
+    shard_accept(shard, until)
+    shard_look(shard, until)
+    looked_us = now_us()
+    shard.bites_us += looked_us - now
+    return looked_us
 
 cdef inline bint shard_is_guest(const listener_t* listener) noexcept nogil:
     # Waits for its stream, or its burst is longer than one send.
@@ -147,25 +177,29 @@ cdef inline int shard_events(
 ) noexcept nogil:
     # Answers how far it came: of those that follow, the next turn takes care.
     cdef int i = first
-    cdef uint32_t index
-    cdef uint64_t token
     cdef uint64_t now = now_us()
     cdef budget_t budget
     budget_make(&budget, began, now, now + wheel_next_us(&shard.wheel, now, TURN_US_MAX), 0, 1, 0)
     while i < count and (now < budget.events_until_us or i < first + EVENTS_MIN):
-        token = events[i].data.u64
-        index = <uint32_t>token
-        if index == <uint32_t>DATA_LISTEN:
-            shard.callers = True
-        elif index == <uint32_t>DATA_WAKE:
-            eventfd_read(shard.wake_fd, &token)
-        elif shard.records[index].state != FREE and (
-            shard.records[index].generation == <uint32_t>(token >> 32)
-        ):
-            shard_event(shard, index, events[i].events, now)
+        shard_told(shard, &events[i], now)
         i += 1
         now = now_us()
     return i
+
+cdef inline void shard_told(
+    shard_t* shard, const epoll_event* event, uint64_t now
+) noexcept nogil:
+    # One event, if whom it is about is still here.
+    cdef uint64_t token = event.data.u64
+    cdef uint32_t index = <uint32_t>token
+    if index == <uint32_t>DATA_LISTEN:
+        shard.callers = True
+    elif index == <uint32_t>DATA_WAKE:
+        eventfd_read(shard.wake_fd, &token)
+    elif shard.records[index].state != FREE and (
+        shard.records[index].generation == <uint32_t>(token >> 32)
+    ):
+        shard_event(shard, index, event.events, now)
 
 cdef inline void shard_event(
     shard_t* shard, uint32_t index, uint32_t events, uint64_t now

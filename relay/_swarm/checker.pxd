@@ -6,6 +6,8 @@
 #      there on each byte belongs to a frame.
 #   3. A forward jump of sequences is one skip, and each frame in it is lost; frames that came
 #      damaged are counted as that, and not as lost too.
+#      Who lagged on our will may be moved on between two frames: counted apart, and it moves his
+#      position; until he has caught up a title is as new as the audio around it has to be.
 #   4. Titles are "title N"; N never falls, was asked for, and is no older than title_age_us. Each
 #      wrong block is counted, and each N that is owed once.
 #   5. ≤ 5 KiB a listener. Knows no sockets, takes the time as an argument.
@@ -26,6 +28,9 @@ cdef struct checker_t:
     mount_t* mount
     tally_t* tally            # of its group
     uint32_t run
+    bint may_skip             # it lagged on our will, and has not caught up yet
+    uint64_t skipped_bytes    # by skips that it may; whoever feeds it takes them into the position
+    uint64_t heard_us         # when the frame last heard was written
     bint found                # a first frame was found
     uint64_t live_us          # frames written before this came by a burst: their lateness is none
     uint64_t sequence         # of the next frame
@@ -59,7 +64,12 @@ cdef inline void checker_frame(checker_t* checker, mark_t* mark, uint64_t now_us
         tally.frames_repeated += 1
         return
     jump = mark.sequence - checker.sequence
-    if jump > damaged:
+    checker.heard_us = mark.written_us
+    if jump > damaged and checker.may_skip:
+        tally.skips_allowed += 1
+        tally.frames_skipped += jump - damaged
+        checker.skipped_bytes += (jump - damaged) * FRAME_BYTES
+    elif jump > damaged:
         tally.skips += 1
         tally.frames_lost += jump - damaged
     checker.sequence = mark.sequence + 1
@@ -124,6 +134,8 @@ cdef inline void checker_title(checker_t* checker, uint64_t now_us) noexcept nog
     cdef uint64_t number
     cdef uint64_t owed
     tally.blocks_checked += 1
+    if checker.may_skip and checker.heard_us < now_us:
+        now_us = checker.heard_us     # what waited in queues for us is older than we made it
     owed = mount_title_owed(checker.mount, now_us, checker.title_age_us)
     if checker.block_bytes > 0:
         number = title_number(checker.block, checker.block_bytes)

@@ -59,6 +59,7 @@ cdef extern from "net.h" nogil:
     int swarm_stands(int fd)
     int swarm_error(int fd)
     void swarm_shrink(int fd)
+    void swarm_offer(int fd, int bytes)
 
 cdef enum:
     EVENTS_MAX = 256          # of one turn: 5 ms when each is a reply with its burst

@@ -34,6 +34,7 @@ cdef enum:  # state of a record
     REFUSED = 4               # the reply is whole, the server's close is awaited
     STALLED = 5               # stopped reading, on our will
     ENDED = 6                 # the server ended it; keeps its record for the report
+    LAGGING = 7               # stopped reading, on our will, and will read on
 
 cdef enum:  # flags
     FLAG_ICY = 1              # asks for titles
@@ -63,7 +64,7 @@ cdef struct listener_t:       # owner: the loop
     mount_t* mount
     checker_t* checker        # of a sampled one; owned
     uint64_t begun_us         # connect() was called
-    uint64_t first_us         # first body byte; 0: none yet
+    uint64_t first_us         # first body byte, or when it read on after a lag; 0: none yet
     uint64_t last_us          # latest arrival; of a refused one: when its reply was whole
     uint64_t gap_us_max       # between two arrivals, in this window
     int64_t position          # of the next audio byte, in the programme
@@ -85,6 +86,8 @@ cdef inline void listener_judge(
         if lag > rules.late_us and now < listener.first_us + SETTLE_US:
             return
         listener.flags |= FLAG_SETTLED
+        if listener.checker != NULL:
+            listener.checker.may_skip = False
     if lag > tally.worst_lag_us:
         tally.worst_lag_us = lag
     if lag > rules.late_us and not listener.flags & FLAG_BEHIND:
@@ -140,6 +143,8 @@ cdef inline void listener_walk(
             listener_count(listener, tally, take)
             if listener.checker != NULL:
                 checker_audio(listener.checker, bytes, take, now)
+                listener.position += <int64_t>listener.checker.skipped_bytes
+                listener.checker.skipped_bytes = 0
         bytes += take
         size -= take
 

@@ -19,11 +19,12 @@ from relay._core.atomics cimport load_u32, store_u32
 from relay._core.histogram cimport histogram_add, histogram_t
 from relay._swarm.crowd cimport (
     CLOSE_US_MAX, EPOLL_CTL_DEL, EVENTS_MAX, crowd_event, crowd_free, crowd_join, crowd_t,
-    crowd_tally, epoll_ctl, epoll_event, epoll_wait, swarm_now_us, swarm_shrink,
-    swarm_sleep_until, swarm_stands,
+    crowd_tally, crowd_watch, epoll_ctl, epoll_event, epoll_wait, swarm_now_us, swarm_offer,
+    swarm_shrink, swarm_sleep_until, swarm_stands,
 )
 from relay._swarm.listener cimport (
-    FLAG_BEHIND, FREE, NOBODY, PLAYING, REFUSED, STALLED, listener_judge, listener_t,
+    FLAG_BEHIND, FLAG_SETTLED, FREE, LAGGING, NOBODY, PLAYING, REFUSED, STALLED, listener_judge,
+    listener_t,
 )
 from relay._swarm.mount cimport mount_head, mount_lag_us
 from relay._swarm.sources cimport sources_t
@@ -35,6 +36,8 @@ cdef enum:
     TICK_US = 10000
     SWEEP_TICKS = 100         # a whole sweep each second
     REST_US = 1000
+    LAG_WINDOW_BYTES = 4096   # what who lags still takes, beside the window offered before
+    WINDOW_BYTES = 65536 * 4  # whole segments of loopback
     AT_ONCE_US = 50           # no loop connects faster
 
 cdef struct plan_t:           # one join to come
@@ -182,6 +185,43 @@ cdef inline uint32_t loop_stall(loop_t* loop, uint32_t group, uint32_t count) no
                 swarm_shrink(listener.fd)
                 listener.state = STALLED
                 done += 1
+    return done
+
+cdef inline uint32_t loop_lag(loop_t* loop, uint32_t group, uint32_t count) noexcept nogil:
+    # The first `count` of the group's sample stop reading for a while, those with titles first.
+    cdef uint32_t done = 0
+    cdef uint32_t i
+    cdef int plain
+    cdef listener_t* listener
+    for plain in range(2):
+        for i in range(loop.crowd.used):
+            listener = &loop.crowd.listeners[i]
+            if done < count and listener.state == PLAYING and listener.group == group and (
+                listener.checker != NULL and (listener.metaint == 0) == plain
+            ):
+                epoll_ctl(loop.crowd.epoll_fd, EPOLL_CTL_DEL, listener.fd, NULL)
+                swarm_offer(listener.fd, LAG_WINDOW_BYTES)
+                listener.state = LAGGING
+                done += 1
+    return done
+
+cdef inline uint32_t loop_read_on(loop_t* loop, uint32_t group, uint64_t now) noexcept nogil:
+    # Whoever of the group lags reads on, and is judged like a newcomer: once he has caught up.
+    # Registering tells what has come meanwhile.
+    cdef uint32_t done = 0
+    cdef uint32_t i
+    cdef listener_t* listener
+    for i in range(loop.crowd.used):
+        listener = &loop.crowd.listeners[i]
+        if listener.state != LAGGING or listener.group != group:
+            continue
+        listener.state = PLAYING
+        listener.flags &= <uint8_t>~<int>FLAG_SETTLED
+        listener.first_us = listener.last_us = listener.checker.live_us = now
+        listener.checker.may_skip = True
+        swarm_offer(listener.fd, WINDOW_BYTES)
+        crowd_watch(&loop.crowd, listener, 0)
+        done += 1
     return done
 
 cdef inline uint32_t loop_stalled_ended(loop_t* loop, uint32_t group) noexcept nogil:

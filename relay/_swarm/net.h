@@ -89,4 +89,11 @@ static inline void swarm_shrink(int fd)
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
 }
 
+/* How large a window is offered from now on; what was offered before stands, so nothing that comes
+   has to be dropped (as with a smaller buffer, after which the sender waits for its timer). */
+static inline void swarm_offer(int fd, int bytes)
+{
+    setsockopt(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &bytes, sizeof bytes);
+}
+
 #endif

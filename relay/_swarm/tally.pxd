@@ -36,6 +36,8 @@ cdef struct tally_t:
     uint64_t frames_repeated
     uint64_t frames_damaged
     uint64_t skips            # forward jumps, whatever their size
+    uint64_t skips_allowed    # of those who lagged on our will, between two frames
+    uint64_t frames_skipped   # by these
     uint64_t blocks_checked   # ICY
     uint64_t titles_heard
     uint64_t titles_wrong     # text, order, or older than it may be

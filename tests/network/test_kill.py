@@ -4,13 +4,12 @@ Rules of this room
   1. Origin, middle, edge: three `relay serve` processes in a row, or four in a diamond with two
      relays in the middle; two streams; 20 listeners on the edge, 10 on each stream, every frame
      of each checked.
-  2. Phases are random, from a seed that is printed; RELAY_TEST_SEED=… plays the same again.
+  2. Phases are random, from a seed that is printed; `--seed N` plays the same again.
   3. The checks can fail: with the repair socket out of reach the same ones report missing frames.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -157,10 +156,8 @@ def row(nodes: Nodes, crowd: Crowd) -> Iterator[Row]:
 
 
 @pytest.fixture
-def dice() -> random.Random:
-    """Random phases, the same for the same RELAY_TEST_SEED."""
-    seed = int(os.environ.get("RELAY_TEST_SEED", random.randrange(1 << 32)))
-    print(f"\nRELAY_TEST_SEED={seed}")
+def dice(seed: int) -> random.Random:
+    """Random phases, the same for the same seed."""
     return random.Random(seed)
 
 

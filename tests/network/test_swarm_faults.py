@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from relay._probe_swarm import frame
-from tools.faulty import Fault, FaultyServer
+from tools.faulty import SKIPPED, Fault, FaultyServer
 
 from relay.swarm import Swarm
-from relay.swarm_report import Report
+from relay.swarm_report import Group, Report
 
 LISTENERS = 12
 
@@ -119,6 +119,50 @@ def test_a_wrong_title_is_caught(kind: str) -> None:
     with FaultyServer(Fault(kind)) as server:  # type: ignore[arg-type]
         report = judge(server, icy_share=1.0, titles=True, seconds=4.0)
     assert [fault for fault in report.faults if "title" in fault and "wrong" in fault]
+
+
+def judge_after_a_lag(server: FaultyServer) -> Group:
+    """Let all of a small swarm stop reading for a while, and read on."""
+    with Swarm(server.address[1], sample=LISTENERS, pace_ms=100, tolerance_ms=1000) as swarm:
+        swarm.source("/live", password="any", title_every_s=0.4)
+        swarm.run(0.6)
+        swarm.join(LISTENERS, 0, icy_share=1.0)
+        swarm.run(0.4)
+        assert swarm.lag(LISTENERS) == LISTENERS
+        swarm.run(2.5)
+        assert swarm.read_on() == LISTENERS
+        swarm.run(3.5)
+        return swarm.finish().windows["start"].groups["incumbents"]
+
+
+SKIP_AT = 60  # while they lag: 20 of the burst, and a second
+
+
+def test_a_skip_of_one_that_lagged_on_our_will_is_counted_and_no_loss() -> None:
+    """Between two frames; all after it is right, and its position ends at the head."""
+    with FaultyServer(Fault("skip", 3, SKIP_AT)) as server:
+        group = judge_after_a_lag(server)
+    assert (group.skips_allowed, group.frames_skipped) == (1, SKIPPED)
+    assert (group.frames_lost, group.frames_damaged, group.frames_repeated) == (0, 0, 0)
+    assert (group.titles_wrong, group.unequal) == (0, 0)
+    assert group.titles_heard > LISTENERS
+
+
+def test_a_splice_and_a_forgotten_title_after_a_skip_are_caught() -> None:
+    """The one cuts a frame in two, the other goes on with what was said before it."""
+    faults = Fault("splice", 3, SKIP_AT), Fault("skip", 5, SKIP_AT), Fault("forget", 5)
+    with FaultyServer(*faults) as server:
+        group = judge_after_a_lag(server)
+    assert group.frames_damaged == 1
+    assert group.titles_wrong >= 1
+    assert group.frames_lost == 0
+
+
+def test_a_skip_of_one_that_has_caught_up_is_a_loss() -> None:
+    """The leave to skip ends with the lag."""
+    with FaultyServer(Fault("skip", 3, frame=200)) as server:
+        group = judge_after_a_lag(server)
+    assert (group.skips_allowed, group.skips, group.frames_lost) == (0, 1, SKIPPED)
 
 
 def test_titles_that_the_server_does_not_take_are_named() -> None:

@@ -32,8 +32,13 @@ def until(what: Callable[[], Any], within_s: float = 10.0) -> Any:
     raise AssertionError(f"not within {within_s} s")
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """A port below the ephemeral range, so that no outgoing connection takes it while it is down.
+
+    None is given twice: who asks for several binds them later.
 
     (A child that keeps trying a dead parent's ephemeral port can even connect to itself.)
     """
@@ -41,7 +46,9 @@ def free_port() -> int:
         port = random.SystemRandom().randrange(15_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 class Node:

@@ -46,7 +46,13 @@ def split_address(address: str) -> tuple[str, int]:
 class Child:
     """One child: a SUB and a DEALER of its own context."""
 
-    def __init__(self, backbone: str, *, curve: tuple[str, str, str] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        curve: tuple[str, str, str] | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
         """Connect both; waits for a beacon, which names the repair port. AssertionError if none.
 
         curve: public key, secret key (without `secret:`) and the parent's public key, if it has.
@@ -63,17 +69,22 @@ class Child:
                     each.setsockopt(option, bytes.fromhex(key))
         self.sub.connect(backbone)
         self.subscribe(BEACON_TOPIC)
-        self.repair = f"{backbone.rpartition(':')[0]}:{self._repair_port()}"
+        try:
+            port = self._repair_port(timeout_s)
+        except AssertionError:
+            self.close()
+            raise
+        self.repair = f"{backbone.rpartition(':')[0]}:{port}"
         self.dealer.connect(self.repair)
 
-    def _repair_port(self) -> int:
-        until_s = time.monotonic() + 5.0
+    def _repair_port(self, timeout_s: float) -> int:
+        until_s = time.monotonic() + timeout_s
         while time.monotonic() < until_s:
             if self.sub.poll(200):
                 message = self.sub.recv()
                 if message[:1] == b"B":
                     return int(BEACON.unpack_from(message, HEAD.size)[5])
-        raise AssertionError(f"no beacon from {self.backbone} within 5 s")
+        raise AssertionError(f"no beacon from {self.backbone} within {timeout_s:g} s")
 
     def subscribe(self, topic: bytes) -> None:
         """Ask for a topic: any bytes."""

@@ -22,6 +22,7 @@ from typing import Literal, Self
 FRAME_BYTES = 192
 METAINT = 4000
 BURST_FRAMES = 20
+SKIPPED = 30
 FULL = b"this server is full\n"
 
 Kind = Literal[
@@ -34,6 +35,9 @@ Kind = Literal[
     "reset",  # RST
     "title",  # a block with another text
     "stale",  # no title is ever told
+    "skip",  # SKIPPED frames are left out, as for one that lags too far
+    "splice",  # the same in the middle of a frame
+    "forget",  # no title is told after a skip
     "refuse",  # 503 in place of audio
     "reset_refusal",  # the connection is reset after a 503
     "cut_refusal",  # a 503 whose body is shorter than it says
@@ -64,9 +68,11 @@ class _Ear:
     left: int = METAINT  # audio bytes until the next block
     title: str = ""
     sent: int = 0  # frames
+    skipping: int = 0  # frames still to be left out
+    has_skipped: bool = False
     faults: list[Fault] = field(default_factory=list)
 
-    def due(self, kind: Kind) -> bool:
+    def due(self, kind: str) -> bool:
         """Whether a fault of this kind hits the next frame; it then is over."""
         for fault in self.faults:
             if fault.kind == kind and fault.frame == self.sent:
@@ -85,6 +91,12 @@ class _Ear:
             out = out[:100] + bytes([out[100] ^ 1]) + out[101:]
         if self.due("shift"):
             out = out[:100] + out[101:]
+        for kind, kept in (("skip", 0), ("splice", 100)):
+            if self.due(kind):
+                self.skipping, self.has_skipped, out = SKIPPED, True, out[:kept]
+        if self.skipping > 0:
+            self.skipping -= 1
+            out = out if self.skipping == SKIPPED - 1 else b""
         self.sent += 1
         return out
 
@@ -105,7 +117,8 @@ class _Ear:
     def block(self, title: str) -> bytes:
         """One block: the title when it is news."""
         kinds = {fault.kind for fault in self.faults}
-        if "stale" in kinds or (title == self.title and "title" not in kinds):
+        silent = "stale" in kinds or ("forget" in kinds and self.has_skipped)
+        if silent or (title == self.title and "title" not in kinds):
             return b"\0"
         self.title = title
         if "title" in kinds:

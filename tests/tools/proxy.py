@@ -1,4 +1,4 @@
-"""A TCP forwarder with named faults: delay, throttle, stall, cut, drop, garbage.
+"""A TCP forwarder with named faults: delay, throttle, stall, half_open, cut, drop, garbage.
 
 Rules of this room
   1. It forwards real connections between real processes, on one asyncio thread of the test process.
@@ -38,6 +38,7 @@ class Direction:
         self.queue: deque[tuple[float, bytes]] = deque()  # (due in loop time, bytes); b"" ends it
         self.queued_bytes = 0
         self.last_due_s = 0.0
+        self.is_void = False  # what comes is taken, and goes nowhere
         self.changed = asyncio.Event()
 
     def put(self, data: bytes) -> None:
@@ -72,6 +73,9 @@ class Direction:
                 await asyncio.sleep(wait_s)
             await self.proxy.flowing.wait()
             self.queue.popleft()
+            if self.is_void:
+                self.queued_bytes -= len(data)
+                continue
             if not data:
                 with contextlib.suppress(OSError):
                     self.writer.write_eof()
@@ -138,6 +142,16 @@ class Proxy:
         """Fault `stall`: nothing moves, nothing is closed; connects succeed and stay silent."""
         self._now(self.flowing.clear)
 
+    def half_open(self) -> None:
+        """Fault `half_open`: those that stand take everything and carry nothing, not even an end,
+        as where a host or a line is gone without a word; new ones work. `heal()` resets them."""
+        self._now(self._void_all)
+
+    def _void_all(self) -> None:
+        for directions in self._ways.values():
+            for direction in directions:
+                direction.is_void = True
+
     def drop(self) -> None:
         """Fault `drop`: those that stand stay, each new one is accepted and closed at once."""
         self._now(lambda: setattr(self, "dropping", True))
@@ -148,15 +162,15 @@ class Proxy:
         New ones are forwarded as before; together with `drop()` the line is dead.
         """
 
-        def cut_all() -> int:
-            ways = list(self._ways.items())
-            for task, directions in ways:
-                for direction in directions:
-                    break_off(direction.writer)
-                task.cancel()
-            return len(ways)
+        return self._now(lambda: self._break_off_all(lambda directions: True))
 
-        return self._now(cut_all)
+    def _break_off_all(self, which: Callable[[tuple[Direction, Direction]], bool]) -> int:
+        ways = [(task, pair) for task, pair in self._ways.items() if which(pair)]
+        for task, directions in ways:
+            for direction in directions:
+                break_off(direction.writer)
+            task.cancel()
+        return len(ways)
 
     def garbage(self, size: int = 1024, *, downward: bool = True) -> bytes:
         """Fault `garbage`: put random bytes into each connection; returns them.
@@ -179,6 +193,7 @@ class Proxy:
             self.delay_ms = self.bytes_per_s = 0.0
             self.dropping = False
             self.flowing.set()
+            self._break_off_all(lambda directions: directions[0].is_void)
 
         self._now(end)
 

@@ -1,0 +1,170 @@
+"""Hostile messages, and a parent that lies: between a real node and its child, by hand.
+
+Rules of this room
+  1. Mutants are made of real messages, as docs/wire.md lays them out: cut short, too long, with
+     bits turned, of random bytes, or old ones again. The dice are the test's.
+  2. A `Liar` passes on what the node above it says, until it is told to lie; then each message is
+     followed by mutants, and answers likewise. It runs on one thread and holds RECORDED_MAX
+     messages.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Self
+
+import zmq
+
+from tools.children import BEACON_TOPIC, HEAD, Child, mount_key
+
+RECORDED_MAX = 500
+REQUEST_BYTES_MAX = 900  # the ROUTER takes 1 KiB, of which CURVE needs some
+REPAIR_PORT_AT = HEAD.size + 1 + 16 + 8 + 8 + 2  # of a beacon, docs/wire.md
+LONG_TOPIC_BYTES = 2000  # our own libzmq keeps topics in a trie, and walks it by recursion
+BIG_BYTES = 300_000  # beyond every MAXMSGSIZE of the backbone
+
+
+def mutants(dice: random.Random, message: bytes, count: int) -> Iterator[bytes]:
+    """Yield wrong versions of a message; those of random bytes keep its topic, or they would not
+    be asked for."""
+    for _ in range(count):
+        kind = dice.randrange(6)
+        if kind == 0:
+            yield message[: dice.randrange(len(message) + 1)]
+        elif kind == 1:
+            yield message + dice.randbytes(dice.choice((1, 8, 100, 5000)))
+        elif kind == 2:
+            yield message[:9] + dice.randbytes(dice.randrange(600))
+        elif kind == 3:
+            yield message[: HEAD.size] + dice.randbytes(len(message) - HEAD.size)
+        else:
+            turned = bytearray(message)
+            for _ in range(dice.choice((1, 1, 2, 8)) if turned else 0):
+                turned[dice.randrange(min(len(turned), 120))] ^= 1 << dice.randrange(8)
+            yield bytes(turned)
+
+
+def send_mutants(child: Child, dice: random.Random, requests: list[bytes], rounds: int) -> int:
+    """Send requests, and mutants short enough to be looked at; how many messages."""
+    sent = 0
+    for _ in range(rounds):
+        for request in requests:
+            for message in (request, *mutants(dice, request, 8)):
+                sent += say(child.dealer, message[:REQUEST_BYTES_MAX])
+    return sent
+
+
+def send_too_long(child: Child, dice: random.Random, requests: list[bytes], rounds: int) -> None:
+    """Send what ends the connection, with all that is on its way: messages longer than a socket
+    takes, and topics that are none. libzmq dials again each time."""
+    for request in requests:
+        say(child.dealer, request + bytes(BIG_BYTES))
+    for _ in range(rounds):
+        topic = b"\x01" + dice.choice((b"S", b"B", b"x")) + dice.randbytes(dice.randrange(40))
+        for message in (topic, b"\x00" + topic[1:], dice.randbytes(dice.randrange(60))):
+            say(child.sub, message)
+    say(child.sub, b"\x01" + bytes(LONG_TOPIC_BYTES))
+
+
+def say(socket: zmq.Socket[bytes], message: bytes) -> int:
+    """Send when there is a connection with room; returns whether, as 1 or 0."""
+    if not socket.poll(200, zmq.POLLOUT):
+        return 0
+    socket.send(message, zmq.DONTWAIT)
+    return 1
+
+
+class Liar:
+    """A parent between a node and its children. A context manager; `backbone` is its address."""
+
+    def __init__(
+        self, above: str, mounts: tuple[str, ...], dice: random.Random,
+        curve: tuple[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Attach to the node above.
+
+        Args:
+            above: its backbone, open to anybody.
+            mounts: streams to pass on.
+            dice: of the lies.
+            curve: public and secret key that children are shown; None: no keys.
+        """
+        self.lies_each = 0  # mutants that follow each message; 0: honest
+        self.lies_told = 0
+        self._dice = dice
+        self._recorded: deque[bytes] = deque(maxlen=RECORDED_MAX)
+        self._child = Child(above)
+        for mount in mounts:
+            self._child.subscribe(b"S" + struct.pack("<Q", mount_key(mount)))
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._pub = self._context.socket(zmq.XPUB)
+        self._router = self._context.socket(zmq.ROUTER)
+        for socket in (self._pub, self._router):
+            socket.setsockopt(zmq.LINGER, 0)
+            if curve is not None:
+                socket.setsockopt(zmq.CURVE_SERVER, 1)
+                socket.setsockopt(zmq.CURVE_SECRETKEY, bytes.fromhex(curve[1]))
+        port = self._pub.bind_to_random_port("tcp://127.0.0.1")
+        self._repair_port = self._router.bind_to_random_port("tcp://127.0.0.1")
+        self.backbone = f"tcp://127.0.0.1:{port}"
+        self._asked: deque[tuple[bytes, bytes]] = deque(maxlen=1000)  # who asked, request id
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        ours = (self._child.sub, self._child.dealer, self._pub, self._router)
+        for socket in ours:
+            poller.register(socket, zmq.POLLIN)
+        while not self._end.is_set():
+            for socket, _ in poller.poll(50):
+                if socket is self._child.sub:
+                    self._publish(socket.recv())
+                elif socket is self._child.dealer:
+                    self._answer(socket.recv())
+                elif socket is self._pub:
+                    socket.recv()  # who wants what: all is passed on
+                else:
+                    who, request = socket.recv_multipart()[:2]
+                    self._asked.append((who, request[HEAD.size : HEAD.size + 4]))
+                    self._child.dealer.send(request)
+
+    def _publish(self, message: bytes) -> None:
+        if message[:9] == BEACON_TOPIC:
+            port = struct.pack("<H", self._repair_port)
+            message = message[:REPAIR_PORT_AT] + port + message[REPAIR_PORT_AT + 2 :]
+        for told in (message, *self._lies(message)):
+            self._pub.send(told, zmq.DONTWAIT)
+
+    def _answer(self, message: bytes) -> None:
+        request = message[HEAD.size : HEAD.size + 4]
+        who = next((who for who, asked in reversed(self._asked) if asked == request), None)
+        if who is None:
+            return
+        for told in (message, *self._lies(message)):
+            self._router.send_multipart([who, told], zmq.DONTWAIT)
+
+    def _lies(self, message: bytes) -> list[bytes]:
+        """Mutants of this message and an old one, now and then one beyond all bounds."""
+        self._recorded.append(message)
+        if not self.lies_each:
+            return []
+        lies = [*mutants(self._dice, message, self.lies_each), self._dice.choice(self._recorded)]
+        if self._dice.random() < 0.01:
+            lies.append(message + bytes(BIG_BYTES))
+        self.lies_told += len(lies)
+        return lies
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join(5.0)
+        self._child.close()
+        self._context.destroy(linger=0)
