@@ -10,6 +10,7 @@ from typing import Any, final
 from typing_extensions import Buffer
 
 BUILD: str
+PROTOCOL_VERSIONS: tuple[int, int]
 
 Handed = tuple[int, bytes, tuple[str, int]]
 FrameTuple = tuple[bytes, int, int, int, int]
@@ -190,6 +191,7 @@ class Backbone:
     def fault(
         self, *, drop_every: int = 0, version: int = 0, cut: bool = False, defects: int = 0
     ) -> None: ...
+    def expelled(self) -> tuple[int, list[str]]: ...
     @property
     def node_id(self) -> str: ...
     def snapshot(self) -> dict[str, Any]: ...

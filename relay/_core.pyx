@@ -18,15 +18,10 @@ from relay._core.atomics cimport (
 )
 from relay._core.body cimport BODY_CHUNKED, BODY_RAW, BODY_SIZED, body_open, body_reason, body_t
 from relay._core.backbone cimport backbone_main, backbone_subscribe
-from relay._core.backbone_state cimport (
-    EXPELLED_MAX, PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t,
-    link_t,
-)
 from relay._core.backbone_pack cimport pack_t
-from relay._core.backbone_view cimport backbone_view_t, link_view_t, view_free, view_take
-from relay._core.cutter cimport (
-    CUTTER_AHEAD_ANY, cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
-)
+from relay._core.backbone_state cimport *
+from relay._core.backbone_view cimport *
+from relay._core.cutter cimport *
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_add_rule,
     engine_all, engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open,
@@ -54,14 +49,11 @@ from relay._core.recorder cimport (
     record_t, recorder_flush, recorder_t, recorder_tick,
 )
 from relay._core.retire cimport (
-    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    retire_sweep, turn_begin, turn_end,
+    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, retire_sweep,
+    turn_begin, turn_end,
 )
-from relay._core.parents cimport PARENT_NONE, PEER_VERSION
 from relay._core.histogram cimport histogram_below, histogram_quantile_us, histogram_t
-from relay._core.observe cimport (
-    BUSY_STEPS, busy_quantile_permille, busy_t, observe_add_up, observed_t,
-)
+from relay._core.observe cimport *
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, RING_HEADERS, audio_bytes,
     frame_t, header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header,
@@ -81,7 +73,7 @@ from relay._core.stream cimport (
     stream_unclaim,
 )
 from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
-from relay._core.wire cimport RUN_END, WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
+from relay._core.wire cimport RUN_END, WIRE_ADDRESS_BYTES_MAX
 from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport curve_t, zmq_api_load
 
@@ -1320,6 +1312,7 @@ def measure_push(Stream stream, data, uint32_t pushes):
 # --- the backbone ---------------------------------------------------------------------------------
 
 REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "full")
+PROTOCOL_VERSIONS = (VERSION_LEAST, VERSION_OWN)    # which this node speaks: from … to
 UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
 LINK_STATES = ("idle", "joining", "live", "ended")
 
@@ -1412,10 +1405,20 @@ cdef class Backbone:
         self.wake()
 
     def fault(self, *, int drop_every=0, int version=0, bint cut=False, int defects=0):
-        """For tests: drop each n-th run; say this version; end without a word; DEFECT_* bits."""
+        """For tests: drop each n-th run; speak this version; end without a word; DEFECT_* bits."""
         self.bone.fault_drop_every = drop_every
-        self.bone.fault_version, self.bone.fault_defects = version, defects
+        self.bone.speaks.own = version or VERSION_OWN
+        self.bone.speaks.least = max(1, self.bone.speaks.own - 1)
+        self.bone.fault_defects = defects
         self.bone.goodbye_said = cut
+
+    def expelled(self):
+        """(children cut so far, the names of the last few); blocks for the end of a turn."""
+        cdef char names[EXPELLED_MAX][65]
+        cdef uint64_t total
+        with nogil:
+            total = view_expelled(&self.bone, <char*>names)
+        return total, [names[i].decode("ascii", "replace") for i in range(EXPELLED_MAX)]
 
     @property
     def node_id(self):
@@ -1461,10 +1464,8 @@ cdef dict backbone_dict(backbone_view_t* view):
         else {**told[view.first], "directory_known": bool(view.directory_known)},
         "upstreams": told,
         "load": view.load, "subscriptions": view.subscriptions,
-        "answers_held_bytes": view.held_bytes,
-        "directory_version": view.directory_version,
+        "answers_held_bytes": view.held_bytes, "directory_version": view.directory_version,
         "links": [link_dict(&view.links[i], view.now_us) for i in range(view.links_count)],
-        "expelled": [view.expelled[i].decode("ascii", "replace") for i in range(EXPELLED_MAX)],
         "counters": counters_dict(view.counters),
     }
 
@@ -1493,7 +1494,7 @@ cdef dict upstream_dict(upstream_t* up, uint64_t now):
         "address": up.address.decode(),
         "state": UPSTREAM_STATES[up.peer.state],
         "node_id": node_hex(up.node_id) if up.node_id[0] else None,
-        "version": up.version if up.peer.state == PEER_VERSION else WIRE_PROTOCOL,
+        "versions": [up.speaks.least, up.speaks.own] if up.speaks.own else None,
         "sign_age_ms": (now - up.peer.sign_us) // 1000 if up.peer.sign_us else None,
         "load": up.peer.load, "hops": up.path_count + 1,
         "path": [f"{up.path[i]:016x}" for i in range(up.path_count)],
@@ -1533,8 +1534,8 @@ cdef dict link_dict(link_view_t* view, uint64_t now):
         "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
         "told_up": bool(view.told_up), "target_sequence": view.target_sequence,
         "feeding": None if view.feeding == PARENT_NONE else view.feeding,
-        "switches": view.switches,
-        "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
+        "switches": view.switches, "sent_sequence": view.sent_sequence,
+        "tail_whole": bool(view.tail_whole),
         "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
         "rival_epoch": view.rival_epoch or None, "shadowed": view.shadowed,
     }

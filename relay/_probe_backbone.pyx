@@ -10,9 +10,13 @@ from libc.string cimport memcpy, memset
 
 from relay._core.backbone_record cimport before_t, gone_reason, switch_reason
 from relay._core.engine cimport now_us
-from relay._core.guests cimport guest_adds, guest_drops, guests_close, guests_open, guests_t
+from relay._core.guests cimport (
+    guest_account, guest_adds, guest_drops, guest_has, guest_name, guest_speaks, guests_close,
+    guests_most, guests_open, guests_t,
+)
 from relay._core.hop cimport *
 from relay._core.hop_step cimport *
+from relay._core.versions cimport *
 from relay._core.wire cimport *
 
 from relay._core import REFUSALS
@@ -67,17 +71,31 @@ cdef class Guests:
     def __dealloc__(self):
         guests_close(&self.guests)
 
-    def adds(self, uint64_t key, int fd):
-        """0, or why not: -1 this connection has too many, -2 all of them have."""
-        return guest_adds(&self.guests, key, fd)
+    def adds(self, uint64_t key, int fd, bytes name=b""):
+        """0, or who has to go: -1 this child has too many, -2 all of them have."""
+        return guest_adds(&self.guests, key, fd, guest_account(&self.guests, fd, name))
+
+    def has(self, uint64_t key):
+        """Whether it is remembered that somebody holds it."""
+        return bool(guest_has(&self.guests, key))
+
+    def most(self):
+        """(name, descriptors on which it spoke, which are forgotten) of who holds most."""
+        cdef uint32_t account = guests_most(&self.guests)
+        cdef int fd = guest_speaks(&self.guests, account, -1)
+        fds = []
+        while fd >= 0:
+            fds.append(fd)
+            fd = guest_speaks(&self.guests, account, fd)
+        return guest_name(&self.guests, account), fds
 
     def drops(self, uint64_t key):
         """Nobody holds it any more."""
         guest_drops(&self.guests, key)
 
-    def held(self, int fd):
-        """How many this connection holds."""
-        return self.guests.held[fd]
+    def held(self, int fd, bytes name=b""):
+        """How many this child holds."""
+        return self.guests.held[guest_account(&self.guests, fd, name)]
 
     @property
     def count(self):
@@ -85,12 +103,13 @@ cdef class Guests:
         return self.guests.count
 
 
-def wire_decode(data):
-    """One message as (reason, fields): reason is "" or why it is refused."""
+def wire_decode(data, int least=VERSION_LEAST, int own=VERSION_OWN):
+    """One message as (reason, fields): reason is "" or why it is refused by who speaks these."""
     cdef Buffer run = Buffer(data)
+    cdef versions_t ours = versions_t(least, own)
     cdef reader_t reader = reader_of(run.bytes, run.size)
     cdef wire_head_t head
-    cdef int status = take_head(&reader, &head)
+    cdef int status = take_head(&reader, &head, &ours)
     if status == WIRE_OK and run.size > wire_size_max(head.kind):
         status = WIRE_SIZE
     if status != WIRE_OK:
@@ -201,13 +220,22 @@ cdef int page_dict(reader_t* reader, dict fields) except *:
     return WIRE_OK
 
 
-def wire_encode(dict f):
+def versions_meet(int least, int own, int head, int flags):
+    """What a beacon tells: [least, own], is it near, the version of requests; and our own flags."""
+    cdef versions_t ours = versions_t(least, own)
+    cdef versions_t theirs = versions_told(head, flags)
+    near = bool(versions_are_near(&ours, &theirs))
+    between = version_between(&ours, &theirs)
+    return [theirs.least, theirs.own], near, between, version_flags(&ours)
+
+
+def wire_encode(dict f, int version=VERSION_LEAST):
     """The message of these fields (as wire_decode gives them), written by the core's encoders."""
     cdef bytes room = bytes(196608)
     cdef uint8_t* start = <uint8_t*><char*>room
     cdef writer_t writer = writer_of(start, 196608)
     cdef uint8_t kind = ord(f["kind"])
-    put_head(&writer, kind, f["key"], f.get("request", 0))
+    put_head(&writer, kind, f["key"], f.get("request", 0), version)
     wire_put(&writer, kind, f)
     if writer.full:
         raise ValueError("no message is so long")
@@ -403,8 +431,14 @@ cdef class Hop:
     def fed(self, int parent, uint64_t end_sequence, uint64_t now):
         feed_fed(&self.hop.feed, parent, end_sequence, now)
 
-    def reaches(self, uint64_t epoch, uint64_t sequence, bint end=False):
-        hop_reaches(&self.hop, epoch, sequence, end)
+    def reaches(self, uint64_t epoch, uint64_t sequence, bint end=False, int parent=0):
+        return bool(hop_reaches(&self.hop, parent, epoch, sequence, end))
+
+    def forget(self):
+        hop_forget(&self.hop)
+
+    def resume(self, uint64_t now):
+        hop_resume(&self.hop, now)
 
     def here(self, uint64_t epoch, uint64_t first, uint64_t now):
         return bool(hop_here(&self.hop, epoch, first, self.view.head_sequence, now))

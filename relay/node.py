@@ -18,7 +18,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from relay import _core
@@ -49,7 +49,7 @@ _UPSTREAM_WORDS = {
     "connecting": "is not there yet; this node serves its own streams and keeps trying",
     "up": "is up",
     "lost": "is lost; listeners stay, and it is tried again",
-    "version": "speaks another protocol version; update one of the two nodes",
+    "version": "speaks version {} of the protocol, this node {}; update one of the two",
     "loop": "leads back to this node, or is too deep; choose another with --upstream",
 }
 _OF_UPSTREAM = {"upstream_up", "directory_known"}
@@ -450,6 +450,12 @@ class Node:
         wrong = []
         if upstream and upstream["state"] != "up":
             wrong.append(f"upstream is {upstream['state']}")
+        if upstream and not upstream["directory_known"]:
+            wrong += [
+                f"upstream {told['address']} does not know its own directory yet"
+                for told in link["upstreams"]
+                if told["state"] == "up" and not told["directory_known"]
+            ]
         empty = [told["mount"] for told in link["links"] if not told["tail_whole"]]
         if empty:
             wrong.append(f"{len(empty)} streams in demand have no tail yet")
@@ -512,9 +518,16 @@ class Node:
                 logging.INFO if state == "up" else logging.WARNING,
                 "upstream %s %s",
                 address,
-                _UPSTREAM_WORDS[state],
+                _UPSTREAM_WORDS[state].format(
+                    _span(told.get("versions")), _span(_core.PROTOCOL_VERSIONS)
+                ),
                 extra={"event": f"upstream_{state}", "upstream": address},
             )
+
+
+def _span(versions: Sequence[int] | None) -> str:
+    """`1`, or `1 to 2`."""
+    return " to ".join(map(str, dict.fromkeys(versions or "?")))
 
 
 def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:

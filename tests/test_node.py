@@ -298,7 +298,12 @@ class FakeBackbone:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.upstream: dict[str, Any] | None = {"address": "tcp://h:9000", "state": "up", "hops": 1}
+        self.upstream: dict[str, Any] | None = {
+            "address": "tcp://h:9000",
+            "state": "up",
+            "hops": 1,
+            "directory_known": True,
+        }
         self.links: list[dict[str, Any]] = []
 
     def link(self, mount: str, **more: Any) -> None:
@@ -352,7 +357,7 @@ async def test_edge_tells_upstream_and_refuses_its_mounts(
             ("/ended", "origin"),
             ("/far", "edge"),
         ]
-        assert facts.upstream == {"address": "tcp://h:9000", "state": "up", "hops": 1}
+        assert facts.upstream == backbone.upstream
         assert facts.counters["backbone_runs_total"] == 9
         assert facts.counters["backbone_refused_short_total"] == 2
         assert node.backbone_address == "tcp://127.0.0.1:9000"
@@ -395,8 +400,11 @@ async def test_readiness_needs_upstream_and_tails(
         assert node.problems() == []
         backbone.link("/far", tail_whole=False)
         assert node.problems() == ["1 streams in demand have no tail yet"]
-        backbone.upstream = {"state": "lost"}
+        backbone.upstream = {"state": "lost", "directory_known": True}
         assert node.problems()[0] == "upstream is lost"
+        backbone.links.clear()
+        backbone.upstream = {"address": "tcp://h:1", "state": "up", "directory_known": False}
+        assert node.problems() == ["upstream tcp://h:1 does not know its own directory yet"]
 
 
 def test_room_for_listeners_follows_the_file_limit() -> None:

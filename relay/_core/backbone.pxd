@@ -18,7 +18,7 @@ from relay._core.backbone_child cimport (
     child_answers, child_published, links_restart, upstream_gone,
 )
 from relay._core.backbone_directory cimport (
-    ask_page, child_stream_closed, child_withdraw, directory_tell,
+    ask_page, child_conflict_over, child_leave, child_stream_closed, child_withdraw, directory_tell,
 )
 from relay._core.backbone_parent cimport (
     parent_beacon, parent_requests, parent_send, parent_subscriptions,
@@ -35,7 +35,9 @@ from relay._core.recorder cimport (
 from relay._core.retire cimport (
     pthread_mutex_lock, pthread_mutex_unlock, turn_begin, turn_end,
 )
-from relay._core.stream cimport hub_next, hub_take, stream_drop, stream_ring_drop, stream_t
+from relay._core.stream cimport (
+    WRITER_LOCAL, hub_next, hub_take, stream_drop, stream_ring_drop, stream_t,
+)
 from relay._core.upstream cimport (
     UPSTREAMS_MAX, dealer_close, upstream_redial, upstream_t,
 )
@@ -95,6 +97,12 @@ cdef inline void backbone_link(backbone_t* bone, link_t* link) noexcept nogil:
     if load_u32(&link.stream.closed):
         child_stream_closed(bone, link)
         return
+    if link.gone_us and bone.now_us - link.gone_us >= link.stream.config.linger_us:
+        link_touch(bone, link)      # what is left of it, if anything, has its turn again
+        child_leave(bone, link)
+        return
+    if link.conflict and load_u32(&link.stream.writer) != WRITER_LOCAL:
+        child_conflict_over(bone, link)
     if bone.upstreams_count:
         child_step(bone, link)
     link_note(bone, link)
@@ -127,7 +135,9 @@ cdef inline void backbone_sweep(backbone_t* bone) noexcept nogil:
         link = bone.table[slot]
         if link == NULL or link.stream == NULL:
             continue
-        if link.due_us <= bone.now_us or load_u32(&link.stream.closed):
+        if link.due_us <= bone.now_us or link.gone_us or link.conflict or (
+            load_u32(&link.stream.closed)
+        ):
             link_touch(bone, link)
         elif link.due_us < bone.sweep_us:
             bone.sweep_us = link.due_us

@@ -30,6 +30,7 @@ from relay._core.stream cimport (
     stream_forget_ring, stream_t, stream_unclaim,
 )
 from relay._core.upstream cimport upstream_ask, upstream_closed, upstream_t
+from relay._core.versions cimport version_between
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -95,6 +96,7 @@ cdef inline void ask_stream(
     cdef writer_t writer = writer_of(bytes, 64)
     cdef wire_range_t span
     cdef wire_ask_t join
+    cdef uint8_t version = version_between(&bone.speaks, &up.speaks)
     if act.what == HOP_REPAIR and bone.fault_defects & DEFECT_NO_REPAIR:
         hop_unasked(&link.hop, act.parent, bone.now_us)
         return
@@ -102,7 +104,7 @@ cdef inline void ask_stream(
     if act.what == HOP_JOIN:
         join.epoch = 0
         join.burst_us = link.stream.config.burst_us
-        put_head(&writer, KIND_JOIN, link.key, bone.request)
+        put_head(&writer, KIND_JOIN, link.key, bone.request, version)
         put_join(&writer, &join)
         bone.counters.joins_asked_total += 1
     else:
@@ -110,7 +112,7 @@ cdef inline void ask_stream(
         span.epoch = link.hop.epoch
         span.from_sequence = act.from_sequence
         span.to_sequence = act.to_sequence
-        put_head(&writer, KIND_REPAIR, link.key, bone.request)
+        put_head(&writer, KIND_REPAIR, link.key, bone.request, version)
         put_range(&writer, &span)
         if act.what == HOP_BACKFILL:
             bone.counters.backfills_asked_total += 1

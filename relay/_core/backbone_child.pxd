@@ -10,7 +10,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from relay._core.atomics cimport store_u32
-from relay._core.backbone_ask cimport child_answer, heard_epoch, link_writes
+from relay._core.backbone_ask cimport child_answer, child_may_write, heard_epoch, link_writes
 from relay._core.backbone_directory cimport child_page_answer
 from relay._core.backbone_record cimport told_gone, told_up
 from relay._core.backbone_state cimport (
@@ -23,11 +23,14 @@ from relay._core.recorder cimport (
 )
 from relay._core.ring cimport FRAME_TITLE, PLACED, PLACE_FAR, ring_t
 from relay._core.ring_writer cimport ring_give_up
-from relay._core.stream cimport stream_mark, stream_place, stream_place_run
+from relay._core.stream cimport (
+    stream_mark, stream_place, stream_place_run, stream_resume_epoch, stream_t, stream_unclaim,
+)
 from relay._core.upstream cimport (
     ADOPTED_NEW, ADOPTED_SAME, beacon_is_loop, dealer_connect, upstream_adopt, upstream_leave,
     upstream_t,
 )
+from relay._core.versions cimport versions_are_near, versions_told
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -127,6 +130,19 @@ cdef inline bint is_early(ring_t* ring, uint64_t sequence, uint64_t end_position
             and end_position - ring.head_position > (ring.size_bytes - ring.guard_bytes) // 2)
     )
 
+cdef inline void child_resume(backbone_t* bone, link_t* link) noexcept nogil:
+    # The epoch was over, and another parent has more of it: it goes on, in the same ring, if nobody
+    # has taken the mount since.
+    cdef stream_t* stream = link.stream
+    if not child_may_write(link, link.hop.epoch):
+        return
+    if stream.ring == NULL or stream.ring.epoch != link.hop.epoch:
+        stream_unclaim(stream)
+        return
+    hop_resume(&link.hop, bone.now_us)
+    stream_resume_epoch(stream)
+    link_touch(bone, link)
+
 cdef inline void child_run(
     backbone_t* bone, upstream_t* up, const wire_head_t* head, reader_t* reader,
 ) noexcept nogil:
@@ -142,6 +158,10 @@ cdef inline void child_run(
     if link == NULL or link.stream == NULL or not link.hop.feed.parents[up.index].subscribed:
         bone.counters.unwanted_messages_total += 1
         return
+    if head.kind == KIND_STREAM and run.origin == link.stream.origin and hop_reaches(
+        &link.hop, up.index, run.epoch, run.first_sequence + run.count, run.flags & RUN_END != 0
+    ):
+        child_resume(bone, link)
     if run.epoch != link.hop.epoch or not link_writes(link) or link.stream.ring == NULL:
         heard_epoch(bone, up, link, run.epoch)
         return
@@ -154,14 +174,13 @@ cdef inline void child_run(
         feed_fed(
             &link.hop.feed, up.index, run.first_sequence + run.count, bone.now_us
         )
-        hop_reaches(
-            &link.hop, run.epoch, run.first_sequence + run.count, run.flags & RUN_END != 0
-        )
     elif head.request == link.hop.request:
         hop_answered(&link.hop, bone.now_us)
         if link.hop.asked == HOP_REPAIR:
             link.stream.counters.repaired_frames_total += placed
-    if link.stream.ring.reserved_sequence != link.stream.ring.head_sequence or link.hop.final_known:
+    if link.stream.ring.reserved_sequence != link.stream.ring.head_sequence or (
+        run.flags & RUN_END or link.hop.final_known
+    ):
         link_touch(bone, link)
 
 # --- beacons --------------------------------------------------------------------------------------
@@ -237,7 +256,9 @@ cdef inline void child_adopt(
         refuse(bone, WIRE_TEXT)
     links_heard(bone, up, adopted == ADOPTED_NEW)
 
-cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader) noexcept nogil:
+cdef inline void child_beacon(
+    backbone_t* bone, upstream_t* up, const wire_head_t* head, reader_t* reader,
+) noexcept nogil:
     cdef wire_beacon_t beacon
     cdef wire_beacon_entry_t entry
     cdef link_t* link
@@ -250,6 +271,11 @@ cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader
     bone.counters.beacons_received_total += 1
     if beacon_is_loop(&beacon, bone.engine.node_id):
         upstream_gone(bone, up, PEER_LOOP)
+        return
+    up.speaks = versions_told(head.version, beacon.flags)
+    if not versions_are_near(&bone.speaks, &up.speaks):
+        refuse(bone, WIRE_VERSION)
+        upstream_gone(bone, up, PEER_VERSION)
         return
     child_adopt(bone, up, &beacon)
     if beacon.flags & BEACON_GOODBYE:
@@ -267,7 +293,10 @@ cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader
         link = link_find(bone, entry.key)
         if link != NULL and link.stream != NULL and link.hop.feed.parents[up.index].subscribed:
             heard_epoch(bone, up, link, entry.epoch)
-            hop_reaches(&link.hop, entry.epoch, entry.sequence, entry.flags & RUN_END != 0)
+            if hop_reaches(
+                &link.hop, up.index, entry.epoch, entry.sequence, entry.flags & RUN_END != 0
+            ):
+                child_resume(bone, link)
             if entry.flags & RUN_END:
                 link_touch(bone, link)
 
@@ -286,16 +315,16 @@ cdef inline void child_published(backbone_t* bone, upstream_t* up) noexcept nogi
         bone.moved = True
         bone.counters.received_messages_total += 1
         bone.counters.received_bytes_total += bone.api.msg_size(&msg)
-        status = take_head(&reader, &head)
+        status = take_head(&reader, &head, &bone.speaks)
         if bone.api.msg_more(&msg) or bone.api.msg_size(&msg) > wire_size_max(head.kind):
             refuse(bone, WIRE_SIZE)
         elif status != WIRE_OK:
             refuse(bone, status)
             if status == WIRE_VERSION and head.kind == KIND_BEACON:
-                up.version = head.version
+                up.speaks = versions_told(head.version, take_u8(&reader))
                 upstream_gone(bone, up, PEER_VERSION)
         elif head.kind == KIND_BEACON:
-            child_beacon(bone, up, &reader)
+            child_beacon(bone, up, &head, &reader)
         elif head.kind != KIND_STREAM:
             refuse(bone, WIRE_KIND)
         elif up.peer.state == PEER_UP:
@@ -325,7 +354,7 @@ cdef inline void child_answers(backbone_t* bone, upstream_t* up) noexcept nogil:
         bone.counters.received_messages_total += 1
         bone.counters.received_bytes_total += bone.api.msg_size(&msg)
         reader = reader_of(<const uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg))
-        status = take_head(&reader, &head)
+        status = take_head(&reader, &head, &bone.speaks)
         if bone.api.msg_more(&msg) or bone.api.msg_size(&msg) > wire_size_max(head.kind):
             refuse(bone, WIRE_SIZE)
         elif status != WIRE_OK:

@@ -350,6 +350,11 @@ cdef inline void stream_end_epoch(stream_t* stream, uint64_t now_us) noexcept no
     store_u32(&stream.source_up, 0)
     hub_tell(stream.hub, stream)
 
+cdef inline void stream_resume_epoch(stream_t* stream) noexcept nogil:
+    # It was ended too early: the same ring goes on.
+    store_u32(&stream.source_up, 1)
+    hub_tell(stream.hub, stream)
+
 cdef inline int stream_resize(
     stream_t* stream, uint64_t size_bytes, uint64_t frames,
 ) noexcept nogil:

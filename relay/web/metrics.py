@@ -128,7 +128,7 @@ _BACKBONE = {
     "lost_outage_frames_total": "Missing frames given up because the ring did not reach so far.",
     "loops_total": "Times that an upstream led back here.",
     "turns_total": "Turns of the backbone thread.",
-    "expelled_total": "Connections of children cut for what they subscribed to.",
+    "expelled_total": "Children cut for what they subscribed to, each time.",
     "refused_total": "Messages refused, whatever the reason.",
     "refused_short_total": "Messages refused because their fields end too early or too late.",
     "refused_version_total": "Messages refused for their protocol version.",
