@@ -204,6 +204,8 @@ def hop_facts(
         due_ms = state["epoch"] + state["head_media_us"] / 1000
         told["origin_lag_ms"] = round(wall_ms - due_ms)
     return told
+
+
 def shadowed_addresses(
     link: Mapping[str, Any], upstreams: Sequence[Mapping[str, Any]]
 ) -> list[str]:
