@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from relay._probe_data import RECORD_KINDS, FlightRecorder
+from relay._probe import RECORD_KINDS, FlightRecorder
 
 from relay._core import BUILD
 

@@ -21,7 +21,6 @@ from relay._core.frames cimport (
     scan_t,
 )
 from relay._core.listener cimport listener_t
-from relay._core.recorder cimport *
 from relay._core.retire cimport (
     retire_close, retire_later, retire_open, retire_sweep, retire_t, turn_begin, turn_end,
 )
@@ -514,97 +513,3 @@ cdef class HubProbe:
                     eventfd_read(file.fd, &woken)
                     store_u32(&self.engine.hub.asleep, 0)
         return sleeps
-
-
-RECORD_BYTES = sizeof(record_t)
-RECORD_KINDS = {
-    "started": RECORD_STARTED, "upstream_up": RECORD_UPSTREAM_UP,
-    "upstream_lost": RECORD_UPSTREAM_LOST, "upstream_other": RECORD_UPSTREAM_OTHER,
-    "switch": RECORD_SWITCH, "lost": RECORD_LOST, "epoch_begun": RECORD_EPOCH_BEGUN,
-    "epoch_ended": RECORD_EPOCH_ENDED, "shadowed": RECORD_SHADOWED,
-    "source_out": RECORD_SOURCE_OUT, "source_read": RECORD_SOURCE_READ, "pace": RECORD_PACE,
-    "child_expelled": RECORD_EXPELLED, "goodbye": RECORD_GOODBYE, "paused": RECORD_PAUSED,
-    "gap": RECORD_GAP, "join_asked": RECORD_JOIN_ASKED, "hole": RECORD_HOLE,
-    "repair_asked": RECORD_REPAIR_ASKED, "repair_done": RECORD_REPAIR_DONE, "skip": RECORD_SKIP,
-    "repair_gone": RECORD_REPAIR_GONE, "repair_later": RECORD_REPAIR_LATER, "drop": RECORD_DROP,
-    "repair_timeout": RECORD_REPAIR_TIMEOUT, "refuse": RECORD_REFUSE,
-    "source_refused": RECORD_SOURCE_REFUSED,
-}
-
-
-cdef class FlightRecorder:
-    """One flight recorder, with lanes of any size."""
-
-    cdef recorder_t recorder
-
-    def __cinit__(self, uint64_t rare, uint64_t common):
-        if recorder_open(&self.recorder, rare, common) != 0:
-            raise MemoryError("no memory for a recorder")
-
-    def __dealloc__(self):
-        recorder_close(&self.recorder)
-
-    def put(self, int kind, uint64_t now, *, stream=0, reason=0, parent=0, a=0, b=0, c=0):
-        """record."""
-        record(&self.recorder, now, stream, kind, reason, parent, a, b, c)
-
-    def tick(self, uint64_t now, uint64_t wall):
-        """recorder_tick."""
-        recorder_tick(&self.recorder, now, wall)
-
-    def told(self, uint64_t number=0, uint64_t newest=1 << 20):
-        """What a reader gets of (rare, common) from this number on, as dicts."""
-        common = self.lane(&self.recorder.common, number, newest)
-        return self.lane(&self.recorder.rare, number, newest), common
-
-    cdef list lane(self, const lane_t* lane, uint64_t number, uint64_t newest):
-        cdef record_t one
-        found = []
-        number = lane_first(lane, number, newest)
-        while number < load_u64(&lane.next):
-            if lane_read(lane, number, &one):
-                found.append(one)
-            number += 1
-        return found
-
-    @property
-    def washed_total(self):
-        """Overwritten before their time."""
-        return self.recorder.washed_total
-
-    def measure(self, uint64_t records, int kind):
-        """Seconds for so many records, 20 of a stream in a row and 10 µs apart."""
-        cdef uint64_t i
-        cdef uint64_t begin = now_us()
-        with nogil:
-            for i in range(records):
-                record(&self.recorder, i * 10, 1 + i // 20 % 200, kind, 0, 1, i, i, i)
-                if recorder_is_due(&self.recorder, i * 10):
-                    recorder_tick(&self.recorder, i * 10, i * 10)
-            begin = now_us() - begin
-        return begin / 1e6
-
-    def write_until(self, uint64_t records):
-        """Writes so many, each with the same number in all fields; no GIL."""
-        cdef uint64_t i
-        with nogil:
-            for i in range(records):
-                record(&self.recorder, i, i, RECORD_LOST, 0, 1, i, i, i)
-
-    def read_torn(self, uint64_t records):
-        """Reads (no GIL) until so many have been written: (whole ones, torn ones)."""
-        cdef record_t one
-        cdef uint64_t number = 0
-        cdef uint64_t whole = 0, torn = 0
-        cdef lane_t* lane = &self.recorder.rare
-        with nogil:
-            while number < records:
-                number = lane_first(lane, number, lane.size)
-                if number >= load_u64(&lane.next):
-                    sched_yield()
-                    continue
-                if lane_read(lane, number, &one):
-                    whole += 1
-                    torn += not one.a == one.b == one.c == one.at_us == one.stream == number
-                number += 1
-        return whole, torn

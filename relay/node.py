@@ -15,17 +15,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from relay import _core
-from relay.address import Address, why_unbound
+from relay.address import Address
 from relay.config import Config
 from relay.errors import ConfigError, MountError, RelayError
 from relay.fallback import Fallbacks
+from relay.opening import open_engine, open_http, open_links
 from relay.seeing import Seeing, open_seeing
 from relay.shadows import Shadows
 from relay.source import LocalSource, Sources, read_info
@@ -42,7 +41,6 @@ log = logging.getLogger("relay.node")
 FACTS_S = 0.5
 TICK_S = 0.5
 DRAIN_S = 1.2  # for listeners to get the frame that they are in
-FILES_RESERVED = 512  # descriptors for everything that is neither listener nor head
 CONNECTING_S = 1.0  # an upstream that is not there by then is worth a line
 
 _UPSTREAM_WORDS = {
@@ -60,16 +58,6 @@ def version() -> str:
     import relay
 
     return relay.__version__
-
-
-def heads_that_fit(heads_max: int, files_max: int) -> int:
-    """Unfinished heads for a file limit: as configured, but at most a quarter of it."""
-    return min(heads_max, max(16, files_max // 4))
-
-
-def listeners_that_fit(heads_max: int, files_max: int) -> int:
-    """How many listeners a file limit leaves room for."""
-    return max(0, files_max - heads_max - FILES_RESERVED)
 
 
 class NodeSource:
@@ -226,12 +214,12 @@ class Node:
         return self
 
     async def _open_all(self) -> None:
-        self._engine = engine = _open_engine(self.config)
+        self._engine = engine = open_engine(self.config)
         self._sources = Sources(engine, self.config, self._upstream_feeds, self._upstream_mounts)
         self._fallbacks = Fallbacks(engine)
         if self._has_http:
-            self._http_address = _listen(engine, self.config)
-        self._backbone = _open_backbone(engine, self.config)
+            self._http_address = open_http(engine, self.config)
+        self._backbone = open_links(engine, self.config)
         if self._has_http:
             self._source_door = SourceDoor(engine, self._sources, self.config)
             self._source_door.start()
@@ -541,76 +529,6 @@ def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
     return flat
 
 
-def _open_engine(config: Config) -> _core.Engine:
-    files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    http = config.http
-    engine = _core.Engine(
-        streams_max=config.node.streams_max,
-        threads=config.node.threads,
-        listeners_max=config.node.listeners_max,
-        heads_max=heads_that_fit(http.heads_max, files_max),
-        heads_per_address_max=http.heads_per_address_max,
-        head_timeout_ms=math.ceil(http.head_timeout_s * 1000),
-        join_wait_ms=http.join_wait_ms,
-        redirects=http.redirect_bases,
-    )
-    for mount in (None, *config.mounts()):
-        stream = config.defaults if mount is None else config.for_stream(mount)
-        engine.configure(
-            mount,
-            burst_ms=stream.burst_ms,
-            pace_ms=stream.pace_fixed_ms,
-            pace_ms_min=stream.pace_ms_min,
-            pace_ms_max=stream.pace_ms_max,
-            lag_ms_max=stream.lag_ms_max,
-            stall_ms=stream.stall_ms,
-            linger_s=math.ceil(stream.linger_s),
-            catchup_ms=stream.catchup_ms,
-            ring_s=math.ceil(stream.ring_s),
-            ring_bytes_max=stream.ring_bytes_max,
-            ahead_ms=stream.ahead_ms,
-            listeners_max=stream.listeners_max,
-            fallback=() if mount is None else config.fallback_chain(mount),
-            fallback_after_ms=stream.fallback_after_ms,
-            own_serial=mount is not None and config.in_fallback(mount),
-            anchor=stream.anchor,
-        )
-    return engine
-
-
-def _listen(engine: _core.Engine, config: Config) -> Address:
-    wanted = config.http.address
-    try:
-        host, port = engine.listen(wanted.host, wanted.port)
-    except OSError as error:
-        raise ConfigError(
-            f"http.bind = {wanted}: {why_unbound(error)}, with --http HOST:PORT"
-        ) from None
-    return Address(host, port)
-
-
-def _open_backbone(engine: _core.Engine, config: Config) -> Backbone | None:
-    told = config.backbone
-    if told.address is None and not told.upstream:
-        return None
-    from relay.backbone import open_backbone
-    from relay.keys import own_keys
-
-    return open_backbone(
-        engine,
-        bind=None if told.address is None else told.bind,
-        upstreams=told.upstream,
-        redundancy=told.redundancy,
-        advertise=told.advertise,
-        silence_ms=told.silence_ms,
-        repair_wait_ms=config.repair_wait_ms(""),
-        prefetch=told.prefetch,
-        subscriptions_max=told.subscriptions_max,
-        keys=own_keys(told),
-        children=told.children,
-    )
-
-
 def _make_page_door(engine: _core.Engine, node: Node) -> PageDoor:
     from relay.web.app import make_app
     from relay.web.door import PageDoor
@@ -626,4 +544,4 @@ async def _drain(engine: _core.Engine) -> None:
                 await asyncio.sleep(0.02)
 
 
-__all__ = ["MountError", "Node", "NodeSource", "heads_that_fit", "listeners_that_fit"]
+__all__ = ["MountError", "Node", "NodeSource"]

@@ -12,10 +12,11 @@ GONE = 0
 NOTHING = ("nothing", 0, 0, 0)
 
 
-def joined(first: int = 100, head: int = 200) -> Hop:
+def joined(first: int = 100, head: int = 200, parents: int = 1) -> Hop:
     """A link that has joined epoch 5 at `first` and holds all up to `head`."""
-    hop = Hop()
-    hop.told(5)
+    hop = Hop(parents)
+    for parent in range(parents):
+        hop.told(5, parent=parent)
     assert hop.step(T)[0] == "subscribe"
     assert hop.step(T)[0] == "join"
     assert hop.here(5, first, T)
@@ -219,13 +220,14 @@ def test_an_epoch_ends_when_all_of_it_is_here() -> None:
 
 def test_an_end_before_what_another_has_sent_is_none() -> None:
     """One of two origins has lost its source; the other goes on, and so does the epoch."""
-    hop = joined()
-    hop.reaches(5, 220)
-    hop.look(head=220)
+    hop = joined(parents=2)
+    hop.reaches(5, 220, parent=1)
+    hop.look(head=210)
     hop.reaches(5, 205, end=True)
     hop.done(205, T, end=True)
     assert hop.step(T)[0] != "end"
-    hop.reaches(5, 220, end=True)
+    hop.look(head=220)
+    hop.reaches(5, 220, end=True, parent=1)
     assert hop.step(T)[0] == "end"
 
 

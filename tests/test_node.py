@@ -11,7 +11,7 @@ from fake_engine import FakeEngine, FakeSource
 
 import relay
 from relay import _core
-from relay.node import Node, heads_that_fit, listeners_that_fit
+from relay.node import Node
 
 HEAVY = {"click", "aiohttp", "numpy", "zmq", "msgspec", "prometheus_client", "asyncio"}
 
@@ -337,7 +337,7 @@ class FakeBackbone:
 def backbone(monkeypatch: pytest.MonkeyPatch) -> FakeBackbone:
     """What nodes get for a backbone."""
     made = FakeBackbone()
-    monkeypatch.setattr("relay.node._open_backbone", lambda engine, config: made)
+    monkeypatch.setattr("relay.node.open_links", lambda engine, config: made)
     return made
 
 
@@ -405,14 +405,6 @@ async def test_readiness_needs_upstream_and_tails(
         backbone.links.clear()
         backbone.upstream = {"address": "tcp://h:1", "state": "up", "directory_known": False}
         assert node.problems() == ["upstream tcp://h:1 does not know its own directory yet"]
-
-
-def test_room_for_listeners_follows_the_file_limit() -> None:
-    """listeners + heads + 512 ≤ files; a small limit takes from the heads first."""
-    assert listeners_that_fit(2048, 20_000) == 17_440
-    assert listeners_that_fit(2048, 1024) == 0
-    assert heads_that_fit(2048, 20_000) == 2048
-    assert heads_that_fit(2048, 1024) == 256
 
 
 async def test_no_signal_handler_and_no_logging_is_set(engines: list[Any]) -> None:

@@ -7,8 +7,8 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relay._probe import RECORD_BYTES, RECORD_KINDS, FlightRecorder
 from relay._probe_backbone import why_gone, why_switched
-from relay._probe_data import RECORD_BYTES, RECORD_KINDS, FlightRecorder
 
 from relay import recorder
 from relay.recorder import KINDS, NOBODY, Record, document, seconds, sentence, span
