@@ -428,6 +428,9 @@ cdef class Hop:
     def told(self, uint64_t epoch, uint64_t wall=0, int parent=0):
         return bool(hop_told(&self.hop, parent, epoch, wall))
 
+    def believes(self, uint64_t epoch, uint64_t now, int parent=0):
+        return bool(hop_believes(&self.hop, parent, epoch, now))
+
     def fed(self, int parent, uint64_t end_sequence, uint64_t now):
         feed_fed(&self.hop.feed, parent, end_sequence, now)
 
