@@ -269,10 +269,15 @@ cdef class OneListener:
         anchor_begin(begin, &head, self.stream.ring, self.stream.before, goes_back, late)
         return 0
 
-    def ask(self, bytes request, bint goes_back=False, bint late=False):
-        """anchor_begin: (how, why, epoch, position, bytes of header pages that are left)."""
+    def ask(self, bytes request, bint goes_back=False, bint late=False, bint twice=False):
+        """anchor_begin: (how, why, epoch, position, bytes of header pages that are left). `twice`:
+        the newest ring is taken for the one of the epoch before, too."""
         cdef begin_t begin
+        cdef head_t head
         self.begin_of(&begin, request, goes_back, late)
+        if twice:
+            parse(&head, request)
+            anchor_begin(&begin, &head, self.stream.ring, self.stream.ring, goes_back, late)
         assert 0 <= begin.why < ANCHOR_REASONS
         how = ("live", "at", "wait", "send on")[begin.how]
         why = (None, "exact", "old", "ahead", "epoch")[begin.why]
