@@ -32,8 +32,8 @@ from relay._core.fallback_move cimport shard_place
 from relay._core.handover cimport eventfd_read
 from relay._core.heads cimport heads_wake
 from relay._core.listener cimport (
-    END_CLOSED, END_GARBAGE, END_RESET, END_SHUTDOWN, END_STALLED, ETIMEDOUT, FLOWING, FREE, HEAD,
-    PARKED, PARTING, flow_open, flow_t, listener_skip_later, listener_t,
+    END_CLOSED, END_GARBAGE, END_RESET, END_SHUTDOWN, END_STALLED, END_STREAM, ETIMEDOUT, FLOWING,
+    FREE, HEAD, PARKED, PARTING, flow_open, flow_t, listener_skip_later, listener_t,
 )
 from relay._core.pace cimport (
     NOBODY, SLOT_US, wheel_next_us, wheel_put, wheel_t, wheel_take, wheel_turn,
@@ -160,8 +160,9 @@ cdef inline void shard_serve(shard_t* shard, uint32_t index, uint64_t now) noexc
             shard_end(shard, index, END_SHUTDOWN)
             return
         flow_open(&flow)
-        if not shard.draining:
-            shard_place(shard, listener, &flow, now)
+        if not shard.draining and not shard_place(shard, listener, &flow, now):
+            shard_end(shard, index, END_STREAM)
+            return
         shard_flow(shard, index, &flow, now)
     elif listener.state == PARKED:
         shard_look_again(shard, index, now)
