@@ -41,10 +41,10 @@ cdef extern from "<sys/socket.h>" nogil:
     int SO_COOKIE
 
 cdef enum:
-    GUESTS = 65536                # descriptors told apart
+    GUESTS = 1048576              # descriptors: Linux gives no higher ones (fs.nr_open)
     GUEST_NAMES = 8192            # a power of two, twice as many as a node may list
     GUEST_NAME_BYTES = 65
-    GUEST_ACCOUNTS = 73728        # one for each descriptor, then one for each name
+    GUEST_ACCOUNTS = 1056768        # one for each descriptor, then one for each name
     GUEST_OK = 0
     GUEST_OVER = -1               # this child holds as many as one may
     GUEST_FULL = -2               # all of them together do
