@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from relay.config import CATALOG, Config
@@ -519,6 +519,7 @@ def is_clean(line: str) -> bool:
     return line.isprintable() and 0 < len(line) < 1000
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # that is the machine
 @given(TABLES)
 @example({"streams": {"/a": {"ring_bytes_max": 1 << 20000}}})
 @example({"http": {"source_password": None}})
