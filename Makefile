@@ -85,6 +85,7 @@ soak: setup
 bench: setup
 	$(PYTEST) benchmarks $(ARGS)
 	$(PY) benchmarks/edge.py --short || [ $$? -eq 1 ]  # a missed goal is shown; it breaks no build
+	$(PY) benchmarks/backbone.py --short || [ $$? -eq 1 ]
 
 lint: setup
 	$(VENV)/bin/ruff check .

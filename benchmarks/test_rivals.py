@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import edge
 import pytest
-from rivals import chart, figures, forms, measure, servers, storms, verdict
+from rivals import chart, command, figures, forms, measure, servers, storms, verdict
 from rivals.bench import Bench
 from rivals.crowd import Heard, Run, judge_core
 from rivals.measure import Cost, Spread, Times
@@ -141,7 +141,7 @@ def test_what_was_not_valid_is_no_number() -> None:
     assert (line.verdict, line.values) == ("not valid", ())
     assert verdict.at_most("f", "x", [None, 0.5], 1.0).values == (0.5,)
     missed = verdict.at_most("f", "x", [2.0], 1.0)
-    assert [edge.status(lines) for lines in ([], [missed], [missed, line])] == [0, 1, 3]
+    assert [command.status(lines) for lines in ([], [missed], [missed, line])] == [0, 1, 3]
     assert verdict.summary([missed, line]) == "0 met, 1 MISSED, 1 not valid"
     assert "MISSED" in verdict.table([missed]).splitlines()[2]
 

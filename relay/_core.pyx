@@ -18,19 +18,14 @@ from relay._core.atomics cimport (
 )
 from relay._core.body cimport BODY_CHUNKED, BODY_RAW, BODY_SIZED, body_open, body_reason, body_t
 from relay._core.backbone cimport backbone_main, backbone_subscribe
-from relay._core.backbone_state cimport (
-    EXPELLED_MAX, PREFETCH_MAX, backbone_counters_t, backbone_free, backbone_open, backbone_t,
-    link_t,
-)
 from relay._core.backbone_pack cimport pack_t
-from relay._core.backbone_view cimport backbone_view_t, link_view_t, view_free, view_take
-from relay._core.cutter cimport (
-    CUTTER_AHEAD_ANY, cutter_ahead_us, cutter_close, cutter_feed, cutter_open, cutter_t,
-)
+from relay._core.backbone_state cimport *
+from relay._core.backbone_view cimport *
+from relay._core.cutter cimport *
 from relay._core.engine cimport (
     ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_add_rule,
     engine_all, engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open,
-    engine_open, engine_remove, engine_t, now_us, rule_t, wall_ms,
+    engine_open, engine_remove, engine_t, now_us, rule_t, wall_ms, wall_us,
 )
 from relay._core.framed cimport (
     framed_close, framed_feed, framed_open, framed_reason, framed_t,
@@ -49,15 +44,16 @@ from relay._core.intake cimport (
     INTAKE_ATTACHED, INTAKE_FREE, INTAKE_FULL, intake_attach, intake_close, intake_detach,
     intake_open, intake_run, intake_t,
 )
+from relay._core.recorder cimport (
+    RECORD_EPOCH_BEGUN, RECORD_EPOCH_ENDED, RECORD_NOBODY, lane_first, lane_read, lane_t, record,
+    record_t, recorder_flush, recorder_t, recorder_tick,
+)
 from relay._core.retire cimport (
-    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    retire_sweep, turn_begin, turn_end,
+    RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, retire_sweep,
+    turn_begin, turn_end,
 )
-from relay._core.parents cimport PARENT_NONE, PEER_VERSION
 from relay._core.histogram cimport histogram_below, histogram_quantile_us, histogram_t
-from relay._core.observe cimport (
-    BUSY_STEPS, busy_quantile_permille, busy_t, observe_add_up, observed_t,
-)
+from relay._core.observe cimport *
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, RING_HEADERS, audio_bytes,
     frame_t, header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header,
@@ -77,7 +73,7 @@ from relay._core.stream cimport (
     stream_unclaim,
 )
 from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
-from relay._core.wire cimport RUN_END, WIRE_ADDRESS_BYTES_MAX, WIRE_PROTOCOL
+from relay._core.wire cimport RUN_END, WIRE_ADDRESS_BYTES_MAX
 from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport curve_t, zmq_api_load
 
@@ -422,11 +418,52 @@ cdef class Engine:
             "shards": shards, "measured": measured_dict(&observed), **add_up(shards),
         }
 
+    # --- the flight recorder ---
+
+    def note(self, int kind, int reason, *, uint64_t stream=0, int parent=RECORD_NOBODY,
+             uint64_t a=0, uint64_t b=0, uint64_t c=0):
+        """Writes a decision of Python's into the flight recorder (numbers of relay/recorder.py)."""
+        self.check()
+        note(&self.engine, stream, kind, reason, parent, a, b, c)
+
+    def recorded(self, list cursors, *, uint64_t since_us=0, uint64_t newest=1 << 20):
+        """What shards, intake and Python have recorded, as tuples (at_us, wall_us, kind, reason,
+        parent, left, count, stream, a, b, c); ordered within a thread only. Blocks for the copy.
+
+        Args:
+            cursors: from which number on, two for each thread; [] for all. Moved on.
+            since_us: nothing older (monotonic).
+            newest: at most so many of each thread and lane.
+        """
+        cdef list found = []
+        cdef int i
+        self.check()
+        recorder_flush(&self.engine.recorder, <uint64_t>-1)
+        read_recorder(&self.engine.recorder, cursors, 0, since_us, newest, found)
+        read_recorder(&self.intake.recorder, cursors, 2, since_us, newest, found)
+        for i in range(self.shards_count):
+            read_recorder(&self.shards[i].recorder, cursors, 4 + 2 * i, since_us, newest, found)
+        return found
+
+    @property
+    def washed_total(self):
+        """Records of the last ten minutes that newer ones have overwritten, but the backbone's."""
+        cdef uint64_t total = self.engine.recorder.washed_total + self.intake.recorder.washed_total
+        self.check()
+        for i in range(self.shards_count):
+            total += load_u64(&self.shards[i].recorder.washed_total)
+        return total
+
+    def heads(self):
+        """Of each stream with a ring (key, mount, epoch, head_sequence, head_media_us, source_up,
+        written here, burst_ms, listeners)."""
+        return [head for head in [stream_head(stream) for stream in self.streams()] if head]
+
     def configure(self, mount=None, *, int burst_ms=3000, pace_ms=None, int pace_ms_min=100,
                   int pace_ms_max=1000, int lag_ms_max=15000, int stall_ms=15000, int linger_s=60,
                   int catchup_ms=10000, int ring_s=20, int ring_bytes_max=64 << 20,
                   int ahead_ms=5000, int listeners_max=0, tuple fallback=(),
-                  int fallback_after_ms=3000, bint own_serial=False):
+                  int fallback_after_ms=3000, bint own_serial=False, bint anchor=False):
         """Sets the defaults of all streams, or with `mount` of one; before the threads start.
         `pace_ms` None: chosen by the load, between pace_ms_min and pace_ms_max. `fallback`: the
         mounts whose streams stand in, in order. `own_serial`: Ogg chains that begin here get
@@ -446,7 +483,7 @@ cdef class Engine:
         config.ring_us = ring_s * <uint64_t>1000000
         config.ring_bytes_max = ring_bytes_max
         config.ahead_us = ahead_ms * <uint64_t>1000
-        config.listeners_max = listeners_max
+        config.listeners_max, config.anchor = listeners_max, anchor
         config.fallback = 0
         config.own_serial = own_serial
         if mount is None:
@@ -524,6 +561,57 @@ cdef class Engine:
         return None if stream == NULL else Stream.wrap(self, stream)
 
 
+cdef void note(
+    engine_t* engine, uint64_t stream, int kind, int reason, int parent, uint64_t a, uint64_t b,
+    uint64_t c,
+) noexcept:
+    # Who holds Python's lock is the one writer of the engine's own recorder.
+    cdef uint64_t now = now_us()
+    recorder_tick(&engine.recorder, now, wall_us())
+    record(&engine.recorder, now, stream, kind, reason, parent, a, b, c)
+
+
+cdef int read_recorder(
+    const recorder_t* recorder, list cursors, int at, uint64_t since_us, uint64_t newest, list found
+) except -1:
+    while len(cursors) < at + 2:
+        cursors.append(0)
+    cursors[at] = read_lane(&recorder.rare, cursors[at], since_us, newest, found)
+    cursors[at + 1] = read_lane(&recorder.common, cursors[at + 1], since_us, newest, found)
+    return 0
+
+
+cdef uint64_t read_lane(
+    const lane_t* lane, uint64_t number, uint64_t since_us, uint64_t newest, list found
+) except? 0:
+    cdef uint64_t end = load_u64(&lane.next)
+    cdef record_t one
+    number = lane_first(lane, number, newest)
+    while number < end:
+        if lane_read(lane, number, &one) and one.at_us >= since_us:
+            found.append((
+                one.at_us, one.wall_us, one.kind, one.reason, one.parent, one.left, one.count,
+                one.stream, one.a, one.b, one.c,
+            ))
+        number += 1
+    return number
+
+
+cdef tuple stream_head(Stream handle):
+    cdef stream_t* stream = handle.stream
+    cdef ring_t* ring = handle.take_ring()
+    if ring == NULL:
+        return None
+    found = (
+        stream.key, handle.mount, ring.epoch, load_u64(&ring.head_sequence),
+        load_u64(&ring.head_media_us), load_u32(&stream.source_up) == 1,
+        load_u32(&stream.writer) == WRITER_LOCAL, stream.config.burst_us // 1000,
+        load_u32(&stream.listeners),
+    )
+    stream_ring_drop(stream, ring)
+    return found
+
+
 cdef int places_within_limit(int heads_max):
     # RLIMIT_NOFILE less what unfinished heads and the node itself may need.
     import resource
@@ -548,14 +636,13 @@ _END_REASONS = (
 _REFUSALS = (
     "not_found", "full", "upstream", "malformed", "too_large", "method", "busy", "descriptors",
 )
-
+_PLACES = ("none", "exact", "old", "ahead", "epoch")
 
 cdef dict shard_dict(shard_counters_t* counters):
     cdef dict found = counters[0]
-    ended = found.pop("ended_total")
-    refused = found.pop("refused_total")
-    found.update({f"ended_{name}_total": ended[i] for i, name in enumerate(_END_REASONS) if i})
-    found.update({f"refused_{name}_total": refused[i] for i, name in enumerate(_REFUSALS)})
+    for kind, names in (("ended", _END_REASONS), ("refused", _REFUSALS), ("anchored", _PLACES)):
+        told = found.pop(f"{kind}_total")
+        found.update({f"{kind}_{n}_total": told[i] for i, n in enumerate(names) if n != "none"})
     return found
 
 
@@ -656,6 +743,11 @@ cdef class Stream:
         """The public path."""
         return self.stream.mount[:self.stream.mount_bytes].decode()
 
+    @property
+    def key(self):
+        """What stands for the mount on the backbone and in the flight recorder."""
+        return self.stream.key
+
     cdef ring_t* ring(self) except NULL:
         # The newest ring, referenced: give it back with stream_ring_drop.
         self.engine.check()
@@ -710,12 +802,18 @@ cdef class Stream:
             raise SourceError(f"{self.mount}: sequence, position and media time end at 2**62")
         if status != 0:
             raise MemoryError(f"no memory for a ring of {self.mount}")
+        note(&self.engine.engine, self.stream.key, RECORD_EPOCH_BEGUN, 0, RECORD_NOBODY, wanted,
+             sequence, sequence)
         return wanted
 
     def end(self):
         """Ends the epoch: listeners stay for linger_s and hear the next one."""
+        cdef ring_t* ring = self.stream.ring
         check_process()
         stream_end_epoch(self.stream, now_us())
+        if ring != NULL:
+            note(&self.engine.engine, self.stream.key, RECORD_EPOCH_ENDED, 0, RECORD_NOBODY,
+                 ring.epoch, load_u64(&ring.head_sequence), 0)
 
     def push(self, data, uint32_t duration_us, uint32_t flags=1):
         """Puts one whole frame (1 to 65,536 bytes, duration in µs) at the head; never blocks."""
@@ -1214,6 +1312,7 @@ def measure_push(Stream stream, data, uint32_t pushes):
 # --- the backbone ---------------------------------------------------------------------------------
 
 REFUSALS = ("", "short", "version", "kind", "size", "field", "text", "topic", "full")
+PROTOCOL_VERSIONS = (VERSION_LEAST, VERSION_OWN)    # which this node speaks: from … to
 UPSTREAM_STATES = ("connecting", "up", "lost", "version", "loop")
 LINK_STATES = ("idle", "joining", "live", "ended")
 
@@ -1306,10 +1405,20 @@ cdef class Backbone:
         self.wake()
 
     def fault(self, *, int drop_every=0, int version=0, bint cut=False, int defects=0):
-        """For tests: drop each n-th run; say this version; end without a word; DEFECT_* bits."""
+        """For tests: drop each n-th run; speak this version; end without a word; DEFECT_* bits."""
         self.bone.fault_drop_every = drop_every
-        self.bone.fault_version, self.bone.fault_defects = version, defects
+        self.bone.speaks.own = version or VERSION_OWN
+        self.bone.speaks.least = max(1, self.bone.speaks.own - 1)
+        self.bone.fault_defects = defects
         self.bone.goodbye_said = cut
+
+    def expelled(self):
+        """(children cut so far, the names of the last few); blocks for the end of a turn."""
+        cdef char names[EXPELLED_MAX][65]
+        cdef uint64_t total
+        with nogil:
+            total = view_expelled(&self.bone, <char*>names)
+        return total, [names[i].decode("ascii", "replace") for i in range(EXPELLED_MAX)]
 
     @property
     def node_id(self):
@@ -1333,6 +1442,20 @@ cdef class Backbone:
         finally:
             view_free(&view)
 
+    def recorded(self, list cursors, *, uint64_t since_us=0, uint64_t newest=1 << 20):
+        """What the backbone's thread has recorded (see Engine.recorded)."""
+        cdef list found = []
+        check_process()
+        if not self.is_open:
+            raise RelayError("the backbone is closed")
+        read_recorder(&self.bone.recorder, cursors, 0, since_us, newest, found)
+        return found
+
+    @property
+    def washed_total(self):
+        """Records of the last ten minutes that newer ones have overwritten."""
+        return load_u64(&self.bone.recorder.washed_total)
+
 
 cdef dict backbone_dict(backbone_view_t* view):
     told = [upstream_dict(&view.upstreams[i], view.now_us) for i in range(view.upstreams_count)]
@@ -1341,10 +1464,8 @@ cdef dict backbone_dict(backbone_view_t* view):
         else {**told[view.first], "directory_known": bool(view.directory_known)},
         "upstreams": told,
         "load": view.load, "subscriptions": view.subscriptions,
-        "answers_held_bytes": view.held_bytes,
-        "directory_version": view.directory_version,
+        "answers_held_bytes": view.held_bytes, "directory_version": view.directory_version,
         "links": [link_dict(&view.links[i], view.now_us) for i in range(view.links_count)],
-        "expelled": [view.expelled[i].decode("ascii", "replace") for i in range(EXPELLED_MAX)],
         "counters": counters_dict(view.counters),
     }
 
@@ -1373,9 +1494,10 @@ cdef dict upstream_dict(upstream_t* up, uint64_t now):
         "address": up.address.decode(),
         "state": UPSTREAM_STATES[up.peer.state],
         "node_id": node_hex(up.node_id) if up.node_id[0] else None,
-        "version": up.version if up.peer.state == PEER_VERSION else WIRE_PROTOCOL,
+        "versions": [up.speaks.least, up.speaks.own] if up.speaks.own else None,
         "sign_age_ms": (now - up.peer.sign_us) // 1000 if up.peer.sign_us else None,
         "load": up.peer.load, "hops": up.path_count + 1,
+        "path": [f"{up.path[i]:016x}" for i in range(up.path_count)],
         "repair_address": up.repair_address.decode() or None,
         "directory_known": bool(up.pages.whole), "feeds": up.feeds, "lost_total": up.lost_total,
     }
@@ -1412,8 +1534,8 @@ cdef dict link_dict(link_view_t* view, uint64_t now):
         "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
         "told_up": bool(view.told_up), "target_sequence": view.target_sequence,
         "feeding": None if view.feeding == PARENT_NONE else view.feeding,
-        "switches": view.switches,
-        "sent_sequence": view.sent_sequence, "tail_whole": bool(view.tail_whole),
+        "switches": view.switches, "sent_sequence": view.sent_sequence,
+        "tail_whole": bool(view.tail_whole),
         "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
         "rival_epoch": view.rival_epoch or None, "shadowed": view.shadowed,
     }
@@ -1429,39 +1551,11 @@ cdef dict counters_dict(backbone_counters_t counters):
 
 # --- for benchmarks -------------------------------------------------------------------------------
 
-cdef extern from "<unistd.h>" nogil:
-    int usleep(unsigned int us)
+def pointer_of(Stream stream):
+    """Where its C struct is, for relay/_probe_hop.pyx; valid while the handle lives."""
+    return <size_t>stream.stream
 
 
-def measure_hop(
-    Backbone above, Stream here, Stream there, data, int duration_us, int frames, int laps
-):
-    """(seconds, CPU seconds of this thread) of the hop for `laps` × `frames` frames.
-
-    The sender's thread is held while they are pushed; the clock runs from its release until the
-    other node's head has passed them all.
-    """
-    cdef Buffer run = Buffer(data)
-    cdef stream_t* source = here.stream
-    cdef stream_t* sink = there.stream
-    cdef uint64_t begin = 0
-    cdef uint64_t total = 0
-    cdef int status = 0
-    cdef int i
-    own = time.thread_time()
-    with nogil:
-        for _ in range(laps):
-            pthread_mutex_lock(&above.bone.turn_lock)
-            for i in range(frames):
-                status |= stream_push(source, run.bytes, <uint32_t>run.size, duration_us, 1)
-            begin = now_us()
-            pthread_mutex_unlock(&above.bone.turn_lock)
-            while load_u64(&sink.ring.head_sequence) < source.ring.head_sequence:
-                usleep(50)
-                if now_us() - begin > 20000000:
-                    status = -1
-                    break
-            total += now_us() - begin
-    if status < 0:
-        raise SourceError(f"{here.mount}: the hop did not carry {frames} frames within 20 s")
-    return total / 1e6, time.thread_time() - own
+def turn_lock_of(Backbone backbone):
+    """Where the lock is that the backbone's thread holds during a turn."""
+    return <size_t>&backbone.bone.turn_lock

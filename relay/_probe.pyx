@@ -9,10 +9,12 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from relay._core.atomics cimport load_u64
 from relay._core.body cimport (
     BODY_CHUNKED, BODY_ENDED, BODY_RAW, BODY_SIZED, body_next, body_open, body_reason, body_t,
 )
 from relay._core.cutter cimport cutter_ahead_us, cutter_t
+from relay._core.engine cimport now_us
 from relay._core.handover cimport (
     entry_t, handover_close, handover_open, handover_put, handover_t,
     handover_take,
@@ -23,7 +25,8 @@ from relay._core.histogram cimport (
     histogram_quantile_us, histogram_read, histogram_t,
 )
 from relay._core.http_head cimport (
-    head_end as room_head_end, head_parse as room_head_parse, head_t,
+    AT_BAD, AT_LIVE, AT_NONE, RANGE_NONE, RANGE_PROBE, head_end as room_head_end,
+    head_parse as room_head_parse, head_t,
 )
 from relay._core.icy cimport (
     ICY_BLOCK_BYTES_MAX, icy_block as room_icy_block, utf8_cut as room_utf8_cut,
@@ -33,10 +36,14 @@ from relay._core.pace cimport (
     wheel_next_us, wheel_open, wheel_place, wheel_put, wheel_remove, wheel_return, wheel_t,
     wheel_take, wheel_turn,
 )
+from relay._core.recorder cimport *
 from relay._core.tempo cimport (
     tempo_follow_share, tempo_is_followed, tempo_mark, tempo_open, tempo_pace_us, tempo_rest,
     tempo_t, tempo_turn,
 )
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
 
 
 cdef class Copy:
@@ -76,6 +83,25 @@ def head_parse(bytes data):
     names = ("OTHER", "GET", "HEAD", "PUT", "SOURCE", "POST", "OPTIONS")
     path = (<const char*>head.path)[:head.path_bytes]
     return status, names[head.method], path, bool(head.icy), head.minor
+
+
+def head_place(bytes data):
+    """(at, range) of a whole head: at is None, "live", "bad" or the numbers of its place; range
+    None, ("from", N) or ("probe", bytes)."""
+    cdef uint64_t size = head_end(data)
+    cdef Copy run = Copy(data[:size])
+    cdef head_t head
+    if size == 0 or room_head_parse(&head, run.bytes, size) != 0:
+        return None
+    at = {AT_NONE: None, AT_LIVE: "live", AT_BAD: "bad"}.get(head.at, "place")
+    if at == "place":
+        at = (head.at_epoch, head.at_position)
+        at += (head.at_header_bytes,) if head.at_header_told else ()
+    part = None
+    if head.range != RANGE_NONE:
+        is_probe = head.range == RANGE_PROBE
+        part = ("probe", head.range_bytes) if is_probe else ("from", head.range_first)
+    return at, part
 
 
 # --- bodies of sources ---
@@ -409,3 +435,99 @@ cdef class Handover:
     def count(self):
         """How many wait."""
         return self.queue.count
+
+
+# --- flight recorder ---
+
+RECORD_BYTES = sizeof(record_t)
+RECORD_KINDS = {
+    "started": RECORD_STARTED, "upstream_up": RECORD_UPSTREAM_UP,
+    "upstream_lost": RECORD_UPSTREAM_LOST, "upstream_other": RECORD_UPSTREAM_OTHER,
+    "switch": RECORD_SWITCH, "lost": RECORD_LOST, "epoch_begun": RECORD_EPOCH_BEGUN,
+    "epoch_ended": RECORD_EPOCH_ENDED, "shadowed": RECORD_SHADOWED,
+    "source_out": RECORD_SOURCE_OUT, "source_read": RECORD_SOURCE_READ, "pace": RECORD_PACE,
+    "child_expelled": RECORD_EXPELLED, "goodbye": RECORD_GOODBYE, "paused": RECORD_PAUSED,
+    "gap": RECORD_GAP, "join_asked": RECORD_JOIN_ASKED, "hole": RECORD_HOLE,
+    "repair_asked": RECORD_REPAIR_ASKED, "repair_done": RECORD_REPAIR_DONE, "skip": RECORD_SKIP,
+    "repair_gone": RECORD_REPAIR_GONE, "repair_later": RECORD_REPAIR_LATER, "drop": RECORD_DROP,
+    "repair_timeout": RECORD_REPAIR_TIMEOUT, "refuse": RECORD_REFUSE,
+    "source_refused": RECORD_SOURCE_REFUSED,
+}
+
+
+cdef class FlightRecorder:
+    """One flight recorder, with lanes of any size."""
+
+    cdef recorder_t recorder
+
+    def __cinit__(self, uint64_t rare, uint64_t common):
+        if recorder_open(&self.recorder, rare, common) != 0:
+            raise MemoryError("no memory for a recorder")
+
+    def __dealloc__(self):
+        recorder_close(&self.recorder)
+
+    def put(self, int kind, uint64_t now, *, stream=0, reason=0, parent=0, a=0, b=0, c=0):
+        """record."""
+        record(&self.recorder, now, stream, kind, reason, parent, a, b, c)
+
+    def tick(self, uint64_t now, uint64_t wall):
+        """recorder_tick."""
+        recorder_tick(&self.recorder, now, wall)
+
+    def told(self, uint64_t number=0, uint64_t newest=1 << 20):
+        """What a reader gets of (rare, common) from this number on, as dicts."""
+        common = self.lane(&self.recorder.common, number, newest)
+        return self.lane(&self.recorder.rare, number, newest), common
+
+    cdef list lane(self, const lane_t* lane, uint64_t number, uint64_t newest):
+        cdef record_t one
+        found = []
+        number = lane_first(lane, number, newest)
+        while number < load_u64(&lane.next):
+            if lane_read(lane, number, &one):
+                found.append(one)
+            number += 1
+        return found
+
+    @property
+    def washed_total(self):
+        """Overwritten before their time."""
+        return self.recorder.washed_total
+
+    def measure(self, uint64_t records, int kind):
+        """Seconds for so many records, 20 of a stream in a row and 10 µs apart."""
+        cdef uint64_t i
+        cdef uint64_t begin = now_us()
+        with nogil:
+            for i in range(records):
+                record(&self.recorder, i * 10, 1 + i // 20 % 200, kind, 0, 1, i, i, i)
+                if recorder_is_due(&self.recorder, i * 10):
+                    recorder_tick(&self.recorder, i * 10, i * 10)
+            begin = now_us() - begin
+        return begin / 1e6
+
+    def write_until(self, uint64_t records):
+        """Writes so many, each with the same number in all fields; no GIL."""
+        cdef uint64_t i
+        with nogil:
+            for i in range(records):
+                record(&self.recorder, i, i, RECORD_LOST, 0, 1, i, i, i)
+
+    def read_torn(self, uint64_t records):
+        """Reads (no GIL) until so many have been written: (whole ones, torn ones)."""
+        cdef record_t one
+        cdef uint64_t number = 0
+        cdef uint64_t whole = 0, torn = 0
+        cdef lane_t* lane = &self.recorder.rare
+        with nogil:
+            while number < records:
+                number = lane_first(lane, number, lane.size)
+                if number >= load_u64(&lane.next):
+                    sched_yield()
+                    continue
+                if lane_read(lane, number, &one):
+                    whole += 1
+                    torn += not one.a == one.b == one.c == one.at_us == one.stream == number
+                number += 1
+        return whole, torn

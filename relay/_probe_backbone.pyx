@@ -1,23 +1,23 @@
-# _probe_backbone.pyx: faces for the tests on the backbone's pure rooms, and a plain loop over
-# libzmq.
+# _probe_backbone.pyx: faces for the tests on the backbone's pure rooms.
 #
 # Rules of this room
 #   1. Test faces only: the package never imports it, nothing at run time depends on it.
 #   2. It decides nothing: converts arguments, calls one room, converts the answer.
-#   3. The plain loop (measure_zmq) is the rival of benchmarks/test_hop.py: the same libzmq, the
-#      same messages, nothing of ours in between.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from relay._core.backbone_record cimport before_t, gone_reason, switch_reason
 from relay._core.engine cimport now_us
-from relay._core.guests cimport guest_adds, guest_drops, guests_close, guests_open, guests_t
+from relay._core.guests cimport (
+    guest_account, guest_adds, guest_drops, guest_has, guest_name, guest_speaks, guests_close,
+    guests_most, guests_open, guests_t,
+)
 from relay._core.hop cimport *
 from relay._core.hop_step cimport *
-from relay._core.thread cimport pthread_join, pthread_t, thread_start
+from relay._core.versions cimport *
 from relay._core.wire cimport *
-from relay._core.zmq_api cimport relay_msg_t, zmq_api_load, zmq_api_t
 
 from relay._core import REFUSALS
 from relay.errors import RelayError
@@ -39,6 +39,26 @@ cdef class Buffer:
         PyBuffer_Release(&self.view)
 
 
+def why_switched(int feeding, int to, states, answers, *, int trying=8, uint64_t hear_us=0,
+                 bint joining=False):
+    """switch_reason, for upstreams in these states."""
+    cdef peer_t peers[8]
+    cdef before_t before
+    memset(peers, 0, sizeof(peers))
+    memset(&before, 0, sizeof(before))
+    for i, (state, may) in enumerate(zip(states, answers, strict=True)):
+        peers[i].state = state
+        peers[i].answers = may
+    before.feeding, before.trying = feeding, trying
+    before.hear_us, before.joining = hear_us, joining
+    return switch_reason(peers, &before, to)
+
+
+def why_gone(int state, uint64_t sign_age_us, uint64_t silence_us):
+    """gone_reason."""
+    return gone_reason(state, sign_age_us, silence_us)
+
+
 cdef class Guests:
     """Who holds how many topics."""
 
@@ -51,17 +71,31 @@ cdef class Guests:
     def __dealloc__(self):
         guests_close(&self.guests)
 
-    def adds(self, uint64_t key, int fd):
-        """0, or why not: -1 this connection has too many, -2 all of them have."""
-        return guest_adds(&self.guests, key, fd)
+    def adds(self, uint64_t key, int fd, bytes name=b""):
+        """0, or who has to go: -1 this child has too many, -2 all of them have."""
+        return guest_adds(&self.guests, key, fd, guest_account(&self.guests, fd, name))
+
+    def has(self, uint64_t key):
+        """Whether it is remembered that somebody holds it."""
+        return bool(guest_has(&self.guests, key))
+
+    def most(self):
+        """(name, descriptors on which it spoke, which are forgotten) of who holds most."""
+        cdef uint32_t account = guests_most(&self.guests)
+        cdef int fd = guest_speaks(&self.guests, account, -1)
+        fds = []
+        while fd >= 0:
+            fds.append(fd)
+            fd = guest_speaks(&self.guests, account, fd)
+        return guest_name(&self.guests, account), fds
 
     def drops(self, uint64_t key):
         """Nobody holds it any more."""
         guest_drops(&self.guests, key)
 
-    def held(self, int fd):
-        """How many this connection holds."""
-        return self.guests.held[fd]
+    def held(self, int fd, bytes name=b""):
+        """How many this child holds."""
+        return self.guests.held[guest_account(&self.guests, fd, name)]
 
     @property
     def count(self):
@@ -69,12 +103,13 @@ cdef class Guests:
         return self.guests.count
 
 
-def wire_decode(data):
-    """One message as (reason, fields): reason is "" or why it is refused."""
+def wire_decode(data, int least=VERSION_LEAST, int own=VERSION_OWN):
+    """One message as (reason, fields): reason is "" or why it is refused by who speaks these."""
     cdef Buffer run = Buffer(data)
+    cdef versions_t ours = versions_t(least, own)
     cdef reader_t reader = reader_of(run.bytes, run.size)
     cdef wire_head_t head
-    cdef int status = take_head(&reader, &head)
+    cdef int status = take_head(&reader, &head, &ours)
     if status == WIRE_OK and run.size > wire_size_max(head.kind):
         status = WIRE_SIZE
     if status != WIRE_OK:
@@ -185,13 +220,22 @@ cdef int page_dict(reader_t* reader, dict fields) except *:
     return WIRE_OK
 
 
-def wire_encode(dict f):
+def versions_meet(int least, int own, int head, int flags):
+    """What a beacon tells: [least, own], is it near, the version of requests; and our own flags."""
+    cdef versions_t ours = versions_t(least, own)
+    cdef versions_t theirs = versions_told(head, flags)
+    near = bool(versions_are_near(&ours, &theirs))
+    between = version_between(&ours, &theirs)
+    return [theirs.least, theirs.own], near, between, version_flags(&ours)
+
+
+def wire_encode(dict f, int version=VERSION_LEAST):
     """The message of these fields (as wire_decode gives them), written by the core's encoders."""
     cdef bytes room = bytes(196608)
     cdef uint8_t* start = <uint8_t*><char*>room
     cdef writer_t writer = writer_of(start, 196608)
     cdef uint8_t kind = ord(f["kind"])
-    put_head(&writer, kind, f["key"], f.get("request", 0))
+    put_head(&writer, kind, f["key"], f.get("request", 0), version)
     wire_put(&writer, kind, f)
     if writer.full:
         raise ValueError("no message is so long")
@@ -387,8 +431,14 @@ cdef class Hop:
     def fed(self, int parent, uint64_t end_sequence, uint64_t now):
         feed_fed(&self.hop.feed, parent, end_sequence, now)
 
-    def reaches(self, uint64_t epoch, uint64_t sequence, bint end=False):
-        hop_reaches(&self.hop, epoch, sequence, end)
+    def reaches(self, uint64_t epoch, uint64_t sequence, bint end=False, int parent=0):
+        return bool(hop_reaches(&self.hop, parent, epoch, sequence, end))
+
+    def forget(self):
+        hop_forget(&self.hop)
+
+    def resume(self, uint64_t now):
+        hop_resume(&self.hop, now)
 
     def here(self, uint64_t epoch, uint64_t first, uint64_t now):
         return bool(hop_here(&self.hop, epoch, first, self.view.head_sequence, now))
@@ -452,64 +502,3 @@ cdef class Peer:
 
     def is_silent(self, uint64_t now, uint64_t last_turn, uint64_t silence):
         return bool(peer_is_silent(&self.peer, now, last_turn, silence))
-
-
-cdef struct plain_t:
-    zmq_api_t api
-    void* socket
-    const uint8_t* bytes
-    size_t size
-    uint64_t count
-    uint64_t copies           # of the message, one after the other; taken in turn
-
-
-cdef void* plain_send(void* argument) noexcept nogil:
-    cdef plain_t* plain = <plain_t*>argument
-    cdef relay_msg_t msg
-    cdef uint64_t i
-    for i in range(plain.count):
-        plain.api.msg_init_size(&msg, plain.size)
-        memcpy(plain.api.msg_data(&msg), plain.bytes + i % plain.copies * plain.size, plain.size)
-        if plain.api.msg_send(&msg, plain.socket, 0) < 0:
-            plain.api.msg_close(&msg)
-    return NULL
-
-
-def measure_zmq(str module, size_t sender, size_t receiver, data, uint64_t count, uint64_t copies,
-                keep=None):
-    """A plain loop over the same libzmq: one thread sends, this one receives: (seconds, bytes).
-
-    `data` holds `copies` messages, sent in turn: as cold as a ring of their size. With
-    `keep`, a bytearray as long as `data`, the receiver copies each message to its place there.
-    """
-    cdef Buffer run = Buffer(data)
-    cdef Buffer kept = Buffer(keep if keep is not None else b"")
-    cdef uint8_t* keep_at = <uint8_t*>kept.bytes if keep is not None else NULL
-    cdef plain_t plain
-    cdef pthread_t thread
-    cdef relay_msg_t msg
-    cdef uint64_t begin
-    cdef uint64_t i
-    cdef uint64_t received = 0
-    cdef size_t size
-    if zmq_api_load(&plain.api, module.encode()) != NULL:
-        raise RelayError(f"{module} gives no libzmq")
-    if keep is not None and (not isinstance(keep, bytearray) or kept.size < run.size):
-        raise ValueError(f"keep has {kept.size} bytes; it must be a bytearray of {run.size}")
-    plain.socket, plain.bytes, plain.copies = <void*>sender, run.bytes, copies
-    plain.size, plain.count = run.size // copies, count
-    with nogil:
-        plain.api.msg_init(&msg)
-        begin = now_us()
-        thread_start(&thread, plain_send, &plain)
-        for i in range(count):
-            if plain.api.msg_recv(&msg, <void*>receiver, 0) < 0:
-                continue
-            size = plain.api.msg_size(&msg)
-            received += size
-            if keep_at != NULL and size <= plain.size:
-                memcpy(keep_at + i % copies * plain.size, plain.api.msg_data(&msg), size)
-        begin = now_us() - begin
-        pthread_join(thread, NULL)
-        plain.api.msg_close(&msg)
-    return begin / 1e6, received

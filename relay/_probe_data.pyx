@@ -192,6 +192,16 @@ cdef void count_freed(void* thing) noexcept nogil:
     (<uint64_t*>thing)[0] += 1
 
 
+cdef extern from "slots.h" nogil:
+    uint64_t slot_inverse(uint64_t count)
+    uint64_t slot_of(uint64_t number, uint64_t count, uint64_t inverse)
+
+
+def slot(uint64_t number, uint64_t count):
+    """Which of `count` places a number has."""
+    return slot_of(number, count, slot_inverse(count))
+
+
 cdef class RingProbe:
     """One ring with the arguments of ring_open; its methods are ring.pxd's functions."""
 

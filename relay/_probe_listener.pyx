@@ -9,6 +9,10 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from relay._core.anchor cimport (
+    ANCHOR_REASONS, BEGIN_AT, BEGIN_SEND_ON, anchor_begin, anchor_live, anchor_location,
+    anchor_probe, begin_set, begin_t, place_write,
+)
 from relay._core.atomics cimport load_u32, load_u64, store_u32, store_u64
 from relay._core.connection cimport shard_t
 from relay._core.engine cimport (
@@ -19,11 +23,12 @@ from relay._core.fallback cimport (
 )
 from relay._core.fallback_look cimport stream_format
 from relay._core.fallback_move cimport shard_place
+from relay._core.http_head cimport head_end, head_parse, head_t
 from relay._core.icy cimport ICY_METAINT
 from relay._core.listener cimport (
     END_REASONS, FLOWING, FLOW_BLOCKED, FLOW_DONE, FLOW_MORE, PART_COPY, flow_add, flow_open,
-    flow_t, listener_gather, listener_leave_fallback, listener_leave_ring, listener_t,
-    listener_took,
+    flow_t, listener_enter_at, listener_gather, listener_leave_fallback, listener_leave_ring,
+    listener_t, listener_took,
 )
 from relay._core.marks cimport MARKS, marks_add, marks_find, marks_t
 from relay._core.observe cimport (
@@ -31,6 +36,7 @@ from relay._core.observe cimport (
     observe_add_up, observe_busy, observe_lateness, observed_t,
 )
 from relay._core.ring cimport FRAME_TITLE, ring_close, ring_open, ring_t
+from relay._core.ring_writer cimport ring_give_up
 from relay._core.stream cimport (
     stream_begin_epoch, stream_config_t, stream_drop, stream_end_epoch, stream_mark, stream_open,
     stream_place, stream_push, stream_set_info, stream_t,
@@ -192,7 +198,7 @@ cdef class OneListener:
     cdef bint is_open
 
     def __cinit__(self, *, bint icy=True, uint64_t burst_us=1000000, uint64_t lag_us_max=5000000,
-                  uint64_t ring_us=20000000, uint64_t ring_bytes_max=1 << 26):
+                  uint64_t ring_us=20000000, uint64_t ring_bytes_max=1 << 26, tuple first=(0, 0)):
         cdef stream_config_t config
         memset(&config, 0, sizeof(config))
         if engine_open(&self.engine, 4) != 0:
@@ -206,7 +212,9 @@ cdef class OneListener:
         self.stream = stream_open(
             b"/live", 5, &config, &self.engine.retire, &self.engine.hub
         )
-        if self.stream == NULL or stream_begin_epoch(self.stream, 1, 0, 0, 0, 0) != 0:
+        if self.stream == NULL or stream_begin_epoch(
+            self.stream, 1, 0, first[0], first[1], first[0] * <uint64_t>24000
+        ) != 0:
             raise MemoryError("no stream")
         self.listener.state = FLOWING
         self.listener.stream = self.stream
@@ -251,11 +259,67 @@ cdef class OneListener:
         stream_end_epoch(self.stream, 0)
         return stream_begin_epoch(self.stream, epoch, 0, 0, 0, 0)
 
-    def send(self, uint64_t room, uint64_t now_us, bytes head=b""):
+    def lose(self):
+        """The hole at the head will never be filled: how many frames that are."""
+        return ring_give_up(self.stream.ring)
+
+    cdef int begin_of(self, begin_t* begin, bytes request, bint goes_back, bint late) except -1:
+        cdef head_t head
+        parse(&head, request)
+        anchor_begin(begin, &head, self.stream.ring, self.stream.before, goes_back, late)
+        return 0
+
+    def ask(self, bytes request, bint goes_back=False, bint late=False):
+        """anchor_begin: (how, why, epoch, position, bytes of header pages that are left)."""
+        cdef begin_t begin
+        self.begin_of(&begin, request, goes_back, late)
+        assert 0 <= begin.why < ANCHOR_REASONS
+        how = ("live", "at", "wait", "send on")[begin.how]
+        why = (None, "exact", "old", "ahead", "epoch")[begin.why]
+        if begin.how != BEGIN_AT and begin.how != BEGIN_SEND_ON:
+            return how, why
+        return how, why, begin.ring.epoch, begin.position, begin.header_bytes
+
+    def anchor(self):
+        """The place at which a listener would begin now, as it is written; None: none yet."""
+        cdef begin_t begin
+        cdef char text[100]
+        cdef uint32_t size
+        if not anchor_live(&begin, self.stream.ring, self.stream.config.burst_us):
+            return None
+        size = place_write(text, 100, &begin)
+        return text[:size]
+
+    def location(self, bytes request, uint32_t room=16384):
+        """anchor_location of the place at which a listener would begin now; None: not written."""
+        cdef begin_t begin
+        cdef head_t head
+        cdef char* out
+        parse(&head, request)
+        if not anchor_live(&begin, self.stream.ring, self.stream.config.burst_us):
+            raise ValueError("there is no place yet")
+        out = <char*>calloc(1, room + 1)
+        try:
+            size = anchor_location(out, room, &head, &begin)
+            return out[:size] if size > 0 else None
+        finally:
+            free(out)
+
+    def probe(self, uint32_t size):
+        """anchor_probe there."""
+        cdef begin_t begin
+        cdef uint8_t out[100]
+        begin_set(&begin, 0, 0)
+        anchor_live(&begin, self.stream.ring, self.stream.config.burst_us)
+        anchor_probe(&begin, out, size)
+        return (<const char*>out)[:size]
+
+    def send(self, uint64_t room, uint64_t now_us, bytes head=b"", bytes request=b""):
         """One turn of this listener: (status, the bytes that a socket with so much room took, parts
         put together, µs of media skipped or None). A status is "done", "more", "blocked" or why it
-        ended, as a number."""
+        ended, as a number. With a request it begins at the place that this names."""
         cdef flow_t flow
+        cdef begin_t begin
         cdef int64_t sent = 0
         cdef uint64_t took
         cdef int status
@@ -263,7 +327,13 @@ cdef class OneListener:
         flow_open(&flow)
         if head:
             flow_add(&flow, PART_COPY, <const char*>head, len(head), 0)
-        self.place_listener(&flow, now_us)
+        if request:
+            self.begin_of(&begin, request, False, False)
+            if begin.how != BEGIN_AT:
+                raise ValueError(f"{request!r} names no place that is here")
+            listener_enter_at(&self.listener, &flow, &begin)
+        else:
+            self.place_listener(&flow, now_us)
         status = listener_gather(&self.listener, &flow)
         out = bytearray()
         if status == FLOW_DONE and flow.count > 0:
@@ -283,6 +353,12 @@ cdef class OneListener:
         """Live rings of the stream: more than one while it was resized and somebody hears the old
         one out."""
         return load_u32(&self.stream.rings)
+
+
+cdef int parse(head_t* head, bytes request) except -1:
+    if head_parse(head, request, head_end(request, len(request), 0)) != 0:
+        raise ValueError(f"{request!r} is no request")
+    return 0
 
 
 cdef class TwoStreams(OneListener):

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -111,6 +112,7 @@ class Backbone:
         self._core: _core.Backbone | None = None
         self._gate: Gate | None = None
         self._expelled_total = 0
+        self._expelled_lock = threading.Lock()  # the gate's thread looks, and who asks for facts
         self._pid = os.getpid()
         _open.add(self)
 
@@ -183,22 +185,36 @@ class Backbone:
         if self._core is None:
             raise RelayError("the backbone is closed")
         seen: dict[str, Any] = self._core.snapshot()
-        self._turn_away(seen.pop("expelled"), seen["counters"]["expelled_total"])
+        self._turn_away()
         seen["counters"] |= counters() if self._gate is None else self._gate.snapshot()
         return {"address": self.address, "repair_address": self.repair_address, **seen}
 
-    def _turn_away(self, names: list[str], expelled_total: int) -> None:
+    def _turn_away(self) -> None:
         """Take who was cut since the last look off the list; the core keeps the last few names."""
-        new, self._expelled_total = expelled_total - self._expelled_total, expelled_total
+        core = self._core
+        if core is None:
+            return
+        with self._expelled_lock:
+            expelled_total, names = core.expelled()
+            new, self._expelled_total = expelled_total - self._expelled_total, expelled_total
         for number in range(expelled_total - min(new, len(names)), expelled_total):
             name = names[number % len(names)]
+            if self._gate is not None and name:
+                self._gate.turn_away(name)
             log.warning(
                 "cut a child for its subscriptions: %s",
                 name or "it has no key",
                 extra={"event": "child_expelled", "child": name},
             )
-            if self._gate is not None and name:
-                self._gate.turn_away(name)
+
+    def recorded(self, cursors: list[int], *, since_us: int = 0) -> list[_core.RecordTuple]:
+        """What its thread has recorded (see `Engine.recorded`); nothing once it is closed."""
+        return [] if self._core is None else self._core.recorded(cursors, since_us=since_us)
+
+    @property
+    def washed_total(self) -> int:
+        """Records that newer ones have overwritten before they were ten minutes old."""
+        return 0 if self._core is None else self._core.washed_total
 
     def goodbye(self) -> None:
         """Tells the children that this node goes, so that they switch at once; does not block."""
@@ -273,6 +289,7 @@ def open_backbone(
     try:
         if keys is not None:
             backbone._gate = Gate(backbone._context, keys, children)
+            backbone._gate.look = backbone._turn_away
         xpub, router, port, told = backbone._bind(bind, advertise) if bind else (0, 0, 0, "")
         above = [backbone._connect(upstream) for upstream in upstreams]
         if backbone._gate is not None:

@@ -335,3 +335,34 @@ def status(url: str, **options: Any) -> int:
     from relay.status import print_status
 
     return print_status(url, **options)
+
+
+@main.command()
+@click.argument("places", metavar="URL…", nargs=-1, required=True)
+@click.option("--since", metavar="TIME", default="10m", show_default=True, help="How far back.")
+@click.option("--stream", metavar="MOUNT", help="This stream alone, and what is the nodes' own.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, to be kept.")
+@click.option(
+    "--admin-password",
+    "--password",
+    metavar="PW",
+    envvar="RELAY_ADMIN_PASSWORD",
+    help="The admin password of the nodes; better RELAY_ADMIN_PASSWORD.",
+)
+def postmortem(places: tuple[str, ...], **options: Any) -> int:
+    """Show what several nodes decided, and upon what, as one timeline.
+
+    Each node keeps ten minutes in its flight recorder: upstreams lost, parents chosen, repairs,
+    losses, skips, refusals, gaps. Ask all nodes on a stream's way, before the ten minutes are
+    over; clocks are compared with this machine's. A node that does not answer is named, and the
+    rest is shown. URL is http://HOST:PORT, or a file that --json wrote.
+
+    \b
+    Examples:
+      relay postmortem http://origin:8000 http://edge-1:8000 http://edge-2:8000 --since 5m
+      relay postmortem http://edge-1:8000 --stream /live
+      relay postmortem http://edge-1:8000 --json > edge-1.json; relay postmortem edge-1.json
+    """
+    from relay.postmortem import print_postmortem
+
+    return print_postmortem(places, **options)

@@ -393,6 +393,9 @@ class DefaultsConfig(_Table, frozen=True, kw_only=True):
             description="Silence of a stream after which its listeners hear its fallback.",
         ),
     ] = 3000
+    anchor: Annotated[
+        bool, Meta(description="Send listeners to a URL that tells where they begin, by a 302.")
+    ] = False
 
     @property
     def pace_fixed_ms(self) -> int | None:

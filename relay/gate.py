@@ -7,7 +7,9 @@ Rules of this room
   3. Monitors are read without a bound on their queue: libzmq's I/O thread waits for a full one,
      and for one that nobody reads. So they end before their sockets and before the thread.
   4. A refusal is counted by reason and logged once per address and minute; no key is logged whole.
-  5. Knows addresses and public keys; nothing of streams or messages.
+  5. Before one on the list is let in, `look` is called: whoever cuts children says there who was
+     cut since (turn_away), so that nobody is back before his minute has begun.
+  6. Knows addresses and public keys; nothing of streams or messages.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import socket as sockets
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
@@ -91,6 +93,7 @@ class Gate:
         self.refused = dict.fromkeys(REASONS, 0)
         self._names = {bytes.fromhex(key): name for name, key in children.items()}
         self._away: dict[str, float] = {}  # name: until when; at most one entry a child
+        self.look: Callable[[], None] = lambda: None
         self._context = context
         self._seldom = Seldom()
         self._peers: dict[tuple[int, int], str] = {}  # (watch, descriptor): address
@@ -204,6 +207,7 @@ class Gate:
         name = self._names.get(credentials)
         reason = "key"
         if domain == DOMAIN and mechanism == b"CURVE" and name is not None:
+            self.look()  # it may be the one that was cut a moment ago
             reason = "turned_away"
         if reason != "key" and self._away.get(name or "", 0.0) < time.monotonic():
             self.handshakes_total += 1

@@ -15,17 +15,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from relay import _core
-from relay.address import Address, why_unbound
+from relay.address import Address
 from relay.config import Config
 from relay.errors import ConfigError, MountError, RelayError
 from relay.fallback import Fallbacks
+from relay.opening import open_engine, open_http, open_links
+from relay.seeing import Seeing, open_seeing
 from relay.shadows import Shadows
 from relay.source import LocalSource, Sources, read_info
 from relay.source_door import SourceDoor
@@ -41,14 +41,13 @@ log = logging.getLogger("relay.node")
 FACTS_S = 0.5
 TICK_S = 0.5
 DRAIN_S = 1.2  # for listeners to get the frame that they are in
-FILES_RESERVED = 512  # descriptors for everything that is neither listener nor head
 CONNECTING_S = 1.0  # an upstream that is not there by then is worth a line
 
 _UPSTREAM_WORDS = {
     "connecting": "is not there yet; this node serves its own streams and keeps trying",
     "up": "is up",
     "lost": "is lost; listeners stay, and it is tried again",
-    "version": "speaks another protocol version; update one of the two nodes",
+    "version": "speaks version {} of the protocol, this node {}; update one of the two",
     "loop": "leads back to this node, or is too deep; choose another with --upstream",
 }
 _OF_UPSTREAM = {"upstream_up", "directory_known"}
@@ -59,16 +58,6 @@ def version() -> str:
     import relay
 
     return relay.__version__
-
-
-def heads_that_fit(heads_max: int, files_max: int) -> int:
-    """Unfinished heads for a file limit: as configured, but at most a quarter of it."""
-    return min(heads_max, max(16, files_max // 4))
-
-
-def listeners_that_fit(heads_max: int, files_max: int) -> int:
-    """How many listeners a file limit leaves room for."""
-    return max(0, files_max - heads_max - FILES_RESERVED)
 
 
 class NodeSource:
@@ -186,6 +175,7 @@ class Node:
         self._source_door: SourceDoor | None = None
         self._page_door: PageDoor | None = None
         self._backbone: Backbone | None = None
+        self._seeing: Seeing | None = None
         self._http_address: Address | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_closing = False
@@ -224,18 +214,19 @@ class Node:
         return self
 
     async def _open_all(self) -> None:
-        self._engine = engine = _open_engine(self.config)
+        self._engine = engine = open_engine(self.config)
         self._sources = Sources(engine, self.config, self._upstream_feeds, self._upstream_mounts)
         self._fallbacks = Fallbacks(engine)
         if self._has_http:
-            self._http_address = _listen(engine, self.config)
-        self._backbone = _open_backbone(engine, self.config)
+            self._http_address = open_http(engine, self.config)
+        self._backbone = open_links(engine, self.config)
         if self._has_http:
             self._source_door = SourceDoor(engine, self._sources, self.config)
             self._source_door.start()
             self._page_door = _make_page_door(engine, self)
             await self._page_door.start()
         engine.start()
+        self._seeing = open_seeing(engine, self._backbone, self.config)
         self._tick()
 
     async def close(self) -> None:
@@ -261,7 +252,7 @@ class Node:
             await asyncio.to_thread(self._backbone.close)
         await asyncio.to_thread(engine.close)
         self._engine = self._backbone = self._source_door = self._page_door = None
-        self._sources = self._fallbacks = self._http_address = None
+        self._sources = self._fallbacks = self._http_address = self._seeing = None
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -376,12 +367,20 @@ class Node:
         return self._facts
 
     def _gather(self) -> Facts:
-        from relay.web.facts import Facts, link_facts, source_state, stream_facts, upstreams_facts
+        from relay.web.facts import (
+            Facts,
+            hop_facts,
+            link_facts,
+            source_state,
+            stream_facts,
+            upstreams_facts,
+        )
 
         engine = self._opened()
         link = {} if self._backbone is None else self._backbone.snapshot()
         links = {told["mount"]: told for told in link.get("links", [])}
         upstreams = upstreams_facts(link)
+        assert self._seeing is not None
         upstream_is_up = (link.get("upstream") or {}).get("state") == "up"
         streams = []
         for stream in engine.streams():
@@ -393,12 +392,14 @@ class Node:
                 is_away = self._sources.is_away(stream.mount)
                 state["source"] = source_state(state["epoch"], told, is_away=is_away)
             peak = self._peaks.get(stream.mount, 0)
+            state |= hop_facts(state, engine.node_id, upstreams, time.time() * 1000)
+            state |= self._seeing.stream(stream.key)
             streams.append(stream_facts(state, read_info(stream.info()), peak))
         streams.sort(key=lambda stream: stream.mount)
         self._peaks = {stream.mount: stream.listeners_peak for stream in streams}
         counters = self.snapshot()
         measured = counters.pop("measured", {})
-        counters |= _flat("backbone", link.get("counters", {}))
+        counters |= _flat("backbone", link.get("counters", {})) | self._seeing.counters()
         if not link.get("upstream"):  # the engine takes none for one that has told everything
             counters = {k: v for k, v in counters.items() if k not in _OF_UPSTREAM}
         return Facts(
@@ -418,6 +419,14 @@ class Node:
             measured=measured,
         )
 
+    def recording(self, since_s: float, mount: str | None, records_max: int) -> dict[str, Any]:
+        """The flight recorder, with the node that it is of (see `Seeing.recording`)."""
+        facts = self.facts()
+        assert self._seeing is not None
+        names = ("name", "id", "version", "http", "backbone")
+        node = {name: getattr(facts, name) for name in names}
+        return {"node": node, **self._seeing.recording(since_s, mount, records_max)}
+
     def problems(self) -> list[str]:
         """Why no new listeners should come here; empty when they may (for /readyz)."""
         if self._engine is None or self._is_closing:
@@ -429,6 +438,12 @@ class Node:
         wrong = []
         if upstream and upstream["state"] != "up":
             wrong.append(f"upstream is {upstream['state']}")
+        if upstream and not upstream["directory_known"]:
+            wrong += [
+                f"upstream {told['address']} does not know its own directory yet"
+                for told in link["upstreams"]
+                if told["state"] == "up" and not told["directory_known"]
+            ]
         empty = [told["mount"] for told in link["links"] if not told["tail_whole"]]
         if empty:
             wrong.append(f"{len(empty)} streams in demand have no tail yet")
@@ -471,6 +486,8 @@ class Node:
         if self._fallbacks is not None:
             self._fallbacks.tick()
         self._tell_upstream()
+        if self._seeing is not None:
+            self._seeing.tick()
         if self._backbone is not None and self._engine is not None:
             self._shadows.tell(self._backbone.snapshot(), self._engine.streams())
         if self._page_door is not None:
@@ -489,9 +506,16 @@ class Node:
                 logging.INFO if state == "up" else logging.WARNING,
                 "upstream %s %s",
                 address,
-                _UPSTREAM_WORDS[state],
+                _UPSTREAM_WORDS[state].format(
+                    _span(told.get("versions")), _span(_core.PROTOCOL_VERSIONS)
+                ),
                 extra={"event": f"upstream_{state}", "upstream": address},
             )
+
+
+def _span(versions: Sequence[int] | None) -> str:
+    """`1`, or `1 to 2`."""
+    return " to ".join(map(str, dict.fromkeys(versions or "?")))
 
 
 def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
@@ -503,75 +527,6 @@ def _flat(prefix: str, counters: Mapping[str, Any]) -> dict[str, int]:
         else:
             flat[f"{prefix}_{name}"] = value
     return flat
-
-
-def _open_engine(config: Config) -> _core.Engine:
-    files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    http = config.http
-    engine = _core.Engine(
-        streams_max=config.node.streams_max,
-        threads=config.node.threads,
-        listeners_max=config.node.listeners_max,
-        heads_max=heads_that_fit(http.heads_max, files_max),
-        heads_per_address_max=http.heads_per_address_max,
-        head_timeout_ms=math.ceil(http.head_timeout_s * 1000),
-        join_wait_ms=http.join_wait_ms,
-        redirects=http.redirect_bases,
-    )
-    for mount in (None, *config.mounts()):
-        stream = config.defaults if mount is None else config.for_stream(mount)
-        engine.configure(
-            mount,
-            burst_ms=stream.burst_ms,
-            pace_ms=stream.pace_fixed_ms,
-            pace_ms_min=stream.pace_ms_min,
-            pace_ms_max=stream.pace_ms_max,
-            lag_ms_max=stream.lag_ms_max,
-            stall_ms=stream.stall_ms,
-            linger_s=math.ceil(stream.linger_s),
-            catchup_ms=stream.catchup_ms,
-            ring_s=math.ceil(stream.ring_s),
-            ring_bytes_max=stream.ring_bytes_max,
-            ahead_ms=stream.ahead_ms,
-            listeners_max=stream.listeners_max,
-            fallback=() if mount is None else config.fallback_chain(mount),
-            fallback_after_ms=stream.fallback_after_ms,
-            own_serial=mount is not None and config.in_fallback(mount),
-        )
-    return engine
-
-
-def _listen(engine: _core.Engine, config: Config) -> Address:
-    wanted = config.http.address
-    try:
-        host, port = engine.listen(wanted.host, wanted.port)
-    except OSError as error:
-        raise ConfigError(
-            f"http.bind = {wanted}: {why_unbound(error)}, with --http HOST:PORT"
-        ) from None
-    return Address(host, port)
-
-
-def _open_backbone(engine: _core.Engine, config: Config) -> Backbone | None:
-    told = config.backbone
-    if told.address is None and not told.upstream:
-        return None
-    from relay.backbone import open_backbone
-    from relay.keys import own_keys
-
-    return open_backbone(
-        engine,
-        bind=None if told.address is None else told.bind,
-        upstreams=told.upstream,
-        redundancy=told.redundancy,
-        advertise=told.advertise,
-        silence_ms=told.silence_ms,
-        repair_wait_ms=config.repair_wait_ms(""),
-        prefetch=told.prefetch,
-        subscriptions_max=told.subscriptions_max,
-        keys=own_keys(told),
-        children=told.children,
-    )
 
 
 def _make_page_door(engine: _core.Engine, node: Node) -> PageDoor:
@@ -589,4 +544,4 @@ async def _drain(engine: _core.Engine) -> None:
                 await asyncio.sleep(0.02)
 
 
-__all__ = ["MountError", "Node", "NodeSource", "heads_that_fit", "listeners_that_fit"]
+__all__ = ["MountError", "Node", "NodeSource"]

@@ -4,7 +4,9 @@ Rules of this room
   1. Nothing is said without NOTIFY_SOCKET, and no sign of life without WATCHDOG_USEC: both as in
      sd_notify(3) and sd_watchdog_enabled(3), without their library.
   2. A sign of life goes out only when every thread of the engine has turned since the one before:
-     who says it from a loop of its own proves that this loop lives and nothing else.
+     who says it from a loop of its own proves that this loop lives and nothing else. Whether they
+     have is looked at LOOKS times in the time that the watchdog waits: after a pause (of the whole
+     machine, say) the next sign is not half of that time away.
   3. Never waits and never raises: a supervisor that does not listen is no reason to stop.
 """
 
@@ -19,18 +21,25 @@ from collections.abc import Callable, Mapping
 log = logging.getLogger("relay.serve")
 
 STATUS_CHARACTERS_MAX = 200
+LOOKS = 8
 
 
 class Pulse:
-    """Remembers how far each thread was, and says which ones have not moved since."""
+    """Remembers how far each thread was at the last sign of life, and says who has not moved since.
+
+    Since the last sign, not since the last look: threads that turn seldom, each at its own time,
+    are all alive, though at every look one of them has just not turned.
+    """
 
     def __init__(self) -> None:
         self._turns: dict[str, int] = {}
 
     def stuck(self, turns: Mapping[str, int]) -> list[str]:
-        """The threads that are where they were when this was last asked; `turns` by name."""
-        before, self._turns = self._turns, dict(turns)
-        return [name for name, count in turns.items() if before.get(name) == count]
+        """The threads that are where they were when this last found none; `turns` by name."""
+        stuck = [name for name, count in turns.items() if self._turns.get(name) == count]
+        if not stuck:
+            self._turns = dict(turns)
+        return stuck
 
 
 class Supervisor:
@@ -54,25 +63,25 @@ class Supervisor:
         return True
 
     async def watch(self, turns: Callable[[], Mapping[str, int]]) -> None:
-        """Give signs of life for ever, twice in the time that the watchdog waits.
+        """Give signs of life for ever, up to LOOKS in the time that the watchdog waits.
 
         Args:
             turns: how often each thread of the engine has turned, by its name.
         """
-        pulse, was_stuck = Pulse(), False
+        pulse, missed = Pulse(), 0
         while self.watchdog_s:
             stuck = pulse.stuck(turns())
             if not stuck:
                 self.tell("WATCHDOG=1")
-            elif not was_stuck:
+            missed = missed + 1 if stuck else 0
+            if missed == LOOKS // 2:
                 log.error(
                     "%s has not turned for %.3g s: the supervisor gets no sign of life",
                     ", ".join(stuck),
                     self.watchdog_s / 2,
                     extra={"event": "stuck", "threads": stuck},
                 )
-            was_stuck = bool(stuck)
-            await asyncio.sleep(self.watchdog_s / 2)
+            await asyncio.sleep(self.watchdog_s / LOOKS)
 
 
 def status_line(text: str) -> str:

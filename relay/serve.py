@@ -26,8 +26,9 @@ from typing import IO, Any
 
 from relay.config import Config
 from relay.errors import ConfigError
-from relay.node import FILES_RESERVED, Node, listeners_that_fit
+from relay.node import Node
 from relay.notify import Supervisor, status_line
+from relay.opening import FILES_RESERVED, listeners_that_fit
 
 BACKLOG = 4096  # what the engine asks of listen()
 LISTENERS_FEW = 100  # a node with less room than this is warned about

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from relay import _core
+from relay import _core, recorder
 from relay.address import check_mount, show
 from relay.errors import MountError, SourceError
 from relay.formats import Format, format_of
@@ -448,23 +448,36 @@ class Sources:
         source.close()
         raise MountError(f"mount {show(mount)}: this node is shutting down")
 
-    def lost(self, source: LocalSource, now: float) -> bool:
+    def lost(self, source: LocalSource, now: float, reason: str = "ended") -> bool:
         """A source has lost its connection: a framed one is away from `now` on (True), any other
-        has ended."""
+        has ended, for this reason (see `close`)."""
         if isinstance(source, FramedSource) and source.is_open:
             source.detach(now)
             return True
-        self.close(source)
+        self.close(source, reason)
         return False
 
-    def close(self, source: LocalSource) -> None:
-        """End one source."""
+    def close(self, source: LocalSource, reason: str = "ended") -> None:
+        """End one source; `reason` is one of `recorder.SOURCE_ENDS`, for the flight recorder."""
+        if source.is_open:
+            self._engine.note(
+                recorder.SOURCE_OUT,
+                recorder.SOURCE_ENDS.index(reason),
+                stream=source.stream.key,
+                b=source.media_us(),
+            )
         with self._lock:
             if self._open.get(source.mount) is source:
                 del self._open[source.mount]
         source.close()
         if isinstance(source, FramedSource) and source.stream.snapshot()["epoch"] is None:
             self._remove(source.stream)  # not one message came: nothing will end it later
+
+    def refused(self, mount: str, status: int) -> None:
+        """A source was turned away: for the flight recorder."""
+        stream = self._engine.find(mount)
+        key = 0 if stream is None else stream.key
+        self._engine.note(recorder.SOURCE_REFUSED, 0, stream=key, a=status)
 
     def find(self, mount: str) -> LocalSource | None:
         """The source of this mount on this node, or None."""
@@ -550,4 +563,4 @@ class Sources:
             if isinstance(source, FramedSource):
                 source.leave()  # no end is told: another origin may go on
             elif source is not None:
-                self.close(source)
+                self.close(source, "shutdown")

@@ -281,6 +281,8 @@ class SourceConnection(asyncio.BufferedProtocol):
     def _refuse(self, request: Request, outcome: Reply) -> None:
         mount = mount_of(request)
         is_probe = outcome.status == 401 and "authorization" not in request.headers
+        if outcome.status >= 400 and not is_probe:
+            self._sources.refused(mount, outcome.status)
         if (
             outcome.status >= 400
             and not is_probe
@@ -336,12 +338,12 @@ class SourceConnection(asyncio.BufferedProtocol):
             self._end_source("ended by this node", self._last_reply)
         elif intake.reason in ENDS:
             error = f" ({os.strerror(intake.error)})" if intake.error else ""
-            is_whole = intake.reason == "whole"
-            self._end_source(ENDS[intake.reason] + error, self._last_reply, is_whole=is_whole)
+            self._end_source(ENDS[intake.reason] + error, self._last_reply, intake.reason)
         elif intake.reason is not None:
             self._gate.counters["broken_total"] += 1
             text = f"{self._source.mount}: {intake.reason}"
-            self._end_source(text, reply(400, text).raw if self._last_reply else b"")
+            last = reply(400, text).raw if self._last_reply else b""
+            self._end_source(text, last, "broken")
 
     def _tell_up(self, source: LocalSource) -> None:
         """One line, at the first frame: bytes alone may be no audio."""
@@ -355,13 +357,13 @@ class SourceConnection(asyncio.BufferedProtocol):
             extra={"event": "source_up", "mount": source.mount, "epoch": source.epoch},
         )
 
-    def _end_source(self, why: str, last: bytes = b"", *, is_whole: bool = False) -> None:
+    def _end_source(self, why: str, last: bytes = b"", reason: str = "ended") -> None:
         assert self._source is not None
         source, self._source = self._source, None
         media_s = source.media_us() / 1e6
-        if is_whole:
-            self._sources.close(source)
-        elif self._sources.lost(source, self._clock()):
+        if reason == "whole":
+            self._sources.close(source, reason)
+        elif self._sources.lost(source, self._clock(), reason):
             why += "; its epoch goes on"
         log.log(
             logging.INFO if self._is_told else logging.WARNING,
@@ -410,7 +412,7 @@ class SourceConnection(asyncio.BufferedProtocol):
                 self._media_us, self.since = intake.media_us, now
             elif now - self.since > source_timeout_s:
                 self._gate.counters["silent_total"] += 1
-                self._end_source(f"no audio for {source_timeout_s:g} s", self._last_reply)
+                self._end_source(f"no audio for {source_timeout_s:g} s", self._last_reply, "silent")
 
     def abort(self) -> None:
         """Close without another word; also what is not connected to the loop yet."""
@@ -422,7 +424,7 @@ class SourceConnection(asyncio.BufferedProtocol):
     def shut(self) -> None:
         """The node is going: end the source, then the connection."""
         if self.state == "body":
-            self._end_source("this node is shutting down", self._last_reply)
+            self._end_source("this node is shutting down", self._last_reply, "shutdown")
         self.abort_soon()
 
     def abort_soon(self) -> None:

@@ -81,12 +81,17 @@ def status(url: str, *, admin_password: str | None = None) -> Row:
         ConfigError: the address is none.
         RelayError: no answer, or not a Relay node's; one line.
     """
+    return ask(url, PATH, admin_password=admin_password)
+
+
+def ask(url: str, path: str, *, admin_password: str | None = None) -> Row:
+    """Ask a node for one of its JSON documents; errors and blocking as for `status`."""
     base, in_url = _base_url(url)
     shown = printable(base)
     try:
-        answer = json.loads(_get(base + PATH, admin_password or in_url))
+        answer = json.loads(_get(base + path, admin_password or in_url))
     except urllib.error.HTTPError as wrong:
-        raise RelayError(f"{shown}: {_refusal(wrong.code)}") from None
+        raise RelayError(f"{shown}: {_refusal(wrong.code, path.partition('?')[0])}") from None
     except http.client.HTTPException:
         raise RelayError(f"{shown}: answers, but not in HTTP; is it a Relay node's HTTP?") from None
     except (OSError, UnicodeError) as wrong:
@@ -145,11 +150,11 @@ def _get(url: str, password: str | None) -> bytes:
     return body if len(body) <= ANSWER_BYTES_MAX else b""
 
 
-def _refusal(code: int) -> str:
+def _refusal(code: int, path: str) -> str:
     if code in (401, 403):
         return f"wants the admin password ({code}); give --admin-password or RELAY_ADMIN_PASSWORD"
     if code == 404:
-        return f"answers, but has no {PATH} (404); is it a Relay node?"
+        return f"answers, but has no {path} (404); is it a Relay node?"
     return f"answers with an error ({code})"
 
 

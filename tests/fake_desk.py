@@ -91,6 +91,10 @@ class FakeDesk:
         }
         return Facts(**(told | self.more))
 
+    def recording(self, since_s: float, mount: str | None, records_max: int) -> dict[str, Any]:
+        """What was asked for."""
+        return {"records": [], "asked": [since_s, mount, records_max]}
+
     def problems(self) -> list[str]:
         """What the test said."""
         return self.wrong

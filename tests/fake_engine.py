@@ -19,6 +19,7 @@ class FakeStream:
 
     def __init__(self, mount: str) -> None:
         self.mount = mount
+        self.key = 1 + hash(mount) % (1 << 62)
         self.writer = "none"
         self.source_up = False
         self.listeners = 0
@@ -191,9 +192,23 @@ class FakeEngine:
         self.rules: list[dict[str, Any]] = []  # what fallbacks() tells
         self.calls: list[str] = []
         self.sweeps = 0
+        self.washed_total = 0
+        self.noted: list[tuple[int, int, dict[str, int]]] = []
         self.node_id = "ab" * 16
         self.listeners_max = 1000
         self.counters: dict[str, Any] = {"listeners": 0, "joins_total": 5, "shards": []}
+
+    def note(self, kind: int, reason: int, **numbers: int) -> None:
+        """Remember a decision."""
+        self.noted.append((kind, reason, numbers))
+
+    def recorded(self, cursors: list[int], **bounds: int) -> list[Any]:
+        """Nothing has been decided."""
+        return []
+
+    def heads(self) -> list[Any]:
+        """No stream has a ring."""
+        return []
 
     def configure(self, mount: str | None = None, **settings: int) -> None:
         """Remember settings."""

@@ -261,7 +261,8 @@ def test_refusals_say_what_is_wrong(key: bytes) -> None:
     assert refusal(body(begin, good)) == ""
     assert "131072" in refusal(struct.pack("<I", 131_073))
     assert "ends before" in refusal(struct.pack("<I", 3))
-    assert "wire version" in refusal(body(begin, version=2))
+    assert refusal(body(begin, good, version=2)) == ""
+    assert "wire version" in refusal(body(begin, version=3))
     assert "another kind" in refusal(body((b"J", here())))
     assert "another mount" in refusal(message(b"h", here(), mount_key=b"12345678"))
     assert "not those of the request" in refusal(body((b"h", here(EPOCH + 1))))

@@ -8,13 +8,15 @@ from relay._probe_backbone import Hop, Peer
 MS = 1000
 T = 1_000_000  # the clock begins here
 IDLE, JOINING, LIVE, ENDED = range(4)
+GONE = 0
 NOTHING = ("nothing", 0, 0, 0)
 
 
-def joined(first: int = 100, head: int = 200) -> Hop:
+def joined(first: int = 100, head: int = 200, parents: int = 1) -> Hop:
     """A link that has joined epoch 5 at `first` and holds all up to `head`."""
-    hop = Hop()
-    hop.told(5)
+    hop = Hop(parents)
+    for parent in range(parents):
+        hop.told(5, parent=parent)
     assert hop.step(T)[0] == "subscribe"
     assert hop.step(T)[0] == "join"
     assert hop.here(5, first, T)
@@ -218,13 +220,14 @@ def test_an_epoch_ends_when_all_of_it_is_here() -> None:
 
 def test_an_end_before_what_another_has_sent_is_none() -> None:
     """One of two origins has lost its source; the other goes on, and so does the epoch."""
-    hop = joined()
-    hop.reaches(5, 220)
-    hop.look(head=220)
+    hop = joined(parents=2)
+    hop.reaches(5, 220, parent=1)
+    hop.look(head=210)
     hop.reaches(5, 205, end=True)
     hop.done(205, T, end=True)
     assert hop.step(T)[0] != "end"
-    hop.reaches(5, 220, end=True)
+    hop.look(head=220)
+    hop.reaches(5, 220, end=True, parent=1)
     assert hop.step(T)[0] == "end"
 
 
@@ -348,3 +351,130 @@ def test_silence_is_judged_once_and_not_by_a_sleeper() -> None:
     assert not peer.is_silent(T + 5000 * MS, T + 4000 * MS, 400 * MS)
     assert not peer.is_silent(T + 5400 * MS, T + 5300 * MS, 400 * MS)
     assert peer.is_silent(T + 5401 * MS, T + 5400 * MS, 400 * MS)
+
+
+# --- the end of an epoch -------------------------------------------------------------------------
+
+
+def merged(head: int = 200) -> Hop:
+    """A link that two parents feed, which holds all of epoch 5 up to `head`."""
+    hop = Hop(2, merge=True)
+    for parent in range(2):
+        hop.told(5, parent=parent)
+        assert hop.step(T)[0] == "subscribe"
+    assert hop.step(T)[0] == "join"
+    assert hop.here(5, 100, T)
+    hop.look(head=head, base=100, held_us=20_000_000)
+    for parent in range(2):
+        hop.reaches(5, head, parent=parent)
+    hop.done(head, T)
+    assert hop.step(T) == NOTHING
+    return hop
+
+
+def test_an_end_is_the_end_where_nobody_contradicts() -> None:
+    """One parent; or the other does not say that its source is there, or is not there itself."""
+    hop = joined()
+    hop.reaches(5, 200, end=True)
+    assert hop.step(T) == ("end", 0, 0, 0)
+    for changed in (
+        lambda h: h.lists(1, up=False),
+        lambda h: h.lost(1, T),
+        lambda h: h.told(6, parent=1),
+    ):
+        hop = merged()
+        hop.reaches(5, 200, end=True)
+        assert hop.step(T) == NOTHING
+        changed(hop)
+        assert hop.step(T) == ("end", 0, 0, 0)
+
+
+def test_an_early_end_of_one_parent_is_overruled_by_the_other() -> None:
+    """It has sent more, so the epoch goes on, however long; the end is where both say."""
+    hop = merged()
+    hop.reaches(5, 200, end=True, parent=0)
+    assert hop.step(T) == NOTHING
+    hop.reaches(5, 210, parent=1)
+    hop.look(head=210)
+    for wait_s in range(1, 30):
+        assert hop.step(T + wait_s * 1_000_000)[0] in ("nothing", "repair", "leave", "subscribe")
+        assert hop.state["state"] == LIVE
+    hop.reaches(5, 210, end=True, parent=1)
+    assert hop.step(T + 31_000_000)[0] == "end"
+    assert hop.state["state"] == ENDED
+
+
+def test_a_parent_that_brings_nothing_beyond_an_end_is_not_waited_for_longer_than_a_hole() -> None:
+    """It says that its source is there, and is silent: 1.5 s; 0.4 s where a newer epoch waits."""
+    hop = merged()
+    hop.reaches(5, 200, end=True, parent=0)
+    assert hop.step(T)[0] == "nothing"
+    assert hop.step(T + 1_499 * MS)[0] != "end"
+    assert hop.step(T + 1_500 * MS)[0] == "end"
+    hop = merged()
+    hop.told(6, parent=0)
+    hop.reaches(5, 200, end=True, parent=0)
+    assert hop.step(T) == NOTHING
+    assert hop.step(T + 20 * MS)[0] == "repair"  # of the one that has not told the end
+    assert hop.parent == 1
+    hop.later(T + 20 * MS)
+    assert hop.step(T + 399 * MS)[0] != "end"
+    for _ in range(4):
+        what = hop.step(T + 400 * MS)[0]
+        if what == "end":
+            break
+    assert what == "end"
+
+
+def test_what_lies_beyond_an_early_end_is_asked_of_the_other_and_counted_if_it_never_comes() -> (
+    None
+):
+    """The parent that told the end has nothing of it."""
+    hop = merged()
+    hop.reaches(5, 210, parent=1)
+    hop.reaches(5, 200, end=True, parent=0)
+    assert hop.step(T + 180 * MS) == NOTHING
+    now = T + 200 * MS
+    assert hop.step(now)[:3] == ("repair", 200, 210)
+    assert hop.parent == 1
+    hop.gone(210, now)
+    hop.lists(1, up=False)
+    assert hop.step(now) == ("end", 0, 0, 10)
+    assert hop.cause == GONE
+
+
+def test_an_epoch_that_was_over_goes_on_when_a_parent_has_more_of_it() -> None:
+    """Its end was told by the only one who was there."""
+    hop = merged()
+    hop.lost(1, T)
+    hop.reaches(5, 200, end=True, parent=0)
+    assert hop.step(T)[0] == "end"
+    assert not hop.reaches(5, 200, parent=1)
+    assert hop.reaches(5, 220, parent=1)
+    hop.back(1, T)
+    hop.resume(T)
+    assert hop.state["state"] == LIVE
+    assert hop.step(T + 180 * MS) == NOTHING
+    assert hop.step(T + 200 * MS)[:3] == ("repair", 200, 220)
+    assert hop.parent == 1
+
+
+def test_a_parent_takes_its_own_end_back() -> None:
+    """A relay whose upstream came back goes on where it had ended."""
+    hop = merged()
+    hop.reaches(5, 200, end=True, parent=0)
+    hop.reaches(5, 205, parent=0)
+    hop.look(head=205)
+    hop.lists(1, up=False)
+    assert hop.step(T + 10_000_000)[0] != "end"
+    assert hop.state["state"] == LIVE
+
+
+def test_a_subscription_that_the_stream_before_has_left_ends() -> None:
+    """One at a time, at each parent."""
+    hop = merged()
+    hop.forget()
+    hop.look(wanted=False)
+    assert hop.subscribed == [0, 1]
+    assert [hop.step(T)[0] for _ in range(3)] == ["leave", "leave", "nothing"]
+    assert hop.subscribed == []

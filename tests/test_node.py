@@ -11,7 +11,7 @@ from fake_engine import FakeEngine, FakeSource
 
 import relay
 from relay import _core
-from relay.node import Node, heads_that_fit, listeners_that_fit
+from relay.node import Node
 
 HEAVY = {"click", "aiohttp", "numpy", "zmq", "msgspec", "prometheus_client", "asyncio"}
 
@@ -290,10 +290,20 @@ class FakeBackbone:
     """The links of a node, as the test says."""
 
     address = "tcp://127.0.0.1:9000"
+    washed_total = 0
+
+    def recorded(self, cursors: list[int], *, since_us: int = 0) -> list[Any]:
+        """Nothing has been decided."""
+        return []
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.upstream: dict[str, Any] | None = {"address": "tcp://h:9000", "state": "up", "hops": 1}
+        self.upstream: dict[str, Any] | None = {
+            "address": "tcp://h:9000",
+            "state": "up",
+            "hops": 1,
+            "directory_known": True,
+        }
         self.links: list[dict[str, Any]] = []
 
     def link(self, mount: str, **more: Any) -> None:
@@ -327,7 +337,7 @@ class FakeBackbone:
 def backbone(monkeypatch: pytest.MonkeyPatch) -> FakeBackbone:
     """What nodes get for a backbone."""
     made = FakeBackbone()
-    monkeypatch.setattr("relay.node._open_backbone", lambda engine, config: made)
+    monkeypatch.setattr("relay.node.open_links", lambda engine, config: made)
     return made
 
 
@@ -347,7 +357,7 @@ async def test_edge_tells_upstream_and_refuses_its_mounts(
             ("/ended", "origin"),
             ("/far", "edge"),
         ]
-        assert facts.upstream == {"address": "tcp://h:9000", "state": "up", "hops": 1}
+        assert facts.upstream == backbone.upstream
         assert facts.counters["backbone_runs_total"] == 9
         assert facts.counters["backbone_refused_short_total"] == 2
         assert node.backbone_address == "tcp://127.0.0.1:9000"
@@ -390,16 +400,11 @@ async def test_readiness_needs_upstream_and_tails(
         assert node.problems() == []
         backbone.link("/far", tail_whole=False)
         assert node.problems() == ["1 streams in demand have no tail yet"]
-        backbone.upstream = {"state": "lost"}
+        backbone.upstream = {"state": "lost", "directory_known": True}
         assert node.problems()[0] == "upstream is lost"
-
-
-def test_room_for_listeners_follows_the_file_limit() -> None:
-    """listeners + heads + 512 ≤ files; a small limit takes from the heads first."""
-    assert listeners_that_fit(2048, 20_000) == 17_440
-    assert listeners_that_fit(2048, 1024) == 0
-    assert heads_that_fit(2048, 20_000) == 2048
-    assert heads_that_fit(2048, 1024) == 256
+        backbone.links.clear()
+        backbone.upstream = {"address": "tcp://h:1", "state": "up", "directory_known": False}
+        assert node.problems() == ["upstream tcp://h:1 does not know its own directory yet"]
 
 
 async def test_no_signal_handler_and_no_logging_is_set(engines: list[Any]) -> None:

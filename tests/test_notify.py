@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.notify import Pulse, Supervisor, status_line
+from relay.notify import LOOKS, Pulse, Supervisor, status_line
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -67,25 +67,34 @@ def test_the_watchdog_is_the_one_that_is_meant(usec: str, pid: str, seconds: flo
 
 
 def test_a_thread_that_has_not_moved_is_stuck() -> None:
-    """Each is compared with itself; one that is new, or back, is not stuck."""
+    """Each is compared with itself at the last sign of life; one that is new is not stuck."""
     pulse = Pulse()
     assert pulse.stuck({"shard 0": 0, "backbone": 7}) == []
     assert pulse.stuck({"shard 0": 1, "backbone": 8}) == []
+    assert pulse.stuck({"shard 0": 1, "backbone": 8}) == ["shard 0", "backbone"]
     assert pulse.stuck({"shard 0": 1, "backbone": 9}) == ["shard 0"]
-    assert pulse.stuck({"shard 0": 1, "backbone": 9}) == ["shard 0", "backbone"]
-    assert pulse.stuck({"shard 0": 2, "backbone": 9, "shard 1": 0}) == ["backbone"]
+    assert pulse.stuck({"shard 0": 2, "backbone": 9, "shard 1": 0}) == []
+    assert pulse.stuck({"shard 0": 3, "backbone": 9, "shard 1": 0}) == ["backbone", "shard 1"]
+
+
+def test_threads_that_turn_by_turns_are_all_alive() -> None:
+    """At every look one of them has just not turned; a sign of life comes at every other one."""
+    pulse = Pulse()
+    looks = [pulse.stuck({"shard 0": look // 2, "intake": (look + 1) // 2}) for look in range(20)]
+    assert sum(not stuck for stuck in looks) == 10
 
 
 class Thread:
     """A thread whose turns the test counts, and whoever asks for them can be waited for."""
 
     def __init__(self) -> None:
-        self.turns, self.step = 0, 1
+        self.turns, self.step, self.asks = 0, 1, 0
         self._asked = asyncio.Event()
 
     def count(self) -> dict[str, int]:
         """What the supervisor's watch asks for."""
         self.turns += self.step
+        self.asks += 1
         self._asked.set()
         return {"shard 0": self.turns}
 
@@ -100,7 +109,7 @@ class Thread:
 async def test_signs_of_life_end_while_a_thread_is_stuck(
     heard: tuple[str, socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And begin again when it turns; the log says so once."""
+    """And begin again when it turns; the log says so once, when half of the wait is over."""
     name, at = heard
     thread = Thread()
     supervisor = Supervisor({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "2000"})
@@ -118,14 +127,17 @@ async def test_signs_of_life_end_while_a_thread_is_stuck(
     await thread.wait_asked(3)
     assert signs() >= 3
     assert not caplog.records
-    thread.step = 0
+    thread.step = thread.asks = 0
     await thread.wait_asked(1)
     signs()
-    await thread.wait_asked(5)
+    while not caplog.records:
+        await thread.wait_asked(1)
+    assert thread.asks >= LOOKS // 2
+    await thread.wait_asked(LOOKS)
     assert signs() == 0
     assert [r.getMessage()[:22] for r in caplog.records] == ["shard 0 has not turned"]
     thread.step = 1
-    await thread.wait_asked(2)
+    await thread.wait_asked(1)
     assert signs() >= 1
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -116,7 +116,9 @@ def test_ring_is_freed_with_the_last_handle():
 
 
 def test_epochs_and_resizes_leave_one_ring():
-    """Old rings go when nobody reads them any more."""
+    """Old rings go when nobody reads them any more; the epoch before stays until ten seconds of the
+    next one are there, with the ring that followed it.
+    """
     engine = Engine()
     before = rings_mapped()
     stream = engine.add_stream("/live")
@@ -124,8 +126,12 @@ def test_epochs_and_resizes_leave_one_ring():
         stream.begin()
         stream.push(b"frame", 20_000)
         assert stream.resize(1 << 20, 256)
-        assert rings_mapped() == before + 1
-        assert stream.snapshot()["rings"] == 1
+        assert rings_mapped() <= before + 3
+        assert stream.snapshot()["rings"] <= 3
+    for _ in range(800):
+        stream.push(b"frame", 20_000)
+    assert rings_mapped() == before + 1
+    assert stream.snapshot()["rings"] == 1
 
 
 def test_view_pins_its_ring_and_no_other():
@@ -141,11 +147,11 @@ def test_view_pins_its_ring_and_no_other():
     for _ in range(20):
         stream.begin()
         stream.push(b"other", 20_000)
-    assert rings_mapped() == before + 2
-    assert stream.snapshot()["rings"] == 1
+    assert rings_mapped() == before + 3  # the first, the newest and the one before it
+    assert stream.snapshot()["rings"] == 2
     assert bytes(run) == b"first"
     del run
-    assert rings_mapped() == before + 1
+    assert rings_mapped() == before + 2
 
 
 def test_view_outlives_its_stream_and_engine():

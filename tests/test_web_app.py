@@ -93,6 +93,22 @@ async def test_status_tells_node_and_streams(site: Site) -> None:
     assert [s["mount"] for s in reply.json()["streams"]] == ["/live"]
 
 
+async def test_the_recorder_is_for_the_admin(site: Site) -> None:
+    """A password, bounds, and one line for what makes no sense."""
+    asked = f"Authorization: Basic {base64.b64encode(b'admin:apw').decode()}"
+    for wrong in ("", "admin:pw", "source:apw"):
+        token = base64.b64encode(wrong.encode()).decode()
+        refused = await site.ask("/api/v1/recorder", f"Authorization: Basic {token}")
+        assert refused.status == 401
+        assert "www-authenticate" in refused.headers
+    told = (await site.ask("/api/v1/recorder?since=5m&limit=9&stream=/live", asked)).json()
+    assert told["asked"] == [300.0, "/live", 9]
+    told = (await site.ask("/api/v1/recorder?limit=99999999", asked)).json()
+    assert told["asked"] == [600.0, None, 20_000]
+    for query in ("since=soon", "limit=-1", "limit=many"):
+        assert (await site.ask(f"/api/v1/recorder?{query}", asked)).status == 400
+
+
 async def test_index_is_a_page_with_a_policy(site: Site) -> None:
     """GET / and HEAD /."""
     reply = await site.ask("/")

@@ -8,7 +8,7 @@ import pytest
 from fake_desk import FakeDesk, stream
 from fake_engine import FakeStream
 
-from relay.web.facts import icestats_document, status_document, stream_facts
+from relay.web.facts import hop_facts, icestats_document, status_document, stream_facts
 
 
 def fed(**more: Any) -> dict[str, Any]:
@@ -53,6 +53,18 @@ def test_lag_is_nought_at_the_origin_and_unknown_on_a_quiet_edge() -> None:
     assert stream_facts(fed(writer="link", lag_ms=120), {}).lag_ms == 120
 
 
+def test_a_path_ends_here_and_reaches_as_far_as_the_hops() -> None:
+    """Of what the feeder's beacon tells only what lies between the origin and this node."""
+    up = {"address": "tcp://b:9", "node_id": "0" * 16 + "b" * 16, "path": ["a" * 16, "9" * 16]}
+    state = {"source_up": True, "epoch": 1_000, "head_sequence": 50, "head_media_us": 1_000_000}
+    edge = state | {"upstream": "tcp://b:9", "hops": 2}
+    told = hop_facts(edge, "0" * 16 + "c" * 16, [up], 2_120.4)
+    assert told == {"path": ["a" * 16, "b" * 16, "c" * 16], "origin_lag_ms": 120}
+    assert hop_facts(state, "d" * 32, [up], 1_900)["path"] == ["d" * 16]
+    assert hop_facts(state, "d" * 32, [up], 1_900)["origin_lag_ms"] == -100  # a source ahead
+    assert "origin_lag_ms" not in hop_facts(state | {"source_up": False}, "d" * 32, [], 0)
+
+
 def test_bit_rate_is_measured_once_there_is_a_second_of_audio() -> None:
     """Before that, what the source said."""
     assert stream_facts(fed(), {"icy-br": "128"}).bitrate_bps == 64_000
@@ -93,6 +105,12 @@ def test_status_document_has_the_documented_fields() -> None:
         "content_type",
         "title",
         "head_sequence",
+        "head_position",
+        "hops",
+        "path",
+        "origin_lag_ms",
+        "gaps",
+        "gaps_total",
         "counters",
     } <= set(document["streams"][0])
 

@@ -39,6 +39,15 @@ def test_counters_and_gauges_have_the_names_of_the_glossary() -> None:
     assert found["relay_uptime_s"] == {(): 12.5}
 
 
+def test_gaps_have_a_cause() -> None:
+    """Four series a mount at most."""
+    desk = FakeDesk(stream(gaps_total={"source": 2, "hop": 1}), stream("/b"))
+    assert scrape(desk)["relay_stream_gaps_total"] == {
+        ("source", "/live"): 2.0,
+        ("hop", "/live"): 1.0,
+    }
+
+
 def test_each_upstream_has_its_label() -> None:
     """Its address; a lost one is not alive."""
     desk = FakeDesk()

@@ -12,12 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 from relay.errors import RelayError
 
 from .crowd import Crowd, Run, judge_core
-from .forms import Form
+from .forms import F, Form
 from .measure import on_core
 from .servers import Server, ServerError
 
@@ -29,15 +30,58 @@ Runs = list[Run | None]
 TRIES = 2
 
 
-@dataclass
-class Bench:
-    """One session of the benchmark."""
+class Told(Protocol):
+    """What a run leaves behind."""
 
-    form: Form
+    valid: bool
+    why: str
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=Told)
+
+
+@dataclass
+class Turns(Generic[F]):
+    """One session of a benchmark: who runs when, and what each run told."""
+
+    form: F
     server_core: int
-    swarm_core: int
+    swarm_core: int  # of all that loads the server
     say: Callable[[str], None] = print
     runs: list[dict[str, Any]] = field(default_factory=list)
+
+    def take_turns(
+        self,
+        figure: str,
+        contestants: Mapping[str, Callable[[], T]],
+        outcome: Callable[[T], str],
+        pairs: int | None = None,
+    ) -> dict[str, list[T | None]]:
+        """Run all of them, in turns; returns for each its runs, None for one that is not valid."""
+        found: dict[str, list[T | None]] = {name: [] for name in contestants}
+        for turn in range(pairs or self.form.pairs):
+            for name, once in contestants.items():
+                found[name].append(self.repeat(f"{figure} {name} #{turn + 1}", once, outcome))
+        return found
+
+    def repeat(self, name: str, once: Callable[[], T], outcome: Callable[[T], str]) -> T | None:
+        """Run one of them; once more when the run was not valid."""
+        for _ in range(TRIES):
+            begin = time.monotonic()
+            run = once()
+            seconds = time.monotonic() - begin
+            self.runs.append({"name": name, "seconds": round(seconds, 1)} | run.as_dict())
+            self.say(f"{name}: {seconds:.1f} s, {outcome(run)}")
+            if run.valid:
+                return run
+        return None
+
+
+@dataclass
+class Bench(Turns[Form]):
+    """A session of the edge's benchmark: servers with crowds."""
 
     def in_turns(
         self,
@@ -54,15 +98,7 @@ class Bench:
 
     def run(self, name: str, contestant: Contestant, plan: Plan) -> Run | None:
         """Run one server with one crowd; once more when the run was not valid."""
-        for _ in range(TRIES):
-            begin = time.monotonic()
-            run = self._once(contestant, plan)
-            seconds = time.monotonic() - begin
-            self.runs.append({"name": name, "seconds": round(seconds, 1)} | run.as_dict())
-            self.say(f"{name}: {seconds:.1f} s, {outcome(run)}")
-            if run.valid:
-                return run
-        return None
+        return self.repeat(name, partial(self._once, contestant, plan), outcome)
 
     def _once(self, contestant: Contestant, plan: Plan) -> Run:
         """Start a server, let the plan play, end both; what breaks makes the run not valid."""
@@ -86,6 +122,6 @@ def outcome(run: Run) -> str:
     return ", ".join([*words, f"swarm busy {run.busy_share:.0%}"])
 
 
-def each(runs: Sequence[Run | None], value: Callable[[Run], float]) -> list[float | None]:
+def each(runs: Sequence[T | None], value: Callable[[T], float]) -> list[float | None]:
     """Take one value of each run."""
     return [None if run is None else value(run) for run in runs]

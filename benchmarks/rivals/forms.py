@@ -8,15 +8,25 @@ Rules of this room
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
-class Form:
-    """Sizes and times of one form; counts are listeners unless their name says otherwise."""
+class Sizes:
+    """What the forms of all benchmarks have."""
 
     name: str
     pairs: int  # interleaved runs of each contestant
     foreign_share_max: float = 0.1  # of a window, that other work may take of the server's core
+
+
+F = TypeVar("F", bound=Sizes)
+
+
+@dataclass(frozen=True)
+class Form(Sizes):
+    """The edge: sizes and times; counts are listeners unless their name says otherwise."""
+
     joins_per_s: int = 3000  # of incumbents, who come in no hurry
     settle_s: float = 3.0  # between the last join and a window
     incumbent_s: float = 5.0  # how long an incumbent has been there before the event
@@ -101,11 +111,11 @@ TINY = Form(
 )
 
 
-def with_pairs(form: Form, pairs: int) -> Form:
+def with_pairs(form: F, pairs: int) -> F:
     """Return the form with another number of interleaved pairs."""
     return replace(form, pairs=pairs)
 
 
-def shared(form: Form) -> Form:
+def shared(form: F) -> F:
     """Return the form for a machine that has other work: ratios stand, gaps and lateness do not."""
     return replace(form, foreign_share_max=1.0)

@@ -171,10 +171,12 @@ def socket_bytes(port: int) -> list[int]:
     return [held_bytes(fields) for fields in skmem_fields(told)]
 
 
-def free_port() -> int:
+def free_port(other_than: int = 0) -> int:
     """Find a port below those that clients are given: theirs never look like the server's."""
     lowest = int(EPHEMERAL.read_text().split()[0])
     for port in range(max(1024, lowest - 2000), lowest):
+        if port == other_than:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -229,13 +229,13 @@ class Bare(Server):
         return said
 
 
-def built() -> Path:
-    """Compile bare.c with the flags of the release core where the program is older."""
-    source, program = HERE / "bare.c", BUILT / "bare"
+def built(name: str = "bare", *libraries: str) -> Path:
+    """Compile a rival with the flags of the release core where the program is older."""
+    source, program = HERE / f"{name}.c", BUILT / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         BUILT.mkdir(parents=True, exist_ok=True)
         words = [os.environ.get("CC", "gcc"), "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall"]
-        subprocess.run([*words, "-o", f"{program}.new", str(source)], check=True)
+        subprocess.run([*words, "-o", f"{program}.new", str(source), *libraries], check=True)
         os.replace(f"{program}.new", program)
     return program
 

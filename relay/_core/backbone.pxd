@@ -18,7 +18,7 @@ from relay._core.backbone_child cimport (
     child_answers, child_published, links_restart, upstream_gone,
 )
 from relay._core.backbone_directory cimport (
-    ask_page, child_stream_closed, child_withdraw, directory_tell,
+    ask_page, child_conflict_over, child_leave, child_stream_closed, child_withdraw, directory_tell,
 )
 from relay._core.backbone_parent cimport (
     parent_beacon, parent_requests, parent_send, parent_subscriptions,
@@ -27,12 +27,17 @@ from relay._core.backbone_state cimport (
     BACKBONE_READER, TOMBS_MAX, backbone_t, link_close_out, link_delete, link_note, link_of, link_t,
     link_touch, tombs_purge,
 )
-from relay._core.engine cimport clock_gettime, now_us, timespec
+from relay._core.engine cimport clock_gettime, now_us, timespec, wall_us
 from relay._core.parents cimport PAUSE_US, PEER_LOST, PEER_UP, peer_is_silent
+from relay._core.recorder cimport (
+    RECORD_GOODBYE, RECORD_NOBODY, record, recorder_is_due, recorder_tick,
+)
 from relay._core.retire cimport (
     pthread_mutex_lock, pthread_mutex_unlock, turn_begin, turn_end,
 )
-from relay._core.stream cimport hub_next, hub_take, stream_drop, stream_ring_drop, stream_t
+from relay._core.stream cimport (
+    WRITER_LOCAL, hub_next, hub_take, stream_drop, stream_ring_drop, stream_t,
+)
 from relay._core.upstream cimport (
     UPSTREAMS_MAX, dealer_close, upstream_redial, upstream_t,
 )
@@ -92,6 +97,12 @@ cdef inline void backbone_link(backbone_t* bone, link_t* link) noexcept nogil:
     if load_u32(&link.stream.closed):
         child_stream_closed(bone, link)
         return
+    if link.gone_us and bone.now_us - link.gone_us >= link.stream.config.linger_us:
+        link_touch(bone, link)      # what is left of it, if anything, has its turn again
+        child_leave(bone, link)
+        return
+    if link.conflict and load_u32(&link.stream.writer) != WRITER_LOCAL:
+        child_conflict_over(bone, link)
     if bone.upstreams_count:
         child_step(bone, link)
     link_note(bone, link)
@@ -124,7 +135,9 @@ cdef inline void backbone_sweep(backbone_t* bone) noexcept nogil:
         link = bone.table[slot]
         if link == NULL or link.stream == NULL:
             continue
-        if link.due_us <= bone.now_us or load_u32(&link.stream.closed):
+        if link.due_us <= bone.now_us or link.gone_us or link.conflict or (
+            load_u32(&link.stream.closed)
+        ):
             link_touch(bone, link)
         elif link.due_us < bone.sweep_us:
             bone.sweep_us = link.due_us
@@ -169,6 +182,9 @@ cdef inline void backbone_upstreams(backbone_t* bone) noexcept nogil:
     if bone.upstreams_count and load_u32(&bone.engine.directory_known) == 0:
         directory_tell(bone)
 
+cdef inline void backbone_record_goodbye(backbone_t* bone) noexcept nogil:
+    record(&bone.recorder, bone.now_us, 0, RECORD_GOODBYE, 0, RECORD_NOBODY, 0, 0, 0)
+
 cdef inline void backbone_beacon(backbone_t* bone) noexcept nogil:
     cdef uint64_t now = now_us()
     if now >= bone.beacon_us:
@@ -176,6 +192,8 @@ cdef inline void backbone_beacon(backbone_t* bone) noexcept nogil:
     bone.beacon_now = False
     if bone.xpub != NULL and not bone.goodbye_said:
         bone.goodbye_said = load_u32(&bone.goodbye)
+        if bone.goodbye_said:
+            backbone_record_goodbye(bone)
         parent_beacon(bone, BEACON_DRAINING | BEACON_GOODBYE if bone.goodbye_said else 0)
 
 cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
@@ -206,6 +224,8 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
             for i in range(bone.upstreams_count):
                 backbone_outage(bone, &bone.upstreams[i])
         backbone_beacon(bone)
+    if recorder_is_due(&bone.recorder, now):
+        recorder_tick(&bone.recorder, now, wall_us())
     bone.last_turn_us = bone.now_us
 
 cdef inline uint64_t backbone_pause_us(backbone_t* bone, uint64_t cost_us, uint64_t messages,
@@ -276,6 +296,7 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
     cdef uint64_t messages
     cdef uint64_t bytes
     bone.opened_us = bone.load_from_us = bone.last_turn_us = now_us()
+    recorder_tick(&bone.recorder, bone.opened_us, wall_us())
     pthread_mutex_lock(&bone.turn_lock)
     backbone_streams(bone)
     pthread_mutex_unlock(&bone.turn_lock)

@@ -69,7 +69,7 @@ cdef inline void answer_range(
     span.epoch = epoch
     span.from_sequence = from_sequence
     span.to_sequence = to_sequence
-    put_head(&writer, kind, head.key, head.request)
+    put_head(&writer, kind, head.key, head.request, head.version)
     if kind == KIND_DONE or kind == KIND_GONE:
         put_range(&writer, &span)
     if kind == KIND_LATER:
@@ -92,7 +92,9 @@ cdef inline uint64_t answer_frames(
         pack_measure(ring, sequence, end, &pack)
         if pack.count == 0:
             break
-        if pack_message(bone, ring, link.stream, &pack, KIND_RUN, head.request, 0, &msg) != 1:
+        if pack_message(
+            bone, ring, link.stream, &pack, KIND_RUN, head.request, head.version, 0, &msg
+        ) != 1:
             break
         if not answer(bone, to, &msg):
             break
@@ -122,7 +124,7 @@ cdef inline bint answer_headers(
             if not message_open(bone, &msg, WIRE_ASK_BYTES + 28 + piece.size_bytes):
                 return False
             writer = writer_of(<uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg))
-            put_head(&writer, KIND_HEADER, head.key, head.request)
+            put_head(&writer, KIND_HEADER, head.key, head.request, head.version)
             put_header(&writer, &piece)
             if not answer(bone, to, &msg):
                 return False
@@ -169,7 +171,7 @@ cdef inline void answer_join(
         here.title_position = title.position
         here.title_bytes = title.size_bytes
         here.title = title.bytes
-    put_head(&writer, KIND_HERE, head.key, head.request)
+    put_head(&writer, KIND_HERE, head.key, head.request, head.version)
     put_here(&writer, &here)
     bone.counters.told_here_total += 1
     if not answer_bytes(bone, to, bytes, &writer) or not answer_headers(bone, to, head, ring):

@@ -14,6 +14,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport load_u32, load_u64
+from relay._core.backbone_record cimport *
 from relay._core.backbone_state cimport (
     DEFECT_NO_REPAIR, backbone_t, link_close_out, link_t, link_touch, refuse,
 )
@@ -29,6 +30,7 @@ from relay._core.stream cimport (
     stream_forget_ring, stream_t, stream_unclaim,
 )
 from relay._core.upstream cimport upstream_ask, upstream_closed, upstream_t
+from relay._core.versions cimport version_between
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -94,6 +96,7 @@ cdef inline void ask_stream(
     cdef writer_t writer = writer_of(bytes, 64)
     cdef wire_range_t span
     cdef wire_ask_t join
+    cdef uint8_t version = version_between(&bone.speaks, &up.speaks)
     if act.what == HOP_REPAIR and bone.fault_defects & DEFECT_NO_REPAIR:
         hop_unasked(&link.hop, act.parent, bone.now_us)
         return
@@ -101,7 +104,7 @@ cdef inline void ask_stream(
     if act.what == HOP_JOIN:
         join.epoch = 0
         join.burst_us = link.stream.config.burst_us
-        put_head(&writer, KIND_JOIN, link.key, bone.request)
+        put_head(&writer, KIND_JOIN, link.key, bone.request, version)
         put_join(&writer, &join)
         bone.counters.joins_asked_total += 1
     else:
@@ -109,7 +112,7 @@ cdef inline void ask_stream(
         span.epoch = link.hop.epoch
         span.from_sequence = act.from_sequence
         span.to_sequence = act.to_sequence
-        put_head(&writer, KIND_REPAIR, link.key, bone.request)
+        put_head(&writer, KIND_REPAIR, link.key, bone.request, version)
         put_range(&writer, &span)
         if act.what == HOP_BACKFILL:
             bone.counters.backfills_asked_total += 1
@@ -118,6 +121,10 @@ cdef inline void ask_stream(
     if upstream_ask(up, bytes, &writer, bone.now_us):
         hop_asked(&link.hop, act, bone.request, view, bone.now_us)
         up.peer.window += 1
+        link_record(
+            bone, link, RECORD_JOIN_ASKED if act.what == HOP_JOIN else RECORD_REPAIR_ASKED,
+            asked_what(act.what), act.parent, act.from_sequence, act.to_sequence, 0,
+        )
     else:
         hop_unasked(&link.hop, act.parent, bone.now_us)
 
@@ -144,19 +151,25 @@ cdef inline void child_forget(backbone_t* bone, link_t* link) noexcept nogil:
         stream_unclaim(link.stream)
 
 cdef inline void count_lost(
-    backbone_t* bone, link_t* link, uint64_t frames, uint32_t cause,
+    backbone_t* bone, link_t* link, uint64_t frames, uint32_t cause, uint64_t from_sequence,
+    uint64_t frame_us,
 ) noexcept nogil:
     # Once, with its size and cause.
     if frames == 0:
         return
+    link_record(bone, link, RECORD_LOST, cause, link.hop.feed.feeding, from_sequence, frames,
+                frames * frame_us)
     link.stream.counters.lost_frames_total += frames
     link.stream.counters.lost_runs_total += 1
     if cause == LOST_GONE:
         bone.counters.lost_gone_frames_total += frames
+        link.stream.counters.lost_gone_frames_total += frames
     elif cause == LOST_WAIT:
         bone.counters.lost_wait_frames_total += frames
+        link.stream.counters.lost_wait_frames_total += frames
     else:
         bone.counters.lost_outage_frames_total += frames
+        link.stream.counters.lost_outage_frames_total += frames
 
 cdef inline void child_act(
     backbone_t* bone, link_t* link, const hop_act_t* act, const hop_view_t* view
@@ -177,9 +190,14 @@ cdef inline void child_act(
         link_touch(bone, link)
     elif act.what == HOP_END:
         stream_end_epoch(stream, bone.now_us)
+        link_record(
+            bone, link, RECORD_EPOCH_ENDED,
+            EPOCH_NEWER if link.hop.told_epoch > link.hop.epoch else EPOCH_ABOVE,
+            link.hop.feed.feeding, link.hop.epoch, view.head_sequence, 0,
+        )
     else:
         ask_stream(bone, link, act, view)
-    count_lost(bone, link, lost, act.cause)
+    count_lost(bone, link, lost, act.cause, view.head_sequence, view.frame_us)
 
 cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
     # Shows the link to its decisions until nothing is left to do now.
@@ -189,12 +207,15 @@ cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
     cdef uint32_t asked_of
     cdef uint64_t timeouts = link.hop.timeouts
     cdef uint64_t switches = link.hop.feed.switches
+    cdef before_t before
     cdef int i
     for i in range(ACTS_MAX):
         view_of(bone, link, &view)
+        link_before(link, &before)
         asked = link.hop.asked
         asked_of = link.hop.asked_of
         hop_step(&link.hop, &view, bone.now_us, &act)
+        link_after(bone, link, &before, &view)
         if asked != HOP_NOTHING and link.hop.asked == HOP_NOTHING:
             upstream_closed(&bone.upstreams[asked_of])  # timed out, or no longer wanted
         if act.what == HOP_NOTHING:
@@ -251,6 +272,7 @@ cdef inline void child_here(backbone_t* bone, link_t* link, reader_t* reader) no
     cdef wire_here_t here
     cdef stream_t* stream = link.stream
     cdef uint64_t head_sequence = 0
+    cdef uint64_t frame_us = 0
     cdef int status = take_here(reader, &here)
     if status != WIRE_OK or here.epoch > wall_ms() + HOP_EPOCH_AHEAD_MS:
         refuse(bone, status if status != WIRE_OK else WIRE_FIELD)
@@ -264,6 +286,10 @@ cdef inline void child_here(backbone_t* bone, link_t* link, reader_t* reader) no
         return
     if link.hop.epoch == here.epoch and stream.ring != NULL:
         head_sequence = stream.ring.head_sequence
+        if here.first_sequence > head_sequence and here.first_media_us > stream.ring.head_media_us:
+            frame_us = (here.first_media_us - stream.ring.head_media_us) // (
+                here.first_sequence - head_sequence
+            )
     if not hop_here(&link.hop, here.epoch, here.first_sequence, head_sequence, bone.now_us):
         return
     if stream_begin_epoch(
@@ -276,8 +302,11 @@ cdef inline void child_here(backbone_t* bone, link_t* link, reader_t* reader) no
         upstream_closed(&bone.upstreams[link.hop.asked_of])
         stream_unclaim(stream)
         return
+    link_record(bone, link, RECORD_EPOCH_BEGUN, EPOCH_ABOVE, link.hop.asked_of, here.epoch,
+                here.first_sequence, here.head_sequence)
     if head_sequence:           # the same epoch begun anew: what lies between is lost, once
-        count_lost(bone, link, here.first_sequence - head_sequence, LOST_OUTAGE)
+        count_lost(bone, link, here.first_sequence - head_sequence, LOST_OUTAGE, head_sequence,
+                   frame_us)
     if here.title_bytes:
         ring_set_title(
             stream.ring, here.title, here.title_bytes, here.title_sequence, here.title_position
@@ -298,6 +327,7 @@ cdef inline void child_answer(
         return
     if head.kind == KIND_LATER or head.kind == KIND_UNKNOWN:
         bone.counters.answers_later_total += 1
+        told_answer(bone, link, RECORD_REPAIR_LATER, 0, 0)
         hop_later(&link.hop, bone.now_us)
     else:
         status = take_range(reader, &span)
@@ -309,8 +339,10 @@ cdef inline void child_answer(
         view_of(bone, link, &view)
         if head.kind == KIND_GONE:
             bone.counters.answers_gone_total += 1
+            told_answer(bone, link, RECORD_REPAIR_GONE, span.from_sequence, span.to_sequence)
             hop_gone(&link.hop, span.to_sequence, bone.now_us)
         else:
+            told_answer(bone, link, RECORD_REPAIR_DONE, span.from_sequence, span.to_sequence)
             hop_done(
                 &link.hop, &view, span.to_sequence, span.flags & RUN_END != 0, bone.now_us
             )

@@ -10,20 +10,27 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from relay._core.atomics cimport store_u32
-from relay._core.backbone_ask cimport child_answer, heard_epoch, link_writes
+from relay._core.backbone_ask cimport child_answer, child_may_write, heard_epoch, link_writes
 from relay._core.backbone_directory cimport child_page_answer
+from relay._core.backbone_record cimport told_gone, told_up
 from relay._core.backbone_state cimport (
     DEFECT_COPIES, DEFECT_HOLES, RECEIVES_MAX, backbone_t, link_find, link_t, link_touch, refuse,
 )
 from relay._core.hop cimport *
 from relay._core.parents cimport PEER_LOOP, PEER_LOST, PEER_UP, PEER_VERSION, feed_fed, peer_sign
+from relay._core.recorder cimport (
+    RECORD_NOBODY, RECORD_PAUSED, RECORD_UPSTREAM_OTHER, RECORD_UPSTREAM_UP, record,
+)
 from relay._core.ring cimport FRAME_TITLE, PLACED, PLACE_FAR, ring_t
 from relay._core.ring_writer cimport ring_give_up
-from relay._core.stream cimport stream_mark, stream_place, stream_place_run
+from relay._core.stream cimport (
+    stream_mark, stream_place, stream_place_run, stream_resume_epoch, stream_t, stream_unclaim,
+)
 from relay._core.upstream cimport (
     ADOPTED_NEW, ADOPTED_SAME, beacon_is_loop, dealer_connect, upstream_adopt, upstream_leave,
     upstream_t,
 )
+from relay._core.versions cimport versions_are_near, versions_told
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -123,6 +130,19 @@ cdef inline bint is_early(ring_t* ring, uint64_t sequence, uint64_t end_position
             and end_position - ring.head_position > (ring.size_bytes - ring.guard_bytes) // 2)
     )
 
+cdef inline void child_resume(backbone_t* bone, link_t* link) noexcept nogil:
+    # The epoch was over, and another parent has more of it: it goes on, in the same ring, if nobody
+    # has taken the mount since.
+    cdef stream_t* stream = link.stream
+    if not child_may_write(link, link.hop.epoch):
+        return
+    if stream.ring == NULL or stream.ring.epoch != link.hop.epoch:
+        stream_unclaim(stream)
+        return
+    hop_resume(&link.hop, bone.now_us)
+    stream_resume_epoch(stream)
+    link_touch(bone, link)
+
 cdef inline void child_run(
     backbone_t* bone, upstream_t* up, const wire_head_t* head, reader_t* reader,
 ) noexcept nogil:
@@ -138,6 +158,10 @@ cdef inline void child_run(
     if link == NULL or link.stream == NULL or not link.hop.feed.parents[up.index].subscribed:
         bone.counters.unwanted_messages_total += 1
         return
+    if head.kind == KIND_STREAM and run.origin == link.stream.origin and hop_reaches(
+        &link.hop, up.index, run.epoch, run.first_sequence + run.count, run.flags & RUN_END != 0
+    ):
+        child_resume(bone, link)
     if run.epoch != link.hop.epoch or not link_writes(link) or link.stream.ring == NULL:
         heard_epoch(bone, up, link, run.epoch)
         return
@@ -150,14 +174,13 @@ cdef inline void child_run(
         feed_fed(
             &link.hop.feed, up.index, run.first_sequence + run.count, bone.now_us
         )
-        hop_reaches(
-            &link.hop, run.epoch, run.first_sequence + run.count, run.flags & RUN_END != 0
-        )
     elif head.request == link.hop.request:
         hop_answered(&link.hop, bone.now_us)
         if link.hop.asked == HOP_REPAIR:
             link.stream.counters.repaired_frames_total += placed
-    if link.stream.ring.reserved_sequence != link.stream.ring.head_sequence or link.hop.final_known:
+    if link.stream.ring.reserved_sequence != link.stream.ring.head_sequence or (
+        run.flags & RUN_END or link.hop.final_known
+    ):
         link_touch(bone, link)
 
 # --- beacons --------------------------------------------------------------------------------------
@@ -166,6 +189,8 @@ cdef inline void links_restart(backbone_t* bone) noexcept nogil:
     # We stood still ourselves: all waiting begins anew.
     cdef link_t* link
     cdef uint64_t slot
+    record(&bone.recorder, bone.now_us, 0, RECORD_PAUSED, 0, RECORD_NOBODY,
+           bone.now_us - bone.last_turn_us, 0, 0)
     for slot in range(bone.table_size):
         link = bone.table[slot]
         if link != NULL and link.stream != NULL:
@@ -198,6 +223,7 @@ cdef inline void links_lost(backbone_t* bone, upstream_t* up) noexcept nogil:
 
 cdef inline void upstream_gone(backbone_t* bone, upstream_t* up, uint32_t state) noexcept nogil:
     # It is lost (or refused): nothing is asked or given up until it is back.
+    told_gone(bone, up, state)
     if up.peer.state == PEER_UP:
         bone.counters.upstreams_lost_total += 1
         up.lost_total += 1
@@ -225,14 +251,18 @@ cdef inline void child_adopt(
         return
     if adopted == ADOPTED_NEW and known:
         bone.counters.switches_total += 1
+        told_up(bone, up, RECORD_UPSTREAM_OTHER, 0)
     if not dealer_connect(up):
         refuse(bone, WIRE_TEXT)
     links_heard(bone, up, adopted == ADOPTED_NEW)
 
-cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader) noexcept nogil:
+cdef inline void child_beacon(
+    backbone_t* bone, upstream_t* up, const wire_head_t* head, reader_t* reader,
+) noexcept nogil:
     cdef wire_beacon_t beacon
     cdef wire_beacon_entry_t entry
     cdef link_t* link
+    cdef uint64_t away_us
     cdef uint32_t i
     cdef int status = take_beacon(reader, &beacon)
     if status != WIRE_OK:
@@ -242,11 +272,18 @@ cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader
     if beacon_is_loop(&beacon, bone.engine.node_id):
         upstream_gone(bone, up, PEER_LOOP)
         return
+    up.speaks = versions_told(head.version, beacon.flags)
+    if not versions_are_near(&bone.speaks, &up.speaks):
+        refuse(bone, WIRE_VERSION)
+        upstream_gone(bone, up, PEER_VERSION)
+        return
     child_adopt(bone, up, &beacon)
     if beacon.flags & BEACON_GOODBYE:
         upstream_gone(bone, up, PEER_LOST)
         return
+    away_us = bone.now_us - up.peer.sign_us if up.peer.sign_us else 0
     if peer_sign(up.peer, bone.now_us):
+        told_up(bone, up, RECORD_UPSTREAM_UP, away_us)
         upstreams_tell(bone)
         up.pages.retry_us = 0
         links_heard(bone, up, False)
@@ -256,7 +293,10 @@ cdef inline void child_beacon(backbone_t* bone, upstream_t* up, reader_t* reader
         link = link_find(bone, entry.key)
         if link != NULL and link.stream != NULL and link.hop.feed.parents[up.index].subscribed:
             heard_epoch(bone, up, link, entry.epoch)
-            hop_reaches(&link.hop, entry.epoch, entry.sequence, entry.flags & RUN_END != 0)
+            if hop_reaches(
+                &link.hop, up.index, entry.epoch, entry.sequence, entry.flags & RUN_END != 0
+            ):
+                child_resume(bone, link)
             if entry.flags & RUN_END:
                 link_touch(bone, link)
 
@@ -275,16 +315,16 @@ cdef inline void child_published(backbone_t* bone, upstream_t* up) noexcept nogi
         bone.moved = True
         bone.counters.received_messages_total += 1
         bone.counters.received_bytes_total += bone.api.msg_size(&msg)
-        status = take_head(&reader, &head)
+        status = take_head(&reader, &head, &bone.speaks)
         if bone.api.msg_more(&msg) or bone.api.msg_size(&msg) > wire_size_max(head.kind):
             refuse(bone, WIRE_SIZE)
         elif status != WIRE_OK:
             refuse(bone, status)
             if status == WIRE_VERSION and head.kind == KIND_BEACON:
-                up.version = head.version
+                up.speaks = versions_told(head.version, take_u8(&reader))
                 upstream_gone(bone, up, PEER_VERSION)
         elif head.kind == KIND_BEACON:
-            child_beacon(bone, up, &reader)
+            child_beacon(bone, up, &head, &reader)
         elif head.kind != KIND_STREAM:
             refuse(bone, WIRE_KIND)
         elif up.peer.state == PEER_UP:
@@ -314,7 +354,7 @@ cdef inline void child_answers(backbone_t* bone, upstream_t* up) noexcept nogil:
         bone.counters.received_messages_total += 1
         bone.counters.received_bytes_total += bone.api.msg_size(&msg)
         reader = reader_of(<const uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg))
-        status = take_head(&reader, &head)
+        status = take_head(&reader, &head, &bone.speaks)
         if bone.api.msg_more(&msg) or bone.api.msg_size(&msg) > wire_size_max(head.kind):
             refuse(bone, WIRE_SIZE)
         elif status != WIRE_OK:

@@ -13,6 +13,7 @@ from libc.string cimport memcmp, memcpy, memset
 from relay._core.atomics cimport load_pointer, load_u32, store_u32
 from relay._core.backbone_answer cimport answer_bytes, answer_range
 from relay._core.backbone_ask cimport child_unsubscribe, heard_epoch
+from relay._core.backbone_record cimport link_record
 from relay._core.backbone_state cimport (
     backbone_t, directory_is_whole, is_ours, link_bury, link_find, link_note, link_of, link_t,
     link_touch, refuse,
@@ -26,17 +27,21 @@ from relay._core.parents cimport (
     PARENT_NONE, PEER_CONNECTING, PEER_UP, feed_announced, feed_listing, feed_t, parent_t,
     parent_withdraws,
 )
+from relay._core.recorder cimport RECORD_SHADOWED
 from relay._core.stream cimport (
     WRITER_LINK, WRITER_LOCAL, info_t, mount_key, stream_drop, stream_end_epoch, stream_open,
     stream_set_info, stream_t, stream_unclaim,
 )
 from relay._core.upstream cimport upstream_ask, upstream_closed, upstream_t
+from relay._core.versions cimport version_between
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
 cdef enum:
     PAGES_STUCK_MAX = 4       # in one run of pages; then each is refused and asked for seldom
-    CONNECTING_US = 1000000   # an upstream that is not heard by then is not waited for
+    CONNECTING_US = 1000000   # an upstream that is not heard by then is not waited for …
+    WHOLE_US = 2000000        # … nor one that has not told all, so long after another has
+    MISSED_US = 2000000       # a stream that had no room is asked for again after so long
 
 # --- for our children -----------------------------------------------------------------------------
 
@@ -95,7 +100,7 @@ cdef inline void parent_directory(
         page.flags |= PAGE_FIRST
     page.count = 0
     writer = writer_of(<uint8_t*>bone.api.msg_data(&msg), WIRE_PAGE_BYTES_MAX)
-    put_head(&writer, KIND_PAGE, 0, head.request)
+    put_head(&writer, KIND_PAGE, 0, head.request, head.version)
     start = writer
     put_page(&writer, &page)
     while link != NULL:
@@ -123,11 +128,13 @@ cdef inline void ask_page(backbone_t* bone, upstream_t* up) noexcept nogil:
     if up.pages.request != 0 or up.pages.wanted == 0 or bone.now_us < up.pages.retry_us:
         return
     if up.pages.since == up.pages.wanted and up.pages.round == 0:
-        return
+        if up.pages.missed_us == 0 or bone.now_us < up.pages.missed_us:
+            return
+        up.pages.missed_us = up.pages.since = 0     # there may be room now: all of it once more
     bone.request += 1
     memcpy(page.node_id, up.node_id, 16)
     page.since = up.pages.since
-    put_head(&writer, KIND_DIRECTORY, 0, bone.request)
+    put_head(&writer, KIND_DIRECTORY, 0, bone.request, version_between(&bone.speaks, &up.speaks))
     put_directory(&writer, &page)
     if upstream_ask(up, bytes, &writer, bone.now_us):
         up.pages.request = bone.request
@@ -140,6 +147,7 @@ cdef inline void child_unlink(backbone_t* bone, link_t* link) noexcept nogil:
     # No upstream has this stream any more: it leaves the node, unless a local source writes it.
     cdef stream_t* stream = link.stream
     link.from_upstream = False
+    link.gone_us = 0
     if stream == NULL:
         return
     if link.hop.asked != HOP_NOTHING:
@@ -162,41 +170,66 @@ cdef inline void child_unlink(backbone_t* bone, link_t* link) noexcept nogil:
         engine_remove(bone.engine, stream)
     link_bury(bone, link)
 
-cdef inline void child_withdraw(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
-    # This upstream no longer has the stream. Others that have no older epoch of it go on.
-    cdef feed_t* feed = &link.hop.feed
+cdef inline bint child_goes_on(backbone_t* bone, link_t* link) noexcept nogil:
+    # Does any upstream list it that has no older epoch of it?
     cdef uint32_t i
-    cdef bint others = False
-    if not feed.parents[up.index].lists:
-        return
-    parent_withdraws(feed, up.index)
     for i in range(bone.upstreams_count):
-        others |= feed.parents[i].lists and feed.parents[i].epoch >= link.hop.epoch
-    if others:
-        if link.hop.asked != HOP_NOTHING and link.hop.asked_of == up.index:
-            link.hop.asked = HOP_NOTHING
-            upstream_closed(up)
-        hop_untold(&link.hop)
-        if link.stream != NULL:
-            link_touch(bone, link)
-            link_note(bone, link)
-        return
-    for i in range(bone.upstreams_count):       # what they have of it comes anew, as a new stream
-        if feed.parents[i].lists:
-            parent_withdraws(feed, i)
-            bone.upstreams[i].pages.since = 0
-    child_unlink(bone, link)
+        if link.hop.feed.parents[i].lists and link.hop.feed.parents[i].epoch >= link.hop.epoch:
+            return True
+    return False
 
-cdef inline void child_stream_closed(backbone_t* bone, link_t* link) noexcept nogil:
-    # Somebody has taken the stream off this node. If an upstream still has it, it comes back with
-    # the whole directory.
+cdef inline void child_leave(backbone_t* bone, link_t* link) noexcept nogil:
+    # Nobody goes on with it. What they have of it comes anew, as a new stream.
     cdef uint32_t i
     for i in range(bone.upstreams_count):
         if link.hop.feed.parents[i].lists:
             parent_withdraws(&link.hop.feed, i)
             bone.upstreams[i].pages.since = 0
     child_unlink(bone, link)
+
+cdef inline void child_untold(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
+    # This upstream lists it no longer; the stream stays.
+    parent_withdraws(&link.hop.feed, up.index)
+    if link.hop.asked != HOP_NOTHING and link.hop.asked_of == up.index:
+        link.hop.asked = HOP_NOTHING
+        upstream_closed(up)
+    hop_untold(&link.hop)
+    if link.stream != NULL:
+        link_touch(bone, link)
+        link_note(bone, link)
+
+cdef inline void child_withdraw(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
+    # This upstream says that it has the stream no more. Others that have no older epoch go on.
+    if not link.hop.feed.parents[up.index].lists:
+        return
+    link.hop.feed.parents[up.index].lists = False
+    if child_goes_on(bone, link):
+        child_untold(bone, up, link)
+    else:
+        parent_withdraws(&link.hop.feed, up.index)
+        child_leave(bone, link)
+
+cdef inline void child_miss(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
+    # A process that has just begun does not list what the one before it had. Its source will come
+    # back, or not: listeners stay where they are for the linger.
+    child_untold(bone, up, link)
+    if link.gone_us == 0 and not child_goes_on(bone, link):
+        link.gone_us = bone.now_us
+
+cdef inline void child_stream_closed(backbone_t* bone, link_t* link) noexcept nogil:
+    # Somebody has taken the stream off this node. If an upstream still has it, it comes back with
+    # the whole directory.
+    child_leave(bone, link)
     link_bury(bone, link)
+
+cdef inline void child_conflict_over(backbone_t* bone, link_t* link) noexcept nogil:
+    # The local source has left a mount that upstreams have, too. Their epoch was heard meanwhile;
+    # what else they say of it comes with the whole directory.
+    cdef uint32_t i
+    link.conflict = False
+    for i in range(bone.upstreams_count):
+        if link.hop.feed.parents[i].lists:
+            bone.upstreams[i].pages.since = 0
 
 cdef inline link_t* child_link(backbone_t* bone, const wire_entry_t* entry) noexcept nogil:
     # The link of a listed mount; its stream is made if this node has none. NULL: no room.
@@ -233,7 +266,10 @@ cdef inline void child_shadows(backbone_t* bone, link_t* link) noexcept nogil:
     for i in range(bone.upstreams_count):
         parent = &feed.parents[i]
         lost = parent.lists and parent.up and parent.origin != feed.parents[winner].origin
-        bone.counters.shadowed_total += lost and not parent.shadowed
+        if lost and not parent.shadowed:
+            bone.counters.shadowed_total += 1
+            link_record(bone, link, RECORD_SHADOWED, 0, i, parent.epoch,
+                        feed.parents[winner].epoch, 0)
         parent.shadowed = lost
 
 cdef inline void child_entry(
@@ -250,6 +286,7 @@ cdef inline void child_entry(
     link = child_link(bone, entry)
     if link == NULL:
         refuse(bone, WIRE_FULL)
+        up.pages.missed_us = bone.now_us + MISSED_US
         return
     link.from_upstream = True
     parent = &link.hop.feed.parents[up.index]
@@ -263,6 +300,7 @@ cdef inline void child_entry(
         if not link.conflict:
             bone.counters.mount_conflicts_total += 1
         link.conflict = True
+        heard_epoch(bone, up, link, entry.epoch)    # for when the local source has left
         return
     link.conflict = False
     info = <info_t*>load_pointer(<void**>&link.stream.info)
@@ -272,12 +310,15 @@ cdef inline void child_entry(
     ):
         stream_set_info(link.stream, entry.info, entry.info_bytes)
     heard_epoch(bone, up, link, entry.epoch)
+    if parent.epoch >= link.hop.epoch:
+        link.gone_us = 0
     child_shadows(bone, link)
     link_touch(bone, link)
     link_note(bone, link)
 
 cdef inline void child_snapshot_over(backbone_t* bone, upstream_t* up) noexcept nogil:
-    # What the whole directory did not list is gone.
+    # What the whole directory did not list is gone: at once if this process had told of it, else
+    # after the linger.
     cdef link_t* link
     cdef uint64_t slot = 0
     while slot < bone.table_size:
@@ -285,7 +326,10 @@ cdef inline void child_snapshot_over(backbone_t* bone, upstream_t* up) noexcept 
         if link != NULL and link.hop.feed.parents[up.index].lists and (
             link.hop.feed.parents[up.index].round != up.pages.round
         ):
-            child_withdraw(bone, up, link)
+            if up.pages.whole:
+                child_withdraw(bone, up, link)
+            else:
+                child_miss(bone, up, link)
             if bone.table[slot] != link:
                 continue        # deleted: another may have moved here
         slot += 1
@@ -295,8 +339,10 @@ cdef inline void child_snapshot_over(backbone_t* bone, upstream_t* up) noexcept 
     directory_tell(bone)
 
 cdef inline void directory_tell(backbone_t* bone) noexcept nogil:
-    # Known, once and for all, when every upstream has told its directory: those that are not there
-    # are not waited for, but for a moment after the start.
+    # Known, once and for all, when every upstream has told its directory. Those that are not there
+    # are not waited for, but for a moment after the start; nor are those for long that are there
+    # and do not know theirs, once another has told: they may never.
+    cdef bint awaited = False
     cdef bint any = False
     cdef uint32_t i
     for i in range(bone.upstreams_count):
@@ -306,8 +352,12 @@ cdef inline void directory_tell(backbone_t* bone) noexcept nogil:
             bone.now_us - bone.opened_us < CONNECTING_US
             and bone.upstreams[i].peer.state == PEER_CONNECTING
         ):
-            return
-    if any:
+            awaited = True
+    if not any:
+        bone.whole_us = 0
+    elif bone.whole_us == 0:
+        bone.whole_us = bone.now_us
+    if any and (not awaited or bone.now_us - bone.whole_us >= WHOLE_US):
         store_u32(&bone.engine.directory_known, 1)
 
 cdef inline void child_page(backbone_t* bone, upstream_t* up, reader_t* reader) noexcept nogil:

@@ -122,7 +122,7 @@ cdef inline bint message_open(backbone_t* bone, relay_msg_t* msg, size_t size) n
 
 cdef inline int pack_message(
     backbone_t* bone, ring_t* ring, stream_t* stream, const pack_t* pack, uint8_t kind,
-    uint32_t request, uint8_t flags, relay_msg_t* msg,
+    uint32_t request, uint8_t version, uint8_t flags, relay_msg_t* msg,
 ) noexcept nogil:
     # Makes the message. 1: made; 0: the ring has overtaken it; -1: no memory.
     cdef wire_run_t run
@@ -139,7 +139,7 @@ cdef inline int pack_message(
     run.first_position = pack.first_position
     run.first_media_us = pack.first_media_us
     run.count = pack.count
-    put_head(&writer, kind, stream.key, request)
+    put_head(&writer, kind, stream.key, request, version)
     put_run(&writer, &run)
     if not pack_copy(ring, pack, writer.at):
         bone.counters.overtaken_total += 1

@@ -23,12 +23,17 @@ from relay._core.backbone_state cimport (
     link_t, link_touch, out_t, refuse,
 )
 from relay._core.engine cimport now_us
-from relay._core.guests cimport GUEST_OK, guest_adds, guest_cut, guest_drops
+from relay._core.guests cimport (
+    GUEST_FULL, GUEST_OK, guest_account, guest_adds, guest_cut, guest_drops, guest_has, guest_name,
+    guest_speaks, guests_most,
+)
 from relay._core.parents cimport PARENT_NONE, PEER_UP
 from relay._core.pool cimport share_find, share_has_room
+from relay._core.recorder cimport RECORD_EXPELLED, RECORD_NOBODY, record
 from relay._core.ring cimport ring_t, ring_tail_sequence
 from relay._core.stream cimport stream_ring_drop, stream_ring_take, stream_t
 from relay._core.upstream cimport upstream_t
+from relay._core.versions cimport version_flags
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -38,6 +43,7 @@ cdef enum:
     ANSWER_RATE_BYTES = 134217728   # a second, to all children together: 1 Gbit/s
     ANSWER_BURST_BYTES = 33554432   # at once, after a quiet time
     PACKS_MAX = 64
+    CUT_MOST = -2             # no descriptor: all those of the child with most topics
     PREVIOUS_US = 5000000     # how long the epoch before is kept for repairs
     BEACON_ENTRIES_MAX = (WIRE_BEACON_BYTES_MAX - 512) // WIRE_BEACON_ENTRY_BYTES
 
@@ -56,7 +62,9 @@ cdef inline void publish_end(backbone_t* bone, link_t* link) noexcept nogil:
     cdef relay_msg_t msg
     pack_measure(link.out.ring, link.out.sequence, link.out.sequence, &pack)
     link.out.ended = True
-    if pack_message(bone, link.out.ring, link.stream, &pack, KIND_STREAM, 0, RUN_END, &msg) == 1:
+    if pack_message(
+        bone, link.out.ring, link.stream, &pack, KIND_STREAM, 0, bone.speaks.least, RUN_END, &msg
+    ) == 1:
         publish(bone, &msg)
 
 cdef inline void out_next_ring(backbone_t* bone, link_t* link) noexcept nogil:
@@ -91,7 +99,9 @@ cdef inline bint out_send(backbone_t* bone, link_t* link, uint64_t head) noexcep
         pack.next_sequence = ring_tail_sequence(out.ring)
         out.sequence = pack.next_sequence if pack.next_sequence > out.sequence else out.sequence + 1
         return True
-    status = pack_message(bone, out.ring, link.stream, &pack, KIND_STREAM, 0, 0, &msg)
+    status = pack_message(
+        bone, out.ring, link.stream, &pack, KIND_STREAM, 0, bone.speaks.least, 0, &msg
+    )
     if status < 0:
         return False
     if status == 1:
@@ -140,8 +150,7 @@ cdef inline void parent_subscriptions(backbone_t* bone) noexcept nogil:
     cdef uint8_t add
     cdef uint8_t kind
     cdef uint64_t key
-    cdef int fd = -1
-    cdef int cut_fd = -1                # cut already, in this run of messages
+    cdef int cut_fd = -1                # cut last, in this run of messages
     cdef int i
     bone.api.msg_init(&msg)
     for i in range(RECEIVES_MAX):
@@ -156,37 +165,56 @@ cdef inline void parent_subscriptions(backbone_t* bone) noexcept nogil:
             kind == KIND_BEACON and key != 0
         ):
             refuse(bone, WIRE_TOPIC)
-            fd = bone.api.msg_get(&msg, RELAY_ZMQ_SRCFD)
-            if add == 1 and fd != cut_fd:
-                parent_expel(bone, &msg, fd)
-                cut_fd = fd
+            if add == 1:
+                cut_fd = parent_subscribed(bone, &msg, 0, cut_fd)
         elif kind == KIND_STREAM and add == 1:
-            fd = bone.api.msg_get(&msg, RELAY_ZMQ_SRCFD)
-            if guest_adds(&bone.guests, key, fd) == GUEST_OK:
-                parent_demand(bone, key, True)
-            else:
-                refuse(bone, WIRE_FULL)
-                if fd != cut_fd:
-                    parent_expel(bone, &msg, fd)
-                    cut_fd = fd
+            cut_fd = parent_subscribed(bone, &msg, key, cut_fd)
         elif kind == KIND_STREAM:
             guest_drops(&bone.guests, key)
             parent_demand(bone, key, False)
     bone.api.msg_close(&msg)
     bone.again = True
 
-cdef inline void parent_expel(backbone_t* bone, relay_msg_t* msg, int fd) noexcept nogil:
-    # A child of ours never asks for such: its connection ends, and with it all that libzmq keeps
-    # for it. Its name, known where links have keys, is left for Python to take off the list.
-    cdef const char* name
+cdef inline int parent_subscribed(
+    backbone_t* bone, relay_msg_t* msg, uint64_t key, int cut_fd,
+) noexcept nogil:
+    # A child wants a topic (0: one that is none). Who holds too many has to go, once in a run of
+    # messages; returns what was cut last.
+    cdef int fd = bone.api.msg_get(msg, RELAY_ZMQ_SRCFD)
+    cdef uint32_t account = guest_account(&bone.guests, fd, bone.api.msg_gets(msg, "User-Id"))
+    cdef int status = guest_adds(&bone.guests, key, fd, account)
+    if guest_has(&bone.guests, key):
+        parent_demand(bone, key, True)
+    if status == GUEST_OK:
+        return cut_fd
+    if key:
+        refuse(bone, WIRE_FULL)
+    if status == GUEST_FULL:
+        if cut_fd != CUT_MOST:
+            parent_expel(bone, guests_most(&bone.guests), -1)
+        return CUT_MOST
+    if fd != cut_fd:
+        parent_expel(bone, account, fd)
+    return fd
+
+cdef inline void parent_expel(backbone_t* bone, uint32_t account, int fd) noexcept nogil:
+    # A child of ours never asks for such, or for so much: this connection ends (-1: all of the
+    # child's), and with it all that libzmq keeps for it. Its name, known where links have keys, is
+    # left for Python to take off the list.
     cdef char* place = bone.expelled[bone.counters.expelled_total % EXPELLED_MAX]
-    if not guest_cut(fd, bone.xpub_port):
-        return
-    name = bone.api.msg_gets(msg, "User-Id")
-    place[0] = 0
-    if name != NULL:
-        snprintf(place, 65, "%s", name)
-    bone.counters.expelled_total += 1
+    cdef bint any = False
+    if fd >= 0:
+        any = guest_cut(fd, bone.xpub_port)
+    else:
+        fd = guest_speaks(&bone.guests, account, -1)
+        while fd >= 0:
+            any |= guest_cut(fd, bone.xpub_port)
+            fd = guest_speaks(&bone.guests, account, fd)
+    if any:
+        snprintf(place, 65, "%s", guest_name(&bone.guests, account))
+        bone.counters.expelled_total += 1
+        record(&bone.recorder, bone.now_us, 0, RECORD_EXPELLED, 0, RECORD_NOBODY,
+               bone.counters.expelled_total, 0, 0)
 
 cdef inline void parent_demand(backbone_t* bone, uint64_t key, bint wanted) noexcept nogil:
     # Remembered also for streams that we do not know yet: after a restart children come first.
@@ -272,7 +300,7 @@ cdef inline void parent_beacon(backbone_t* bone, uint8_t flags) noexcept nogil:
     cdef writer_t again
     cdef wire_beacon_t beacon
     memset(&beacon, 0, sizeof(beacon))
-    beacon.flags = flags
+    beacon.flags = flags | version_flags(&bone.speaks)
     beacon.node_id[0] = bone.engine.node_id[0]
     beacon.node_id[1] = bone.engine.node_id[1]
     beacon.directory_version = bone.directory_version if directory_is_whole(bone) else 0
@@ -283,13 +311,11 @@ cdef inline void parent_beacon(backbone_t* bone, uint8_t flags) noexcept nogil:
     beacon_path(bone, &beacon)
     beacon.address = <const uint8_t*>bone.advertise
     beacon.address_bytes = <uint32_t>strlen(bone.advertise)
-    put_head(&writer, KIND_BEACON, 0, 0)
+    put_head(&writer, KIND_BEACON, 0, 0, bone.speaks.least)
     again = writer
     put_beacon(&writer, &beacon)
     beacon.count = beacon_entries(bone, &writer)
     put_beacon(&again, &beacon)
-    if bone.fault_version:
-        bytes[WIRE_TOPIC_BYTES] = <uint8_t>bone.fault_version
     bone.api.send(bone.xpub, bytes, writer.at - bytes, RELAY_ZMQ_DONTWAIT)
     bone.counters.beacons_sent_total += 1
 
@@ -328,7 +354,7 @@ cdef inline void parent_request(
 ) noexcept nogil:
     cdef reader_t reader = reader_of(bytes, size)
     cdef wire_head_t head
-    cdef int status = take_head(&reader, &head)
+    cdef int status = take_head(&reader, &head, &bone.speaks)
     if status != WIRE_OK:
         refuse(bone, status)
         return

@@ -15,10 +15,13 @@ from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
-from relay._core.guests cimport guests_close, guests_open, guests_t
+from relay._core.guests cimport guests_close, guests_open, guests_room, guests_t
 from relay._core.hop cimport HOP_NOTHING, hop_forget, hop_open, hop_t
 from relay._core.parents cimport DEPTH_MAX, PARENT_NONE, feed_hops, feed_listing, peer_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
+from relay._core.recorder cimport (
+    BACKBONE_COMMON, BACKBONE_RARE, recorder_close, recorder_open, recorder_t,
+)
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
@@ -26,6 +29,7 @@ from relay._core.stream cimport (
 )
 from relay._core.thread cimport pthread_t
 from relay._core.upstream cimport UPSTREAMS_MAX, upstream_closed, upstream_t
+from relay._core.versions cimport VERSION_LEAST, VERSION_OWN, versions_t
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_REASONS
 from relay._core.zmq_api cimport zmq_api_t
 
@@ -77,7 +81,7 @@ cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t lost_outage_frames_total # given up: more than the ring bridges
     uint64_t loops_total
     uint64_t turns_total
-    uint64_t expelled_total           # connections of children cut for their subscriptions
+    uint64_t expelled_total           # children cut for their subscriptions, each time
     uint64_t refused_total[WIRE_REASONS]
 
 cdef struct out_t:                # what our children have been sent of one stream
@@ -101,11 +105,13 @@ cdef struct link_t:
     uint32_t listed_info
     uint32_t listed_hops
     # the upstreams'
-    bint from_upstream            # at least one lists it
+    bint from_upstream            # at least one lists it, or did before its process began anew
+    uint64_t gone_us              # since when none lists it that could go on with it; 0: one does
     bint prefetch
     bint conflict
     hop_t hop
     uint64_t due_us
+    uint32_t recorded_feeding     # the parent that the recorder knows to feed it, + 1; 0: none
     link_t* touched_next
     bint touched
     uint64_t repair_counted       # frames placed by repair since the last look
@@ -145,7 +151,7 @@ cdef struct backbone_t:
     uint64_t prefetch[PREFETCH_MAX]
     uint32_t prefetch_count
     uint32_t fault_drop_every     # tests: drops each n-th run that comes; 0: none
-    uint32_t fault_version        # tests: said in beacons instead of our version; 0: none
+    versions_t speaks             # of the protocol; tests say others
     uint32_t fault_defects        # tests: DEFECT_* bits, rules that are broken on purpose; 0: none
     # links and directory
     link_t** table                # open addressing by key
@@ -174,6 +180,7 @@ cdef struct backbone_t:
     # time
     uint64_t now_us
     uint64_t opened_us
+    uint64_t whole_us             # since when one upstream has told its directory; 0: none has
     uint64_t last_turn_us
     uint64_t beacon_us            # when the next is due
     uint64_t outage_us            # when the upstream's absence is next judged
@@ -187,6 +194,7 @@ cdef struct backbone_t:
     uint64_t load_from_us
     uint32_t load                 # ‰
     backbone_counters_t counters
+    recorder_t recorder
 
 cdef inline void refuse(backbone_t* bone, int reason) noexcept nogil:
     bone.counters.refused_total[-reason] += 1
@@ -304,6 +312,7 @@ cdef inline void link_let_go(backbone_t* bone, link_t* link) noexcept nogil:
     if link.hop.asked != HOP_NOTHING:
         upstream_closed(&bone.upstreams[link.hop.asked_of])
     link_close_out(link)
+    link.gone_us = 0
     store_u32(&link.stream.downstream, 0)
     link.stream.link = NULL
     stream_drop(link.stream)
@@ -419,15 +428,19 @@ cdef inline int backbone_open(
     # The tables; -1: no memory.
     bone.table_size = 16
     bone.directory_version = bone.directory_floor = 1
+    bone.speaks.least = VERSION_LEAST
+    bone.speaks.own = VERSION_OWN
     while bone.table_size < 2 * (<uint64_t>bone.engine.streams_max + TOMBS_MAX):
         bone.table_size <<= 1
     bone.table = <link_t**>calloc(bone.table_size, sizeof(void*))
     bone.pool = pool_open()
-    if bone.table == NULL or bone.pool == NULL or keys_open(&bone.demand, subscriptions_max) != 0:
+    if bone.table == NULL or bone.pool == NULL:
+        return -1
+    if keys_open(&bone.demand, guests_room(subscriptions_max)) != 0:
         return -1
     if guests_open(&bone.guests, subscriptions_max, guest_topics_max) != 0:
         return -1
-    return 0
+    return recorder_open(&bone.recorder, BACKBONE_RARE, BACKBONE_COMMON)
 
 cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
     # The thread has ended.
@@ -445,6 +458,7 @@ cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
     free(bone.table)
     free(bone.demand.slots)
     guests_close(&bone.guests)
+    recorder_close(&bone.recorder)
     if bone.pool != NULL:
         pool_drop(bone.pool)
         bone.pool = NULL

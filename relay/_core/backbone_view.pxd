@@ -49,7 +49,6 @@ cdef struct backbone_view_t:
     link_view_t* links        # owned
     uint32_t links_count
     uint32_t held_bytes       # of answers that libzmq still holds
-    char expelled[EXPELLED_MAX][65]   # children that were cut, by their names
     uint32_t subscriptions
     uint32_t load             # ‰
     uint64_t directory_version
@@ -111,7 +110,6 @@ cdef inline void view_copy(backbone_t* bone, backbone_view_t* view) noexcept nog
     view.first = upstream_first(bone).index
     if bone.pool != NULL:       # gone once stop() has freed what the thread held
         view.held_bytes = load_u32(&bone.pool.held_bytes)
-    memcpy(view.expelled, bone.expelled, sizeof(bone.expelled))
     view.subscriptions = bone.demand.count
     view.load = bone.load
     view.directory_version = bone.directory_version
@@ -129,3 +127,13 @@ cdef inline bint view_take(backbone_t* bone, backbone_view_t* view) noexcept nog
     view_copy(bone, view)
     pthread_mutex_unlock(&bone.turn_lock)
     return view.upstreams != NULL and view.links != NULL
+
+cdef inline uint64_t view_expelled(backbone_t* bone, char* names) noexcept nogil:
+    # How many children were cut, and the last EXPELLED_MAX of their names: of whole turns, so that
+    # who was cut is known before he can be back.
+    cdef uint64_t total
+    pthread_mutex_lock(&bone.turn_lock)
+    total = bone.counters.expelled_total
+    memcpy(names, bone.expelled, sizeof(bone.expelled))
+    pthread_mutex_unlock(&bone.turn_lock)
+    return total

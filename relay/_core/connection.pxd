@@ -10,15 +10,16 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from relay._core.anchor cimport ANCHOR_REASONS
 from relay._core.atomics cimport add_u64, fence, load_u64, store_u64, sub_u32
-from relay._core.engine cimport engine_t, now_us
+from relay._core.engine cimport engine_t, now_us, wall_us
 from relay._core.handover cimport EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd
 from relay._core.heads cimport heads_close, heads_count, heads_drop, heads_open, heads_t
 from relay._core.http_head cimport HEAD_BYTES_MAX
 from relay._core.listener cimport (
     END_CLOSED, END_REASONS, END_RESET, END_SHUTDOWN, FLOW_BLOCKED, FLOW_MORE, FREE, HEAD,
-    MSG_DONTWAIT, PARKED, PARTING, flow_t, listener_flow, listener_leave_fallback,
-    listener_leave_ring, listener_t,
+    MSG_DONTWAIT, PARKED, PARTING, flow_t, listener_flow, listener_lag_us,
+    listener_leave_fallback, listener_leave_ring, listener_t,
 )
 from relay._core.observe cimport (
     SEEN_GAP, SEEN_JOIN, SEEN_SKIP, observe, observe_busy, observe_lateness, observed_t,
@@ -26,6 +27,10 @@ from relay._core.observe cimport (
 from relay._core.pace cimport (
     NOBODY, pace_slots, wheel_close, wheel_holds, wheel_join, wheel_open, wheel_put, wheel_remove,
     wheel_return, wheel_t,
+)
+from relay._core.recorder cimport (
+    RECORD_DROP, RECORD_NOBODY, RECORD_PACE, RECORD_SKIP, SHARD_COMMON, SHARD_RARE, record,
+    recorder_close, recorder_is_due, recorder_open, recorder_t, recorder_tick,
 )
 from relay._core.stream cimport hub_tell, stream_drop, stream_t
 from relay._core.tempo cimport (
@@ -98,6 +103,9 @@ cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t pace_changes_total
     uint64_t pace_moves_total # listeners that took another pace
     uint64_t parked_ended_total  # left, or were ended, before their stream came
+    uint64_t probes_total     # were told a few bytes (http_head.pxd: RANGE_PROBE)
+    uint64_t anchors_given_total  # were sent on to a place
+    uint64_t anchored_total[ANCHOR_REASONS]   # joins that asked for a place, by what became of it
     uint64_t ended_total[END_REASONS]
     uint64_t refused_total[REFUSED_REASONS]
     uint64_t heads            # now
@@ -134,6 +142,8 @@ cdef struct shard_t:
     uint64_t published_version  # odd while `published` changes
     shard_counters_t published
     observed_t observed       # read where it is: observe.pxd
+    recorder_t recorder       # the same: recorder.pxd
+    uint64_t put_off_us       # when all were last put off, since more were due than could be served
 
 # --- life -----------------------------------------------------------------------------------------
 
@@ -162,6 +172,7 @@ cdef inline int shard_open(
         shard.records == NULL or shard.unused == NULL or shard.epoll_fd < 0 or shard.wake_fd < 0
         or wheel_open(&shard.wheel, records_max, now_us()) != 0
         or heads_open(&shard.heads, records_max, engine.secret ^ <uint64_t>number) != 0
+        or recorder_open(&shard.recorder, SHARD_RARE, SHARD_COMMON) != 0
     ):
         return -1
     for i in range(records_max):
@@ -206,6 +217,7 @@ cdef inline void shard_close(shard_t* shard) noexcept nogil:
         close(shard.reserve_fd)
     wheel_close(&shard.wheel)
     heads_close(&shard.heads)
+    recorder_close(&shard.recorder)
     free(shard.records)
     free(shard.unused)
 
@@ -243,6 +255,7 @@ cdef inline void shard_flow(
         shard.counters.skips_total += 1
         add_u64(&listener.stream.counters.skips_total, 1)
         observe(&shard.observed, SEEN_SKIP, 0, flow.skipped_us)
+        shard_record_skip(shard, listener, flow, now)
     if status < 0:
         shard_end(shard, index, -status)
         return
@@ -261,6 +274,17 @@ cdef inline void shard_flow(
         shard.counters.pace_moves_total += wheel_return(
             &shard.wheel, index, &listener.pace, shard_pace(shard, listener)
         )
+
+cdef inline void shard_record_skip(
+    shard_t* shard, const listener_t* listener, const flow_t* flow, uint64_t now
+) noexcept nogil:
+    # With what tells whose fault it is: how busy the shard was, and whether it has put listeners
+    # off for as long as a lag takes to grow.
+    record(
+        &shard.recorder, now, listener.stream.key, RECORD_SKIP, flow.hole, RECORD_NOBODY,
+        shard.observed.busy.last_permille, flow.skipped_us,
+        shard.put_off_us != 0 and now - shard.put_off_us < listener.stream.config.lag_us_max,
+    )
 
 cdef inline uint64_t shard_pace(shard_t* shard, const listener_t* listener) noexcept nogil:
     # The pace that a listener of this mount is to have now, in slots.
@@ -298,12 +322,20 @@ cdef inline void shard_keep_tempo(
         fixed_us = serve_us * shard.visits_fixed // shard.visits
     shard.counters.busy_us_total += now - began_us
     observe_busy(&shard.observed, began_us, now)
+    cdef uint64_t pace_us = shard.tempo.pace_us
     shard.counters.behind_us_total += behind_us
+    if behind_us:
+        shard.put_off_us = now
     shard.counters.pace_changes_total += tempo_turn(
         &shard.tempo, shard.followers, now, serve_us - fixed_us, fixed_us,
         now - served_us + shard.bites_us, behind_us,
     )
     shard.counters.pace_ms = shard.tempo.pace_us // 1000
+    if shard.tempo.pace_us != pace_us:
+        record(&shard.recorder, now, 0, RECORD_PACE, 0, RECORD_NOBODY, pace_us,
+               shard.tempo.pace_us, shard.observed.busy.last_permille)
+    if recorder_is_due(&shard.recorder, now):
+        recorder_tick(&shard.recorder, now, wall_us())
 
 cdef inline void shard_book_audio(
     shard_t* shard, listener_t* listener, flow_t* flow
@@ -329,7 +361,17 @@ cdef inline void shard_end(shard_t* shard, uint32_t index, int reason) noexcept 
     shard.counters.ended_total[reason] += 1
     if stream != NULL and reason != END_CLOSED and reason != END_RESET and reason != END_SHUTDOWN:
         add_u64(&stream.counters.drops_total, 1)
+        shard_record_drop(shard, &shard.records[index], reason)
     shard_free(shard, index)
+
+cdef inline void shard_record_drop(
+    shard_t* shard, listener_t* listener, int reason
+) noexcept nogil:
+    record(
+        &shard.recorder, now_us(), listener.stream.key, RECORD_DROP, reason, RECORD_NOBODY,
+        shard.observed.busy.last_permille,
+        listener_lag_us(listener) if listener.ring != NULL else 0, listener.sent_bytes,
+    )
 
 cdef inline void shard_free(shard_t* shard, uint32_t index) noexcept nogil:
     cdef listener_t* listener = &shard.records[index]

@@ -11,18 +11,21 @@
 #      edges are registered after a look in vain, and registering tells what came meanwhile.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
+from relay._core.anchor cimport (
+    BEGIN_AT, BEGIN_LIVE, BEGIN_SEND_ON, BEGIN_WAIT, anchor_begin, anchor_live, anchor_wanted,
+    begin_t,
+)
 from relay._core.atomics cimport add_u32, add_u64, load_pointer, load_u32, load_u64, sub_u32
 from relay._core.budget cimport ACCEPTS_MIN, LOOKS_MIN, TURN_US_MAX, budget_make, budget_t
 from relay._core.connection cimport (
     EPOLL_CTL_DEL, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, door_address, door_reserve, epoll_ctl,
-    http_date, recv, shard_count, shard_end, shard_flow, shard_free, shard_join_wheel, shard_t,
-    shard_watch, shard_watch_door, sockaddr, sockaddr_storage, socklen_t,
+    recv, shard_count, shard_end, shard_flow, shard_free, shard_join_wheel, shard_t, shard_watch,
+    shard_watch_door, sockaddr, sockaddr_storage, socklen_t,
 )
-from relay._core.engine cimport engine_find, engine_t, now_us, rule_t, wall_ms
+from relay._core.engine cimport engine_find, engine_t, now_us, rule_t
 from relay._core.fallback cimport FALLBACK_NONE
 from relay._core.fallback_look cimport rule_of, stream_format
 from relay._core.fallback_move cimport shard_place
@@ -31,25 +34,28 @@ from relay._core.heads cimport (
     GOES_EVICTED, heads_add, heads_drop, heads_due, heads_hold, heads_look, heads_make_room,
 )
 from relay._core.http_head cimport (
-    HEAD_BYTES_MAX, METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_POST, METHOD_PUT, METHOD_SOURCE,
-    head_end, head_parse, head_t, strncasecmp,
+    AT_PLACE, HEAD_BYTES_MAX, METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_POST, METHOD_PUT,
+    METHOD_SOURCE, head_end, head_parse, head_t,
 )
 from relay._core.icy cimport ICY_METAINT
 from relay._core.listener cimport (
     EAGAIN, EMFILE, END_MEMORY, ENFILE, FLOWING, HEAD, MSG_DONTWAIT, PARKED, PART_COPY, errno,
-    flow_add, flow_open, flow_t, listener_t,
+    flow_add, flow_open, flow_t, listener_enter_at, listener_t,
 )
 from relay._core.pace cimport NOBODY, SLOT_US, wheel_join, wheel_next_us, wheel_put
 from relay._core.refusal cimport (
-    NO_TEXT, REFUSE_DRAINING, REFUSE_FIELDS, REFUSE_METHOD, REFUSE_MISSING, REFUSE_MOUNT_FULL,
+    REFUSE_DRAINING, REFUSE_FIELDS, REFUSE_METHOD, REFUSE_MISSING, REFUSE_MOUNT_FULL,
     REFUSE_NODE_FULL, REFUSE_NONE, REFUSE_QUEUE, REFUSE_UPSTREAM, refusal_of, shard_answer,
     shard_refuse, shard_refuse_fd,
 )
+from relay._core.reply cimport (
+    head_only_asks, shard_reply_head, shard_send_on, shard_write_reply, stream_takes_titles,
+)
 from relay._core.ring cimport ring_t
-from relay._core.stream cimport hub_tell, info_t, stream_drop, stream_t
-
-cdef extern from "replies.h" nogil:
-    const char* REPLY_200     # formats: the date; the length and text of the stream's own lines
+from relay._core.stream cimport (
+    WRITER_LINK, hub_tell, stream_before_take, stream_drop, stream_ring_drop,
+    stream_ring_take, stream_t,
+)
 
 cdef extern from "door.h" nogil:
     uint32_t door_queue(int fd, uint32_t* queue_max)
@@ -332,7 +338,7 @@ cdef inline void shard_join(
         refusal = REFUSE_DRAINING
     elif stream == NULL and not learning:
         refusal = REFUSE_MISSING if load_u32(&engine.upstream_up) else REFUSE_UPSTREAM
-    elif stream != NULL and head.method == METHOD_HEAD:
+    elif stream != NULL and head_only_asks(head):
         refusal = shard_reply_head(shard, index, stream, head)
         stream_drop(stream)
         stream = NULL
@@ -345,12 +351,10 @@ cdef inline void shard_join(
             stream_drop(stream)
         shard_refuse(shard, index, refusal, head)
         return
-    listener.icy = head.icy
-    heads_drop(&shard.heads, index)
     if stream != NULL and (
         load_pointer(<void**>&stream.ring) != NULL or shard_falls_back(shard, stream)
     ):
-        shard_admit(shard, index, now)
+        shard_begin(shard, index, head, now, False)
     else:
         shard_park(shard, index, head, now)
 
@@ -383,10 +387,15 @@ cdef inline int shard_take_place(
 cdef inline void shard_park(
     shard_t* shard, uint32_t index, head_t* head, uint64_t now
 ) noexcept nogil:
-    # Its stream is not here yet: it is looked for again until join_wait is over. It was dropped
-    # from the heads; what it asked for is kept, with a copy of the target behind it.
+    # Its stream, or its place, is not here yet: it is looked for again until join_wait is over.
+    # What it asked for is kept, with a copy of the target behind it.
     cdef listener_t* listener = &shard.records[index]
-    cdef uint8_t* kept = <uint8_t*>malloc(sizeof(head_t) + head.target_bytes)
+    cdef uint8_t* kept
+    if listener.state == PARKED:
+        wheel_put(&shard.wheel, index, shard.wheel.slot + PARKED_LOOK_US // SLOT_US - 1)
+        return
+    heads_drop(&shard.heads, index)
+    kept = <uint8_t*>malloc(sizeof(head_t) + head.target_bytes)
     listener.state = PARKED
     listener.began_us = now   # the wait counts from here, not from a head that dripped in
     if kept == NULL or not shard_watch(shard, index):
@@ -418,11 +427,11 @@ cdef inline void shard_look_again(shard_t* shard, uint32_t index, uint64_t now) 
         load_pointer(<void**>&listener.stream.ring) != NULL or (late and up)
         or shard_falls_back(shard, listener.stream)
     ):
-        shard_admit(shard, index, now)
+        shard_begin(shard, index, head, now, late)
     elif late:
         shard_refuse(shard, index, REFUSE_UPSTREAM, head)
     else:
-        wheel_put(&shard.wheel, index, shard.wheel.slot + PARKED_LOOK_US // SLOT_US - 1)
+        shard_park(shard, index, head, now)
 
 cdef inline int shard_find_again(shard_t* shard, uint32_t index, head_t* head) noexcept nogil:
     # Whoever was parked before his stream was known takes his place once it is.
@@ -436,7 +445,7 @@ cdef inline int shard_find_again(shard_t* shard, uint32_t index, head_t* head) n
     stream = engine_find(shard.engine, head.path, head.path_bytes)
     if stream == NULL:
         return REFUSE_NONE
-    if head.method != METHOD_HEAD:
+    if not head_only_asks(head):
         refusal = shard_take_place(shard, listener, stream)
         if refusal != REFUSE_NONE:
             stream_drop(stream)
@@ -445,29 +454,62 @@ cdef inline int shard_find_again(shard_t* shard, uint32_t index, head_t* head) n
     stream_drop(stream)
     return refusal
 
-cdef inline void shard_admit(shard_t* shard, uint32_t index, uint64_t now) noexcept nogil:
+cdef inline void shard_begin(
+    shard_t* shard, uint32_t index, head_t* head, uint64_t now, bint late
+) noexcept nogil:
+    # It has a place on this node. Where in the stream it begins; or it waits, or is sent to there.
+    cdef listener_t* listener = &shard.records[index]
+    cdef stream_t* stream = listener.stream
+    cdef ring_t* newest = stream_ring_take(stream)
+    cdef ring_t* before = stream_before_take(stream)
+    cdef begin_t begin
+    anchor_begin(&begin, head, newest, before, load_u32(&stream.writer) == WRITER_LINK, late)
+    listener.icy = head.icy and head.at != AT_PLACE and stream_takes_titles(stream)
+    if anchor_wanted(head, listener.icy, stream.config.anchor):
+        # of an epoch that is over nothing is given out: the next one will be somewhere else
+        if not load_u32(&stream.source_up) or (
+            not anchor_live(&begin, newest, stream.config.burst_us)
+        ):
+            begin.how = BEGIN_LIVE if late or shard_falls_back(shard, stream) else BEGIN_WAIT
+    if begin.how == BEGIN_WAIT:
+        shard_park(shard, index, head, now)
+    elif begin.how != BEGIN_SEND_ON or not shard_send_on(shard, index, head, &begin):
+        shard_admit(shard, index, head, &begin, now)
+    if newest != NULL:
+        stream_ring_drop(stream, newest)
+    if before != NULL:
+        stream_ring_drop(stream, before)
+
+cdef inline void shard_admit(
+    shard_t* shard, uint32_t index, const head_t* head, const begin_t* begin, uint64_t now
+) noexcept nogil:
     # From here on it is a listener. Response head and burst leave in one send.
     cdef listener_t* listener = &shard.records[index]
     cdef flow_t flow
-    cdef uint32_t size
+    cdef uint32_t size = shard_write_reply(shard, listener.stream, head, listener.icy)
+    if listener.state == HEAD:
+        heads_drop(&shard.heads, index)
     listener.state = FLOWING
     if not shard_watch(shard, index):
         shard_end(shard, index, END_MEMORY)
         return
-    free(listener.head)
+    free(listener.head)       # `head` may be in it
     listener.head = NULL
     listener.progress_us = now
     door_suit_stream(listener.fd, listener.stream.config.stall_us,
                      stream_bytes_per_s(listener.stream))
-    size = shard_write_reply(shard, listener.stream, &listener.icy)
     listener.icy_left_bytes = ICY_METAINT
     listener.promise = stream_format(listener.stream)
     shard.counters.joins_total += 1
+    shard.counters.anchored_total[begin.why] += 1
     add_u64(&listener.stream.counters.joins_total, 1)
     shard_join_wheel(shard, index)
     flow_open(&flow)
     flow_add(&flow, PART_COPY, shard.reply, size, 0)
-    shard_place(shard, listener, &flow, now)
+    if begin.how == BEGIN_AT:
+        listener_enter_at(listener, &flow, begin)
+    else:
+        shard_place(shard, listener, &flow, now)
     shard_flow(shard, index, &flow, now)
 
 cdef inline uint64_t stream_bytes_per_s(stream_t* stream) noexcept nogil:
@@ -475,49 +517,3 @@ cdef inline uint64_t stream_bytes_per_s(stream_t* stream) noexcept nogil:
     cdef ring_t* ring = <ring_t*>load_pointer(<void**>&stream.ring)
     cdef uint64_t media_ms = load_u64(&ring.head_media_us) // 1000 if ring != NULL else 0
     return load_u64(&ring.head_position) * 1000 // media_ms if media_ms > 0 else 0
-
-cdef inline bint info_takes_titles(const info_t* info) noexcept nogil:
-    # MPEG and AAC resynchronise by nature and every player of them knows blocks. Other formats
-    # carry their titles themselves; a block in between would break a page of theirs.
-    cdef uint32_t i = 0
-    while i + 4 <= info.size_bytes and info.bytes[i] != 13:
-        if strncasecmp(<const char*>&info.bytes[i], b"mpeg", 4) == 0 or (
-            strncasecmp(<const char*>&info.bytes[i], b"/aac", 4) == 0
-        ) or strncasecmp(<const char*>&info.bytes[i], b"/mp3", 4) == 0:
-            return True
-        i += 1
-    return False
-
-cdef inline uint32_t shard_write_reply(shard_t* shard, stream_t* stream, bint* icy) noexcept nogil:
-    # The response head, into shard.reply. HTTP/1.0 without a length: every player takes it.
-    cdef info_t* info = <info_t*>load_pointer(<void**>&stream.info)
-    cdef uint64_t unix_s = wall_ms() // 1000
-    cdef int size
-    cdef uint32_t info_bytes = info.size_bytes if info != NULL else 0
-    icy[0] = icy[0] and info != NULL and info_takes_titles(info)
-    if unix_s != shard.date_s:
-        shard.date_s = unix_s
-        http_date(unix_s, shard.date_text)
-    size = snprintf(
-        shard.reply, sizeof(shard.reply),
-        REPLY_200, shard.date_text, <int>info_bytes,
-        <const char*>info.bytes if info != NULL else NO_TEXT,
-    )
-    if icy[0]:
-        size += snprintf(shard.reply + size, 64, b"icy-metaint:%d\r\n", <int>ICY_METAINT)
-    memcpy(shard.reply + size, b"\r\n", 2)
-    return <uint32_t>size + 2
-
-cdef inline int shard_reply_head(
-    shard_t* shard, uint32_t index, stream_t* stream, head_t* head
-) noexcept nogil:
-    # What a GET would be told, without taking a place for it.
-    cdef uint32_t bound = stream.config.listeners_max
-    cdef uint32_t size
-    if load_u32(&shard.engine.listeners) >= shard.engine.listeners_max:
-        return REFUSE_NODE_FULL
-    if bound > 0 and load_u32(&stream.listeners) >= bound:
-        return REFUSE_MOUNT_FULL
-    size = shard_write_reply(shard, stream, &head.icy)
-    shard_answer(shard, index, shard.reply, size)
-    return REFUSE_NONE

@@ -15,6 +15,9 @@ from relay._core.fallback cimport FALLBACK_MEMBERS, FALLBACK_NONE, fallback_t
 from relay._core.handover cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, handover_close, handover_open, handover_t,
 )
+from relay._core.recorder cimport (
+    OTHERS_COMMON, OTHERS_RARE, recorder_close, recorder_open, recorder_t,
+)
 from relay._core.redirect cimport REDIRECTS_MAX, base_set, base_t
 from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
@@ -81,6 +84,7 @@ cdef struct engine_t:
     base_t redirects[REDIRECTS_MAX]   # other nodes; set before the threads start
     uint32_t redirects_count
     uint64_t join_wait_us
+    recorder_t recorder       # of whoever holds Python's lock
     uint64_t node_id[2]       # 128 random bits, new at each start; everybody may know them
     uint64_t secret           # 64 random bits that nobody outside is told
     uint32_t has_upstream     # 1: an upstream is configured
@@ -95,9 +99,13 @@ cdef inline uint64_t now_us() noexcept nogil:
 
 cdef inline uint64_t wall_ms() noexcept nogil:
     # Wall clock, ms: epochs and the Date line, nothing else.
+    return wall_us() // 1000
+
+cdef inline uint64_t wall_us() noexcept nogil:
+    # The same, µs: for the flight recorder alone.
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
-    return <uint64_t>now.tv_sec * 1000 + <uint64_t>now.tv_nsec // 1000000
+    return <uint64_t>now.tv_sec * 1000000 + <uint64_t>now.tv_nsec // 1000
 
 cdef inline const stream_config_t* engine_config(engine_t* engine, uint64_t key) noexcept nogil:
     # What the configuration says of the mount with this key.
@@ -139,10 +147,13 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
     engine.table = <stream_t**>calloc(engine.table_size, sizeof(void*))
     engine.overrides = <override_t*>calloc(OVERRIDES_MAX, sizeof(override_t))
     engine.rules = <rule_t*>calloc(OVERRIDES_MAX, sizeof(rule_t))
-    if engine.table == NULL or engine.overrides == NULL or engine.rules == NULL:
+    if engine.table == NULL or engine.overrides == NULL or engine.rules == NULL or (
+        recorder_open(&engine.recorder, OTHERS_RARE, OTHERS_COMMON) != 0
+    ):
         free(engine.table)
         free(engine.overrides)
         free(engine.rules)
+        recorder_close(&engine.recorder)
         engine.table = NULL
         return -1
     engine.streams_max = streams_max
@@ -201,6 +212,7 @@ cdef inline void engine_close(engine_t* engine) noexcept nogil:
     free(engine.overrides)
     free(engine.rules)
     free(engine.table)
+    recorder_close(&engine.recorder)
     engine.table = NULL
 
 cdef inline void engine_drop_rules(engine_t* engine) noexcept nogil:

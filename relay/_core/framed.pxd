@@ -19,6 +19,7 @@ from relay._core.ring_writer cimport ring_set_header, ring_set_title
 from relay._core.stream cimport (
     hub_tell, stream_begin_epoch, stream_mark, stream_place, stream_t,
 )
+from relay._core.versions cimport VERSION_LEAST, VERSION_OWN, versions_t
 from relay._core.wire cimport *
 
 cdef enum:
@@ -80,7 +81,7 @@ cdef inline const char* framed_reason(int64_t reason) noexcept nogil:
     if reason == FRAMED_TOO_SHORT:
         return b"a message of the framed body ends before its fields do, or goes on after them"
     if reason == FRAMED_VERSION:
-        return b"a message of the framed body has another wire version than 1"
+        return b"a message of the framed body is of a wire version that this node does not speak"
     if reason == FRAMED_KIND:
         return b"a message of the framed body is of another kind than h, e or S"
     if reason == FRAMED_MOUNT:
@@ -206,7 +207,11 @@ cdef inline int64_t framed_message(framed_t* framed, reader_t* reader) noexcept 
     cdef wire_here_t here
     cdef wire_header_t piece
     cdef wire_run_t run
-    cdef int status = take_head(reader, &head)
+    cdef int status
+    cdef versions_t ours
+    ours.least = VERSION_LEAST
+    ours.own = VERSION_OWN
+    status = take_head(reader, &head, &ours)
     if status != WIRE_OK:
         return framed_refusal(status)
     if head.kind != KIND_HERE and head.kind != KIND_HEADER and head.kind != KIND_STREAM:

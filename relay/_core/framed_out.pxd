@@ -4,6 +4,7 @@
 #   1. Reads rings, writes none; inside a turn, as every reader.
 #   2. Writes into room it is given, and says how much it needs first.
 #   3. What the writer overwrites meanwhile is never sent: the caller begins anew at the tail.
+#   4. Said in the oldest version that we speak: origins may be a version older than the sender.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -16,6 +17,7 @@ from relay._core.ring cimport (
     title_t,
 )
 from relay._core.stream cimport stream_t
+from relay._core.versions cimport VERSION_LEAST
 from relay._core.wire cimport *
 
 cdef enum:
@@ -62,7 +64,7 @@ cdef inline size_t framed_put_here(
         here.title_position = title.position
         here.title_bytes = title.size_bytes
         here.title = title.bytes
-    put_head(&writer, KIND_HERE, stream.key, 0)
+    put_head(&writer, KIND_HERE, stream.key, 0, VERSION_LEAST)
     put_here(&writer, &here)
     first[0] = here.first_sequence
     put_length(out, <uint64_t>(writer.at - out) - FRAMED_LENGTH_BYTES)
@@ -91,7 +93,7 @@ cdef inline void framed_put_header(
         piece.bytes = blob.bytes + piece.offset
         size = FRAMED_PIECE_BYTES + piece.size_bytes
         writer = writer_of(out + FRAMED_LENGTH_BYTES, size - FRAMED_LENGTH_BYTES)
-        put_head(&writer, KIND_HEADER, stream.key, 0)
+        put_head(&writer, KIND_HEADER, stream.key, 0, VERSION_LEAST)
         put_header(&writer, &piece)
         put_length(out, size - FRAMED_LENGTH_BYTES)
         out += size
@@ -116,7 +118,7 @@ cdef inline bint framed_put_run(
     run.first_position = pack.first_position
     run.first_media_us = pack.first_media_us
     run.count = pack.count
-    put_head(&writer, KIND_STREAM, stream.key, 0)
+    put_head(&writer, KIND_STREAM, stream.key, 0, VERSION_LEAST)
     put_run(&writer, &run)
     put_length(out, size - FRAMED_LENGTH_BYTES)
     return pack_copy(ring, pack, writer.at)

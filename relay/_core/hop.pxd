@@ -75,13 +75,14 @@ cdef struct hop_t:
     feed_t feed
     uint32_t state
     bint subscribed
-    bint final_known
+    bint final_known          # a parent has told the end, and no other that fits contradicts it
     bint far                  # frames came that do not fit ahead of our head
     bint back_over            # nothing older is to be had, or the ring holds enough
     uint64_t told_epoch       # the newest that an upstream has told of; 0: none
     uint64_t epoch            # of the ring that this link fills; 0: none
     uint64_t target_sequence  # an upstream has sent up to here
     uint64_t final_sequence   # the end of the epoch
+    uint64_t end_us           # since when a parent says that the epoch ends where we know no more
     uint32_t back_tries
     uint64_t back_base        # the base when backfill last asked
     uint64_t wanted_us
@@ -145,17 +146,35 @@ cdef inline bint hop_told(
         hop.told_epoch = epoch
     return True
 
-cdef inline void hop_reaches(
-    hop_t* hop, uint64_t epoch, uint64_t sequence, bint end,
+cdef inline void hop_ends(
+    hop_t* hop, uint32_t parent, uint64_t sequence, bint end,
 ) noexcept nogil:
-    # An upstream has sent this epoch up to `sequence`, and there it may have ended.
+    # What this upstream says of the end: it is here, or (it has sent more) it is not.
+    cdef parent_t* told = &hop.feed.parents[parent]
+    if end:
+        told.ended = True
+        told.end_sequence = sequence
+    elif told.ended and sequence > told.end_sequence:
+        told.ended = False
+
+cdef inline bint hop_reaches(
+    hop_t* hop, uint32_t parent, uint64_t epoch, uint64_t sequence, bint end,
+) noexcept nogil:
+    # This upstream has sent the epoch up to `sequence`, and there it may have ended. True: ours was
+    # over before, and goes on now.
     if epoch != hop.epoch or hop.epoch == 0:
-        return
+        return False
     if sequence > hop.target_sequence:
         hop.target_sequence = sequence
-    if end and sequence >= hop.target_sequence:     # else another goes on: it lost its source
-        hop.final_known = True
-        hop.final_sequence = sequence
+    hop_ends(hop, parent, sequence, end)
+    return hop.state == HOP_ENDED and sequence > hop.final_sequence
+
+cdef inline void hop_resume(hop_t* hop, uint64_t now) noexcept nogil:
+    # Who said that the epoch was over was wrong: others have more of it.
+    hop.state = HOP_LIVE
+    hop.final_known = False
+    hop.end_us = hop.hole_us = 0
+    hop.moved_us = hop.news_us = now
 
 cdef inline bint hop_here(hop_t* hop, uint64_t epoch, uint64_t first, uint64_t head_sequence,
                           uint64_t now) noexcept nogil:
@@ -177,8 +196,8 @@ cdef inline bint hop_here(hop_t* hop, uint64_t epoch, uint64_t first, uint64_t h
         feed_take(&hop.feed, hop.asked_of)
     hop.feed.parents[hop.asked_of].wait_us = 0
     hop.final_known = hop.back_over = False
-    hop.target_sequence = first
-    hop.hole_us = hop.newer_us = 0
+    hop.target_sequence = hop.final_sequence = first
+    hop.hole_us = hop.newer_us = hop.end_us = 0
     hop.back_tries = 0
     hop.moved_us = hop.news_us = now
     hop.moved_sequence = first
@@ -230,9 +249,8 @@ cdef inline void hop_done(hop_t* hop, const hop_view_t* view, uint64_t to, bint 
     cdef parent_t* parent = &hop.feed.parents[hop.asked_of]
     cdef bint moved = view.head_sequence != hop.asked_head
     cdef bint backfill = hop.asked == HOP_BACKFILL
-    if end and to >= hop.target_sequence:
-        hop.final_known = True
-        hop.final_sequence = to
+    if not backfill:
+        hop_ends(hop, hop.asked_of, to, end)
     if backfill:
         moved = view.base_sequence != hop.back_base
         hop.back_tries = 0 if moved else hop.back_tries + 1

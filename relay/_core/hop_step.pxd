@@ -7,6 +7,7 @@
 #      before the next.
 #   3. Nothing is asked and nothing is given up while no parent fits.
 #   4. `gone` ends the waiting for a hole once every parent that fits has said it.
+#   5. An epoch ends where the last of its parents says; one that says so early is overruled.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -32,6 +33,12 @@ cdef inline uint64_t hop_missing_to(
         return hop.target_sequence
     return head
 
+cdef inline bint hop_has_no_more(
+    const hop_t* hop, const hop_view_t* view, uint32_t i,
+) noexcept nogil:
+    # It says that the epoch ended where we are, or before.
+    return hop.feed.parents[i].ended and hop.feed.parents[i].end_sequence <= view.head_sequence
+
 cdef inline bint hop_all_gone(
     const hop_t* hop, const hop_view_t* view, uint64_t sequence,
 ) noexcept nogil:
@@ -41,11 +48,40 @@ cdef inline bint hop_all_gone(
     for i in range(hop.feed.parents_count):
         if parent_fits(&hop.feed, &view.feed, i):
             any = True
+            if hop_has_no_more(hop, view, i):
+                continue
             if sequence == 0 and not hop.feed.parents[i].tail_gone:
                 return False
             if sequence and hop.feed.parents[i].gone_sequence < sequence:
                 return False
     return any
+
+cdef inline void hop_judge_end(hop_t* hop, const hop_view_t* view, uint64_t now) noexcept nogil:
+    # Is the end of the epoch known? One parent's word is not enough while another that fits has its
+    # source there: it may have more. But if that one brings nothing beyond, it is not waited for
+    # longer than for a hole; where a newer epoch waits, not longer than for a sign of life.
+    cdef const parent_t* parent
+    cdef uint64_t final = 0
+    cdef uint64_t wait_us
+    cdef uint32_t i
+    cdef bint told = False
+    cdef bint open = False
+    if hop.state != HOP_LIVE:
+        return
+    for i in range(hop.feed.parents_count):
+        parent = &hop.feed.parents[i]
+        if parent.ended:
+            told = True
+            final = parent.end_sequence if parent.end_sequence > final else final
+        elif parent.up and parent.epoch == hop.epoch and parent_fits(&hop.feed, &view.feed, i):
+            open = True
+    if not told or (open and final < hop.target_sequence):
+        hop.end_us = 0
+    elif hop.end_us == 0:
+        hop.end_us = now
+    wait_us = view.silence_us if hop.told_epoch > hop.epoch else view.repair_wait_us
+    hop.final_known = hop.end_us != 0 and (not open or now - hop.end_us >= wait_us)
+    hop.final_sequence = final if final > hop.target_sequence else hop.target_sequence
 
 cdef inline bint hop_doubts(
     const hop_t* hop, const hop_view_t* view, uint64_t now,
@@ -90,10 +126,25 @@ cdef inline bint hop_is_fed(const hop_t* hop, const hop_view_t* view) noexcept n
             return True
     return False
 
+cdef inline void hop_leave_rest(hop_t* hop, hop_act_t* act) noexcept nogil:
+    # A subscription that the stream before has left under this mount: it ends, or who is above us
+    # goes on sending what nobody takes.
+    cdef uint32_t i
+    for i in range(hop.feed.parents_count):
+        if hop.feed.parents[i].subscribed:
+            hop.feed.parents[i].subscribed = False
+            act.what = HOP_LEAVE
+            act.parent = i
+            return
+
 cdef inline void hop_demand(hop_t* hop, const hop_view_t* view, uint64_t now,
                             hop_act_t* act) noexcept nogil:
     # Subscribed while somebody wants it, and for the linger after that.
     cdef uint32_t i
+    if not hop.subscribed:
+        hop_leave_rest(hop, act)
+    if act.what != HOP_NOTHING:
+        return
     if view.wanted:
         hop.wanted_us = now
     if view.wanted and not hop.subscribed and not view.written_here:
@@ -194,6 +245,8 @@ cdef inline uint32_t hop_whom(
             gone = parent.gone_sequence if parent.gone_sequence > view.head_sequence else 0
             if parent.tail_gone and before >= hop_tail(view.head_sequence):
                 continue
+            if hop_has_no_more(hop, view, i):
+                continue
         if (what == HOP_JOIN or gone < before) and (
             gone < least or (gone == least and i == hop.feed.feeding)
         ):
@@ -271,6 +324,7 @@ cdef inline int hop_step(
     if hop.epoch != 0:
         hop_note_head(hop, view, now)
     hop_feed(hop, view, now, act)
+    hop_judge_end(hop, view, now)
     if act.what != HOP_NOTHING or not hop_is_fed(hop, view):
         return act.what
     if hop.epoch != 0:

@@ -8,6 +8,8 @@
 #   3. Knows only the few fields that a listener's request needs; sources are parsed in Python.
 #   4. RFC 9112 §2–§5 where nothing else is said; a bare LF ends a line too (§2.2 allows it, old
 #      players need it).
+#   5. Where a listener wants to begin (`?at=`, `Range`) is read here, and never a reason to refuse:
+#      what is malformed is as if it were not there (RFC 9110 §14.2). What it means: anchor.pxd.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
@@ -19,6 +21,19 @@ cdef enum:
     HEAD_BYTES_MAX = 8192
     FIELDS_MAX = 64
     PATH_BYTES_MAX = 255
+    NUMBER_DIGITS_MAX = 18    # of an epoch, position or range: below 2^60, so sums of three fit
+    PROBE_BYTES_MAX = 100     # a closed range from 0 that is no longer only asks what there is
+
+cdef enum:  # at: what the query says
+    AT_NONE = 0
+    AT_PLACE = 1              # EPOCH.POSITION or EPOCH.POSITION.HEADER
+    AT_LIVE = 2               # `at=live`: to be told where it would begin now
+    AT_BAD = 3                # malformed: as none, but never answered with a place
+
+cdef enum:  # range
+    RANGE_NONE = 0            # absent, `bytes=0-`, or nothing that is served in parts
+    RANGE_FROM = 1            # `bytes=N-`, N > 0: somebody comes back
+    RANGE_PROBE = 2           # `bytes=0-M`, M < PROBE_BYTES_MAX
 
 cdef enum:  # method
     METHOD_OTHER = 0
@@ -38,6 +53,15 @@ cdef struct head_t:           # what the request says
     uint32_t target_bytes
     bint icy                  # Icy-MetaData: non-zero
     uint32_t fields
+    int at                    # AT_…
+    uint64_t at_epoch         # ms
+    uint64_t at_position
+    uint64_t at_header_bytes  # sent before that position in the first answer; 0 unless told
+    bint at_header_told
+    int range                 # RANGE_…
+    uint64_t range_first      # RANGE_FROM: the first byte of the body that is wanted
+    uint32_t range_bytes      # RANGE_PROBE: how many
+    uint32_t ranges           # fields that bear on it; two or more are ignored
 
 cdef inline uint64_t head_end(
     const uint8_t* bytes, uint64_t size, uint64_t from_byte,
@@ -117,6 +141,107 @@ cdef inline int head_path(head_t* head, const uint8_t* bytes, uint64_t size) noe
     head.path[head.path_bytes] = 0
     return 0
 
+cdef inline uint64_t read_number(
+    const uint8_t* bytes, uint64_t size, uint64_t* at
+) noexcept nogil:
+    # Decimal digits from at[0] on, which moves behind them. No digit, or too many: at[0] stays.
+    cdef uint64_t value = 0
+    cdef uint64_t i = at[0]
+    while i < size and bytes[i] >= 48 and bytes[i] <= 57:
+        if i - at[0] == NUMBER_DIGITS_MAX:
+            return 0
+        value = value * 10 + (bytes[i] - 48)
+        i += 1
+    at[0] = i
+    return value
+
+cdef inline void head_at(head_t* head, const uint8_t* value, uint64_t size) noexcept nogil:
+    # The value of `at=`.
+    cdef uint64_t i = 0
+    cdef uint64_t before
+    cdef uint64_t numbers[3]
+    cdef int count = 0
+    head.at = AT_BAD
+    if size == 4 and memcmp(value, b"live", 4) == 0:
+        head.at = AT_LIVE
+        return
+    numbers[2] = 0
+    while count < 3:
+        before = i
+        numbers[count] = read_number(value, size, &i)
+        if i == before:
+            return
+        count += 1
+        if i == size or value[i] != 46:
+            break
+        i += 1
+    if i != size or count < 2:
+        return
+    head.at = AT_PLACE
+    head.at_epoch = numbers[0]
+    head.at_position = numbers[1]
+    head.at_header_bytes = numbers[2]
+    head.at_header_told = count == 3
+
+cdef inline uint32_t param_end(
+    const uint8_t* target, uint32_t size, uint32_t begin
+) noexcept nogil:
+    # Where the parameter that begins here ends.
+    while begin < size and target[begin] != 38:
+        begin += 1
+    return begin
+
+cdef inline bint param_is_at(
+    const uint8_t* target, uint32_t begin, uint32_t end
+) noexcept nogil:
+    # Is this parameter `at` or `at=…`?
+    return (
+        end - begin >= 2 and memcmp(target + begin, b"at", 2) == 0
+        and (end - begin == 2 or target[begin + 2] == 61)
+    )
+
+cdef inline void head_query(head_t* head) noexcept nogil:
+    # Looks for `at`; a second one makes it malformed: who sends two is told nothing by either.
+    cdef uint32_t begin = 0
+    cdef uint32_t end
+    while begin < head.target_bytes and head.target[begin] != 63:
+        begin += 1
+    begin += 1
+    while begin < head.target_bytes:
+        end = param_end(head.target, head.target_bytes, begin)
+        if param_is_at(head.target, begin, end):
+            if head.at != AT_NONE or end - begin < 3:
+                head.at = AT_BAD
+                return
+            head_at(head, head.target + begin + 3, end - begin - 3)
+        begin = end + 1
+
+cdef inline void head_range(head_t* head, const uint8_t* value, uint64_t size) noexcept nogil:
+    # RFC 9110 §14.1.2, one range of bytes; suffixes and lists are left out (§14.2 allows it).
+    cdef uint64_t i = 6
+    cdef uint64_t before
+    cdef uint64_t first
+    cdef uint64_t last
+    head.ranges += 1
+    head.range = RANGE_NONE
+    while size > 0 and (value[size - 1] == 32 or value[size - 1] == 9):
+        size -= 1
+    if head.ranges > 1 or size < 8 or strncasecmp(<const char*>value, b"bytes=", 6) != 0:
+        return
+    first = read_number(value, size, &i)
+    if i == 6 or i == size or value[i] != 45:
+        return
+    i += 1
+    if i == size:
+        head.range = RANGE_FROM if first > 0 else RANGE_NONE
+        head.range_first = first
+        return
+    before = i
+    last = read_number(value, size, &i)
+    if i > before and i == size and first == 0 and last < PROBE_BYTES_MAX:
+        head.range = RANGE_PROBE
+        head.range_bytes = <uint32_t>last + 1
+
 cdef inline int head_version(head_t* head, const uint8_t* bytes, uint64_t size) noexcept nogil:
     # The end of the request line. Old source clients write ICE/1.0, and mean HTTP/1.0.
     head.minor = 0
@@ -164,6 +289,11 @@ cdef inline int head_field(head_t* head, const uint8_t* line, uint64_t size) noe
         i += 1
     if name_bytes == 12 and strncasecmp(<const char*>line, b"icy-metadata", 12) == 0:
         head.icy = i < size and line[i] >= 49 and line[i] <= 57
+    elif name_bytes == 5 and strncasecmp(<const char*>line, b"range", 5) == 0:
+        head_range(head, line + i, size - i)
+    elif name_bytes == 8 and strncasecmp(<const char*>line, b"if-range", 8) == 0:
+        head.ranges += 2      # RFC 9110 §13.1.5: no validator of ours can match: not in parts
+        head.range = RANGE_NONE
     return 0
 
 cdef inline int head_parse(head_t* head, const uint8_t* bytes, uint64_t size) noexcept nogil:
@@ -180,6 +310,11 @@ cdef inline int head_parse(head_t* head, const uint8_t* bytes, uint64_t size) no
     head.path_bytes = 0
     head.target = NULL
     head.target_bytes = 0
+    head.at = AT_NONE
+    head.at_epoch = head.at_position = head.at_header_bytes = head.range_first = 0
+    head.at_header_told = False
+    head.range = RANGE_NONE
+    head.range_bytes = head.ranges = 0
     while begin < size and status == 0:
         end = begin
         while bytes[end] != 10:
@@ -195,4 +330,6 @@ cdef inline int head_parse(head_t* head, const uint8_t* bytes, uint64_t size) no
             status = head_field(head, bytes + begin, line_bytes)
         first = False
         begin = end + 1
+    if status == 0:
+        head_query(head)
     return status

@@ -20,12 +20,16 @@ from relay._core.connection cimport (
     epoll_event, epoll_wait, recv,
 )
 from relay._core.cutter cimport cutter_ahead_us, cutter_feed, cutter_t
-from relay._core.engine cimport now_us, timespec
+from relay._core.engine cimport now_us, timespec, wall_us
 from relay._core.framed cimport FRAMED_WHOLE, framed_feed, framed_t
 from relay._core.handover cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_write,
 )
 from relay._core.listener cimport EAGAIN, EINTR, MSG_DONTWAIT, errno
+from relay._core.recorder cimport (
+    OTHERS_COMMON, OTHERS_RARE, RECORD_NOBODY, RECORD_SOURCE_READ, record, recorder_close,
+    recorder_open, recorder_t, recorder_tick,
+)
 from relay._core.rest cimport rest_us
 from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
@@ -57,6 +61,7 @@ cdef enum:  # reason; below zero: scan_reason, body_reason or framed_reason
     INTAKE_CLOSED = 1         # the encoder closed its end
     INTAKE_LOST = 2           # the connection broke: `error`
     INTAKE_WHOLE = 3          # the body has ended
+    INTAKE_BROKEN = 4         # the flight recorder's word for all that are below zero
 
 cdef enum:  # intake_attach, beside minus errno
     INTAKE_FULL = -4096
@@ -88,6 +93,7 @@ cdef struct intake_t:
     int event_fd              # readable: a source has ended, or had its first frame
     uint32_t stop             # 1: end the thread
     uint64_t turns_total      # of the thread, which alone writes it
+    recorder_t recorder       # of whoever holds the lock
     bint more                 # in this turn a source had sent more than one read takes
     uint8_t bytes[INTAKE_READ_BYTES]
 
@@ -101,7 +107,9 @@ cdef inline int intake_open(intake_t* intake, uint32_t members_max) noexcept nog
     intake.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     intake.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if (
-        intake.members == NULL or intake.epoll_fd < 0 or intake.wake_fd < 0 or intake.event_fd < 0
+        recorder_open(&intake.recorder, OTHERS_RARE, OTHERS_COMMON) != 0
+        or intake.members == NULL or intake.epoll_fd < 0 or intake.wake_fd < 0
+        or intake.event_fd < 0
     ):
         return -1
     event.events = EPOLLIN
@@ -119,6 +127,7 @@ cdef inline void intake_close(intake_t* intake) noexcept nogil:
     close(intake.wake_fd)
     close(intake.event_fd)
     free(intake.members)
+    recorder_close(&intake.recorder)
     intake.members = NULL
     pthread_mutex_destroy(&intake.lock)
 
@@ -139,6 +148,12 @@ cdef inline void intake_end(
     intake_unwatch(intake, member)
     member.state = INTAKE_ENDED
     member.reason = reason
+    recorder_tick(&intake.recorder, now_us(), wall_us())
+    record(
+        &intake.recorder, now_us(), member.cutter.stream.key, RECORD_SOURCE_READ,
+        <uint32_t>reason if reason > 0 else INTAKE_BROKEN, RECORD_NOBODY, <uint64_t>member.error,
+        member.cutter.fed_media_us, 0,
+    )
     eventfd_write(intake.event_fd, 1)
 
 cdef inline int64_t intake_feed(

@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+from relay._core.anchor cimport begin_t
 from relay._core.atomics cimport add_u32, load_u32, load_u64, sub_u32
 from relay._core.icy cimport ICY_METAINT
 from relay._core.ring cimport (
@@ -88,6 +89,7 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     int fd
     uint8_t state
     uint8_t pace              # its own, in slots of the wheel
+    uint8_t anchored          # it named its place: what was old then is no lag of its own
     bint icy
     bint blocked              # the last write was short: EPOLLOUT resumes it
     bint skipping             # at `limit` it goes on at a later start
@@ -129,7 +131,8 @@ cdef struct flow_t:           # one send being put together
     uint64_t end              # where audio may go on to in this turn
     uint64_t head             # the ring's head when this was put together
     uint64_t skipped_us       # media time that the skip left out
-    bint skipped              # it was moved to a later start
+    bint skipped              # it was moved to a later start …
+    bint hole                 # … over a lost run
 
 cdef enum:
     PART_REST = 0
@@ -145,7 +148,7 @@ cdef enum:  # what listener_flow answers (≥ 0), or minus the reason of an end
 cdef inline void flow_open(flow_t* flow) noexcept nogil:
     flow.count = 0
     flow.bytes = flow.position = flow.end = flow.head = flow.skipped_us = 0
-    flow.skipped = False
+    flow.skipped = flow.hole = False
 
 cdef inline void flow_add(
     flow_t* flow, int kind, const void* bytes, uint64_t size, uint64_t title
@@ -298,6 +301,19 @@ cdef inline void listener_enter(listener_t* listener, flow_t* flow) noexcept nog
     listener.burst_position = load_u64(&ring.head_position)
     listener_begin_at(listener, flow, sequence)
 
+cdef inline void listener_enter_at(
+    listener_t* listener, flow_t* flow, const begin_t* begin
+) noexcept nogil:
+    # It begins exactly there (anchor.pxd); takes a reference of its own on the ring, which lives.
+    add_u32(&begin.ring.refs, 1)
+    listener.ring = begin.ring
+    listener.anchored = 1
+    listener.burst_position = load_u64(&begin.ring.head_position)
+    listener.position = begin.position
+    listener.whole_position = begin.whole_position
+    if begin.header_bytes > 0:
+        flow_add(flow, PART_COPY, begin.header, begin.header_bytes, 0)
+
 cdef inline void listener_follow(listener_t* listener, flow_t* flow) noexcept nogil:
     # The ring was superseded: the same epoch goes on at the same position, a new one at its begin.
     cdef ring_t* old = listener.ring
@@ -420,6 +436,8 @@ cdef inline int listener_judge(listener_t* listener, uint64_t now_us) noexcept n
         return FLOW_BLOCKED
     if now_us < load_u64(&listener_hears(listener).lag_free_until_us):
         return FLOW_BLOCKED
+    if listener.anchored and listener.position < listener.burst_position:
+        return FLOW_BLOCKED     # it asked for every byte since; stall_us and the ring bound it
     if listener_lag_us(listener) > listener.stream.config.lag_us_max:
         listener_skip_later(listener)
     return FLOW_BLOCKED
@@ -453,7 +471,8 @@ cdef inline int listener_gather(listener_t* listener, flow_t* flow) noexcept nog
     if listener.skipping and flow.end > listener.limit:
         flow.end = listener.limit
     if flow.end == listener.position and flow.end < head and not flow.skipped:
-        flow.skipped = listener_skip(listener, flow, not listener.skipping)
+        flow.hole = not listener.skipping
+        flow.skipped = listener_skip(listener, flow, flow.hole)
         if flow.skipped:
             flow.end = ring_readable_end(ring, listener.position)
     flow.head = head

@@ -4,8 +4,8 @@
 #   1. A mark (position, time) says: no byte from this position on could be read before this time.
 #      The ring's one writer sets one before it writes, at most each MARK_FINE_US. So the time told
 #      for a byte is never later than the truth, and earlier by MARK_FINE_US and one write at most.
-#   2. Two rows: 10 ms apart for what is up to 2.5 s old, 125 ms apart for up to 31 s; what is older
-#      is told as that old. 8 KiB a ring; nothing is allocated.
+#   2. Two rows: 10 ms apart for what is up to 1.2 s old (longer than any pace), 250 ms apart for up
+#      to 30 s; what is older is told as that old. 4 KiB a ring; nothing is allocated.
 #   3. Any thread may look while the writer marks: it keeps a distance from the slots that are used
 #      again next, and looks again when it was overtaken all the same.
 #   4. Knows no clock, no ring, no listener.
@@ -17,10 +17,10 @@ from relay._core.atomics cimport (
 )
 
 cdef enum:
-    MARKS = 256               # of one row, a power of two
+    MARKS = 128               # of one row, a power of two
     MARKS_NEAR = 6            # the oldest ones are not read: the writer is about to use them again
     MARK_FINE_US = 10000
-    MARK_COARSE_US = 125000
+    MARK_COARSE_US = 250000
 
 cdef struct mark_t:
     uint64_t position         # bytes; never falls from one mark to the next

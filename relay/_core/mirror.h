@@ -38,6 +38,15 @@ static inline uint8_t *mirror_open(uint64_t size_bytes)
 
 static inline void mirror_close(uint8_t *run, uint64_t size_bytes) { munmap(run, 2 * size_bytes); }
 
+/* A run of zeros; pages that nobody touches take no memory, and all goes back at the close. */
+static inline void *zeroed_open(uint64_t size_bytes)
+{
+    void *run = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return run == MAP_FAILED ? NULL : run;
+}
+
+static inline void zeroed_close(void *run, uint64_t size_bytes) { munmap(run, size_bytes); }
+
 static inline uint64_t page_bytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 
 #endif

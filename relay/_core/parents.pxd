@@ -57,6 +57,8 @@ cdef struct parent_t:         # one upstream for one stream
     bint subscribed
     bint shadowed             # its epoch has lost against a higher one
     bint tail_gone            # it knows no end of our epoch
+    bint ended                # it has told that our epoch ends …
+    uint64_t end_sequence     # … here; who then sends what lies beyond takes it back
     uint32_t hops             # its own distance from the origin
     uint32_t failed           # times that it was tried in vain
     uint64_t origin
@@ -250,7 +252,7 @@ cdef inline void feed_begins(feed_t* feed) noexcept nogil:
     feed_watch(feed, 0)
     for i in range(feed.parents_count):
         feed.parents[i].gone_sequence = feed.parents[i].back_floor = 0
-        feed.parents[i].tail_gone = False
+        feed.parents[i].tail_gone = feed.parents[i].ended = False
 
 cdef inline void parent_anew(parent_t* parent, bint process, uint64_t now) noexcept nogil:
     # It is back; or another process has taken its place, which may have what the last had not.
@@ -258,7 +260,7 @@ cdef inline void parent_anew(parent_t* parent, bint process, uint64_t now) noexc
     parent.wait_us = 0
     if process:
         parent.gone_sequence = parent.back_floor = 0
-        parent.tail_gone = False
+        parent.tail_gone = parent.ended = False
         parent.failed = 0
 
 cdef inline void parent_told_again(parent_t* parent, const parent_t* old) noexcept nogil:

@@ -16,12 +16,14 @@ from relay._core.connection cimport (
     PARTING_US, SHUT_WR, recv, shard_free, shard_leave, shard_swallow, shard_t, shard_watch,
     shutdown,
 )
+from relay._core.engine cimport now_us
 from relay._core.heads cimport heads_drop
 from relay._core.http_head cimport (
     HEAD_BYTES_MAX, METHOD_GET, METHOD_HEAD, head_end, head_parse, head_t,
 )
 from relay._core.listener cimport HEAD, MSG_DONTWAIT, MSG_NOSIGNAL, PARTING, listener_t, send
 from relay._core.pace cimport SLOT_US, wheel_put
+from relay._core.recorder cimport RECORD_NOBODY, RECORD_REFUSE, record
 from relay._core.redirect cimport redirect_write, retry_after_s
 
 cdef extern from "replies.h" nogil:
@@ -96,6 +98,8 @@ cdef inline uint32_t refusal_write(shard_t* shard, int row, const head_t* head) 
             shard.reply, sizeof(shard.reply), REPLY_REFUSED, refusal.status, field,
             <int>body_bytes, refusal.body,
         )
+    record(&shard.recorder, now_us(), 0, RECORD_REFUSE, refusal.counted_as, RECORD_NOBODY,
+           refusal.code, 0, 0)
     # RFC 9110 §9.3.2: the answer to HEAD has no content
     return size - body_bytes if head != NULL and head.method == METHOD_HEAD else size
 

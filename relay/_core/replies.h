@@ -2,6 +2,7 @@
  *
  * Rules of this room
  *   1. HTTP/1.0 and no length for audio: every player takes it, the connection's end is the end.
+ *      A part (206) is HTTP/1.1, which defines it.
  *   2. Refusals are whole and short, so that they fit one send and one small client buffer; each
  *      is a row of a table.
  */
@@ -13,12 +14,15 @@
 #define CLOSES "Connection: close\r\n"
 #define PLAIN "Content-Type: text/plain; charset=utf-8\r\n"
 
-static const char REPLY_200[] =
-    "HTTP/1.0 200 OK\r\nServer: Relay\r\nDate: %s\r\n" CLOSES NO_CACHE
+static const char REPLY_AUDIO[] =
+    "HTTP/%s\r\nServer: Relay\r\nDate: %s\r\n" CLOSES NO_CACHE
     "Pragma: no-cache\r\nExpires: Mon, 26 Jul 1997 05:00:00 GMT\r\n"
-    "Accept-Ranges: none\r\n" ANY_ORIGIN
+    "Accept-Ranges: %s\r\n" ANY_ORIGIN
     "Access-Control-Expose-Headers: icy-metaint, icy-name, icy-br, icy-genre, icy-url, "
     "icy-description, ice-audio-info, Content-Length, Content-Range\r\n%.*s";
+
+static const char REPLY_RANGE[] = "Content-Range: bytes %llu-%llu/%llu\r\n";
+static const char REPLY_LENGTH[] = "Content-Length: %u\r\n";
 
 /* Status line, then one more field (or none), then the length of the body and the body. */
 static const char REPLY_REFUSED[] =
@@ -32,6 +36,8 @@ static const char REPLY_FOUND_END[] =
     "\r\nContent-Length: 42\r\n\r\n" FOUND_BODY;
 enum { FOUND_BODY_BYTES = sizeof FOUND_BODY - 1 };
 _Static_assert(FOUND_BODY_BYTES == 42, "the length that REPLY_FOUND_END tells");
+
+static const char REPLY_PLACE_END[] = "\r\nContent-Length: 0\r\n\r\n";
 
 static const char NO_TEXT[] = "";
 

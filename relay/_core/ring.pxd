@@ -7,12 +7,13 @@
 #   3. No torn frames: the writer stores reserved_position, copies, then stores head_position. A
 #      reader re-checks reserved_position after its send or copy (ring_was_overtaken). The same
 #      holds for the index: reserved_sequence, ring_entry_was_overtaken.
-#   4. Memory: 1 × size_bytes + 32 B × frames_count + 8 KiB of marks + ≤ 8 titles × 8 KiB
-#      + ≤ 4 headers × 1 MiB.
+#   4. Memory: 1 × size_bytes + 32 B × frames_count + 4 KiB of marks + ≤ 8 titles × 8 KiB
+#      + ≤ 4 headers × 1 MiB. The first three are mappings of the ring's own: what it
+#      gives back goes to the system; no holes stay in the heap when thousands are fitted at once.
 #   5. This room does not know sockets, listeners, streams or time.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from relay._core.atomics cimport fence_acquire, load_pointer, load_u64, load_u64_relaxed, sub_u32
@@ -25,6 +26,12 @@ cdef extern from "mirror.h" nogil:
     uint8_t* mirror_open(uint64_t size_bytes)
     void mirror_close(uint8_t* run, uint64_t size_bytes)
     uint64_t page_bytes()
+    void* zeroed_open(uint64_t size_bytes)
+    void zeroed_close(void* run, uint64_t size_bytes)
+
+cdef extern from "slots.h" nogil:
+    uint64_t slot_inverse(uint64_t count)
+    uint64_t slot_of(uint64_t number, uint64_t count, uint64_t inverse)
 
 cdef enum:
     # carries no audio: its payload is a title, its place in the order is exact
@@ -86,8 +93,9 @@ cdef struct ring_t:
     uint8_t* bytes            # mapped twice in a row, size_bytes each; owned
     uint64_t size_bytes       # a multiple of the page size
     uint64_t guard_bytes      # readers do not begin in the last guard before the writer
-    frame_t* frames           # index; owned
-    uint64_t frames_count     # a power of two
+    frame_t* frames           # index; behind this struct, in the same mapping
+    uint64_t frames_count     # places of the index
+    uint64_t frames_inverse   # of frames_count (slots.h)
     uint64_t epoch            # ms
     retire_t* retire          # borrowed
     # published by the writer, in this order around each copy
@@ -119,11 +127,9 @@ cdef struct ring_t:
     ring_t* next              # holds one reference on it
     marks_t marks             # when which byte became readable; owner: the writer
 
-cdef inline uint64_t power_of_two(uint64_t least) noexcept nogil:
-    cdef uint64_t value = 1
-    while value < least:
-        value <<= 1
-    return value
+cdef inline uint64_t ring_head_bytes() noexcept nogil:
+    # Of this struct, up to where the index begins: entries do not lie across cache lines.
+    return (sizeof(ring_t) + 63) // 64 * 64
 
 cdef inline uint64_t whole_pages(uint64_t size_bytes) noexcept nogil:
     cdef uint64_t page = page_bytes()
@@ -138,23 +144,22 @@ cdef inline ring_t* ring_open(
     # bounds.
     cdef ring_t* ring
     if (
-        size_bytes == 0 or size_bytes > RING_BYTES_MAX or frames_count > RING_FRAMES_MAX
+        size_bytes == 0 or size_bytes > RING_BYTES_MAX
+        or frames_count == 0 or frames_count > RING_FRAMES_MAX
         or sequence > RING_NUMBER_MAX or position > RING_NUMBER_MAX or media_us > RING_NUMBER_MAX
     ):
         return NULL
-    ring = <ring_t*>calloc(1, sizeof(ring_t))
+    ring = <ring_t*>zeroed_open(ring_head_bytes() + frames_count * sizeof(frame_t))
     if ring == NULL:
         return NULL
     ring.size_bytes = whole_pages(size_bytes)
     ring.guard_bytes = ring.size_bytes // 5
-    ring.frames_count = power_of_two(frames_count)
+    ring.frames_count = frames_count
+    ring.frames_inverse = slot_inverse(frames_count)
+    ring.frames = <frame_t*>(<uint8_t*>ring + ring_head_bytes())
     ring.bytes = mirror_open(ring.size_bytes)
-    ring.frames = <frame_t*>calloc(ring.frames_count, sizeof(frame_t))
-    if ring.bytes == NULL or ring.frames == NULL:
-        if ring.bytes != NULL:
-            mirror_close(ring.bytes, ring.size_bytes)
-        free(ring.frames)
-        free(ring)
+    if ring.bytes == NULL:
+        zeroed_close(ring, ring_head_bytes() + frames_count * sizeof(frame_t))
         return NULL
     ring.epoch = epoch
     ring.retire = retire
@@ -174,8 +179,7 @@ cdef inline void ring_close(void* thing) noexcept nogil:
         free(ring.headers[i])
     free(ring.header_bytes)
     mirror_close(ring.bytes, ring.size_bytes)
-    free(ring.frames)
-    free(ring)
+    zeroed_close(ring, ring_head_bytes() + ring.frames_count * sizeof(frame_t))
 
 cdef inline void ring_unpin(ring_t* ring) noexcept nogil:
     # A view pins the bytes alone: it does not hold back the rings that come after.
@@ -185,7 +189,7 @@ cdef inline void ring_unpin(ring_t* ring) noexcept nogil:
 # --- readers -------------------------------------------------------------------------------------
 
 cdef inline frame_t* ring_entry(ring_t* ring, uint64_t sequence) noexcept nogil:
-    return &ring.frames[sequence & (ring.frames_count - 1)]
+    return &ring.frames[slot_of(sequence, ring.frames_count, ring.frames_inverse)]
 
 cdef inline bint ring_has(ring_t* ring, uint64_t sequence) noexcept nogil:
     # Writer only: is this very frame in its slot?

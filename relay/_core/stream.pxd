@@ -34,6 +34,7 @@ cdef enum:
     MOUNT_BYTES_MAX = 255
     INFO_BYTES_MAX = 4096
     RINGS_MAX = 8             # live rings of one stream: a source that flaps faster is refused
+    BEFORE_US = 10000000
 
 cdef enum:  # who writes
     WRITER_NONE = 0
@@ -45,7 +46,8 @@ cdef enum:
 
 cdef struct info_t:           # immutable once published: what listeners and children are told
     uint32_t size_bytes
-    uint8_t bytes[INFO_BYTES_MAX]   # HTTP header lines, each ended by CRLF, Content-Type first
+    # size_bytes of them: HTTP header lines, each ended by CRLF, Content-Type first
+    uint8_t bytes[INFO_BYTES_MAX]
 
 cdef struct stream_config_t:  # per mount; units in the names; set before the first epoch
     uint64_t burst_us
@@ -62,6 +64,7 @@ cdef struct stream_config_t:  # per mount; units in the names; set before the fi
     uint32_t fallback         # which of the engine's rules holds for its listeners, + 1; 0: none
     # 1: an Ogg chain that begins here gets a serial that no other mount has
     uint32_t own_serial
+    uint32_t anchor           # 1: who asks for no place is sent to one (anchor.pxd)
 
 cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
     uint64_t received_bytes_total
@@ -78,6 +81,9 @@ cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
     uint64_t joins_total            # shards
     uint64_t skips_total            # shards
     uint64_t drops_total            # shards
+    uint64_t lost_gone_frames_total   # of lost_frames_total: by cause
+    uint64_t lost_wait_frames_total
+    uint64_t lost_outage_frames_total
     uint64_t fallbacks_total        # shards: its listeners that went over to a fallback
     uint64_t returns_total          # shards: those that came back
 
@@ -96,6 +102,9 @@ cdef struct stream_t:
     retire_t* retire          # borrowed
     hub_t* hub                # borrowed
     ring_t* ring              # the newest; NULL before the first epoch; holds one reference
+    ring_t* before            # the last one of the epoch before, for those who come back; one
+                              # reference; let go when the new epoch has BEFORE_US of media
+    uint64_t before_media_us  # media time of the newest at which that is
     info_t* info              # what the reply says; NULL until known
     uint32_t info_changes     # counts stream_set_info
     uint32_t refs
@@ -171,7 +180,14 @@ cdef inline void stream_drop(stream_t* stream) noexcept nogil:
         ring = <ring_t*>swap_pointer(<void**>&stream.ring, NULL)
         if ring != NULL:
             stream_ring_drop(stream, ring)
+        stream_let_go(stream)
         retire_later(stream.retire, stream, stream_release)
+
+cdef inline void stream_let_go(stream_t* stream) noexcept nogil:
+    # Of the epoch before. By the writer, or where there is none any more.
+    cdef ring_t* ring = <ring_t*>swap_pointer(<void**>&stream.before, NULL)
+    if ring != NULL:
+        stream_ring_drop(stream, ring)
 
 cdef inline void stream_ring_drop(stream_t* stream, ring_t* ring) noexcept nogil:
     # Gives back a reference on one of this stream's rings; a ring that goes lets its successor go.
@@ -190,6 +206,11 @@ cdef inline ring_t* stream_ring_take(stream_t* stream) noexcept nogil:
         ring = <ring_t*>load_pointer(<void**>&stream.ring)
         if ring == NULL or ref_take(&ring.refs):
             return ring
+
+cdef inline ring_t* stream_before_take(stream_t* stream) noexcept nogil:
+    # The epoch before, with a reference taken; NULL: it is gone. Otherwise as stream_ring_take.
+    cdef ring_t* ring = <ring_t*>load_pointer(<void**>&stream.before)
+    return ring if ring != NULL and ref_take(&ring.refs) else NULL
 
 cdef inline void hub_tell(hub_t* hub, stream_t* stream) noexcept nogil:
     # Something is new in this stream: put it on the stack once, wake the backbone if it sleeps.
@@ -243,7 +264,7 @@ cdef inline bint stream_set_info(
     cdef info_t* info
     if size > INFO_BYTES_MAX:
         return False
-    info = <info_t*>malloc(sizeof(info_t))
+    info = <info_t*>malloc(sizeof(info_t) - INFO_BYTES_MAX + size)
     if info == NULL:
         return False
     info.size_bytes = size
@@ -262,7 +283,11 @@ cdef inline void stream_link_ring(stream_t* stream, ring_t* ring) noexcept nogil
         old.next = ring
         store_u32(&old.superseded, 1)
     store_pointer(<void**>&stream.ring, ring)
-    if old != NULL:
+    if old != NULL and old.epoch != ring.epoch:
+        stream_let_go(stream)
+        stream.before_media_us = ring.head_media_us + BEFORE_US
+        store_pointer(<void**>&stream.before, old)
+    elif old != NULL:
         stream_ring_drop(stream, old)
 
 cdef inline int stream_begin_epoch(
@@ -276,6 +301,8 @@ cdef inline int stream_begin_epoch(
     cdef ring_t* ring
     if sequence > RING_NUMBER_MAX or position > RING_NUMBER_MAX or media_us > RING_NUMBER_MAX:
         return PLACE_BAD
+    if load_u32(&stream.rings) >= RINGS_MAX:
+        stream_let_go(stream)
     if load_u32(&stream.rings) >= RINGS_MAX:
         return STREAM_FULL
     if frames_count > RING_FRAMES_MAX:
@@ -311,6 +338,7 @@ cdef inline bint stream_forget_ring(stream_t* stream) noexcept nogil:
         store_pointer(<void**>&stream.ring, ring)
         return False
     store_u32(&stream.source_up, 0)
+    stream_let_go(stream)
     if ring != NULL:
         stream_ring_drop(stream, ring)
     return True
@@ -320,6 +348,11 @@ cdef inline void stream_end_epoch(stream_t* stream, uint64_t now_us) noexcept no
     # linger.
     stream.source_down_us = now_us
     store_u32(&stream.source_up, 0)
+    hub_tell(stream.hub, stream)
+
+cdef inline void stream_resume_epoch(stream_t* stream) noexcept nogil:
+    # It was ended too early: the same ring goes on.
+    store_u32(&stream.source_up, 1)
     hub_tell(stream.hub, stream)
 
 cdef inline int stream_resize(
@@ -354,24 +387,28 @@ cdef inline void stream_fit(stream_t* stream) noexcept nogil:
     cdef uint64_t bytes
     cdef uint64_t roomy
     cdef uint64_t frames
+    cdef uint64_t roomy_frames
     cdef bint done = True
+    if ring.head_media_us >= stream.before_media_us:
+        stream_let_go(stream)
     # media time that goes back tells nothing
     if ring.head_media_us <= stream.fit_from_media_us:
         stream_fit_again(stream)
         return
     share = 1.25 * stream.config.ring_us / (ring.head_media_us - stream.fit_from_media_us)
     bytes = at_most((ring.head_position - stream.fit_position) * share, bound)
-    frames = at_most((ring.head_sequence - stream.fit_sequence) * share + 64, RING_FRAMES_MAX)
+    frames = at_most((ring.head_sequence - stream.fit_sequence) * share + 32, RING_FRAMES_MAX)
     if bytes < 8 * ring.frame_bytes_max:
         bytes = at_most(8 * ring.frame_bytes_max, bound)
     roomy = at_most(bytes * 1.1, bound)
+    roomy_frames = at_most(frames * 1.1 + 32, RING_FRAMES_MAX)
     if bytes > ring.size_bytes or frames > ring.frames_count:
         done = stream_resize(
             stream, roomy if roomy > ring.size_bytes else ring.size_bytes,
-            frames if frames > ring.frames_count else ring.frames_count,
+            roomy_frames if roomy_frames > ring.frames_count else ring.frames_count,
         )
     elif not stream.fit_known and roomy + roomy // 4 < ring.size_bytes:
-        done = stream_resize(stream, roomy, frames)
+        done = stream_resize(stream, roomy, roomy_frames)
     if done or stream.fit_known:
         stream_fit_again(stream)
         stream.fit_known = 1

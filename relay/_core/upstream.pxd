@@ -18,6 +18,7 @@ from relay._core.hop cimport HOP_ANSWER_US
 from relay._core.parents cimport (
     PARENTS_MAX, PEER_CONNECTING, PEER_LOOP, PEER_LOST, PEER_UP, peer_t,
 )
+from relay._core.versions cimport versions_t
 from relay._core.wire cimport (
     WIRE_ADDRESS_BYTES_MAX, WIRE_PATH_MAX, wire_beacon_t, writer_t,
 )
@@ -39,6 +40,7 @@ cdef struct pages_t:          # an upstream's directory, as far as it has told i
     uint32_t request          # 0: none open
     uint64_t answer_by_us
     uint64_t retry_us
+    uint64_t missed_us        # when it is asked for anew, since some of it had no room; 0: it had
     bint whole                # all of it has come once
 
 cdef struct upstream_t:
@@ -53,7 +55,7 @@ cdef struct upstream_t:
     uint32_t index            # its place among the upstreams
     peer_t* peer              # what decisions see of it; borrowed
     uint64_t node_id[2]       # 0: not heard yet
-    uint32_t version          # of its protocol, when it is not ours
+    versions_t speaks         # versions of the protocol, as its last beacon told
     uint64_t path[WIRE_PATH_MAX]  # low halves of the ids above it, nearest first
     uint32_t path_count
     pages_t pages

@@ -7,7 +7,8 @@
 #   3. A reader or writer that runs out stays broken (`short`, `full`): check once, at the end.
 #   4. Little endian. All messages begin with kind, key, version; requests and answers go on with
 #      an id.
-#   5. Knows no sockets, no streams, no time.
+#   5. What a later version has appended to a body is not looked at (versions.pxd).
+#   6. Knows no sockets, no streams, no time.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -15,6 +16,8 @@ from libc.string cimport memcpy
 from relay._core.frames cimport FRAME_BYTES_MAX
 from relay._core.ring cimport FRAME_TITLE, HEADER_BYTES_MAX, TITLE_BYTES_MAX
 from relay._core.stream cimport INFO_BYTES_MAX, MOUNT_BYTES_MAX
+from relay._core.versions cimport VERSION_LONGER, version_is_known, versions_t
+from relay._core.wire_text cimport is_address, is_info, is_mount
 
 cdef extern from "<endian.h>" nogil:
     uint16_t htole16(uint16_t)
@@ -25,7 +28,6 @@ cdef extern from "<endian.h>" nogil:
     uint64_t le64toh(uint64_t)
 
 cdef enum:
-    WIRE_PROTOCOL = 1             # our version
     WIRE_TOPIC_BYTES = 9          # kind and key: what a child subscribes to
     WIRE_HEAD_BYTES = 10          # … and version
     WIRE_ASK_BYTES = 14           # … and request id
@@ -59,7 +61,7 @@ cdef enum:  # kinds: published (also topics), requests, answers
 cdef enum:  # flags
     RUN_END = 1           # the epoch ends after this run
     BEACON_DRAINING = 1
-    BEACON_GOODBYE = 2
+    BEACON_GOODBYE = 2            # the upper four bits: versions.pxd
     ENTRY_UP = 1
     ENTRY_REMOVED = 2
     PAGE_LAST = 1
@@ -67,7 +69,7 @@ cdef enum:  # flags
 
 cdef enum:  # why a message is refused; the counters are indexed by -reason
     WIRE_OK = 0
-    WIRE_SHORT = -1       # ends before its fields do, or goes on after them
+    WIRE_SHORT = -1       # ends before its fields do, or goes on after them where it may not
     WIRE_VERSION = -2     # another protocol version
     WIRE_KIND = -3        # a kind that nobody may send here
     WIRE_SIZE = -4        # longer than its kind may be, or in several parts
@@ -81,6 +83,7 @@ cdef struct reader_t:
     const uint8_t* at
     const uint8_t* end
     bint short
+    bint longer               # the body may go on behind what we know of it
 
 cdef struct writer_t:
     uint8_t* at
@@ -185,7 +188,7 @@ cdef inline reader_t reader_of(const uint8_t* bytes, size_t size) noexcept nogil
     cdef reader_t reader
     reader.at = bytes
     reader.end = bytes + size
-    reader.short = False
+    reader.short = reader.longer = False
     return reader
 
 cdef inline const uint8_t* take(reader_t* reader, size_t size) noexcept nogil:
@@ -257,72 +260,9 @@ cdef inline bint is_far(uint64_t number) noexcept nogil:
     return number >> 62 != 0
 
 cdef inline int ended(reader_t* reader) noexcept nogil:
-    return WIRE_SHORT if reader.short or reader.at != reader.end else WIRE_OK
-
-# --- text ----------------------------------------------------------------------------------------
-
-cdef inline bint is_utf8(const uint8_t* bytes, uint32_t size) noexcept nogil:
-    # RFC 3629 §4: no form longer than needed, no surrogates, nothing beyond U+10FFFF.
-    cdef uint32_t i = 0
-    cdef uint32_t more
-    cdef uint8_t first
-    while i < size:
-        first = bytes[i]
-        i += 1
-        if first < 0x80:
-            continue
-        more = 1 if first < 0xE0 else (2 if first < 0xF0 else 3)
-        if first < 0xC2 or first > 0xF4 or size - i < more:
-            return False
-        if (first == 0xE0 and bytes[i] < 0xA0) or (first == 0xED and bytes[i] > 0x9F):
-            return False
-        if (first == 0xF0 and bytes[i] < 0x90) or (first == 0xF4 and bytes[i] > 0x8F):
-            return False
-        while more > 0:
-            if bytes[i] & 0xC0 != 0x80:
-                return False
-            i += 1
-            more -= 1
-    return True
-
-cdef inline bint is_mount(const uint8_t* bytes, uint32_t size) noexcept nogil:
-    cdef uint32_t i
-    if size == 0 or size > MOUNT_BYTES_MAX or bytes[0] != 47:   # '/'
-        return False
-    for i in range(size):
-        if bytes[i] <= 32 or bytes[i] == 127:
-            return False
-    return is_utf8(bytes, size)     # Python reads it as text
-
-cdef inline bint is_address(const uint8_t* bytes, uint32_t size) noexcept nogil:
-    # host:port, the host being a name, an IPv4 or a bracketed IPv6 address (zone ids included).
-    cdef uint32_t i
-    for i in range(size):
-        if bytes[i] <= 32 or bytes[i] >= 127 or bytes[i] == 47 or bytes[i] == 59:
-            return False
-    return size <= WIRE_ADDRESS_BYTES_MAX
-
-cdef inline bint is_info(const uint8_t* bytes, uint32_t size) noexcept nogil:
-    # HTTP field lines, each with a name, a colon and CRLF; none empty, no other control byte, so
-    # that nothing can be smuggled into the reply to a listener (RFC 9112 §5).
-    cdef uint32_t i = 0
-    cdef uint32_t begin
-    cdef bint colon
-    if size > INFO_BYTES_MAX:
-        return False
-    while i < size:
-        begin = i
-        colon = False
-        while i < size and bytes[i] != 13:
-            if bytes[i] < 32 or bytes[i] == 127:
-                return False
-            if bytes[i] == 58 and i > begin:
-                colon = True
-            i += 1
-        if not colon or i + 1 >= size or bytes[i + 1] != 10:
-            return False
-        i += 2
-    return True
+    return WIRE_SHORT if reader.short or (
+        reader.at != reader.end and not reader.longer
+    ) else WIRE_OK
 
 # --- heads ---------------------------------------------------------------------------------------
 
@@ -335,23 +275,26 @@ cdef inline bint is_published(uint8_t kind) noexcept nogil:
     return kind == KIND_BEACON or kind == KIND_STREAM
 
 cdef inline void put_head(
-    writer_t* writer, uint8_t kind, uint64_t key, uint32_t request,
+    writer_t* writer, uint8_t kind, uint64_t key, uint32_t request, uint8_t version,
 ) noexcept nogil:
     put_u8(writer, kind)
     put_u64(writer, key)
-    put_u8(writer, WIRE_PROTOCOL)
+    put_u8(writer, version)
     if not is_published(kind):
         put_u32(writer, request)
 
-cdef inline int take_head(reader_t* reader, wire_head_t* head) noexcept nogil:
+cdef inline int take_head(
+    reader_t* reader, wire_head_t* head, const versions_t* ours,
+) noexcept nogil:
     head.kind = take_u8(reader)
     head.key = take_u64(reader)
     head.version = take_u8(reader)
     head.request = 0
     if reader.short:
         return WIRE_SHORT
-    if head.version != WIRE_PROTOCOL:
+    if not version_is_known(ours, head.version):
         return WIRE_VERSION
+    reader.longer = head.version >= VERSION_LONGER
     if not is_published(head.kind):
         head.request = take_u32(reader)
     return WIRE_SHORT if reader.short else WIRE_OK
@@ -465,7 +408,7 @@ cdef inline int take_beacon(reader_t* reader, wire_beacon_t* beacon) noexcept no
     beacon.entries = take(reader, <size_t>beacon.count * WIRE_BEACON_ENTRY_BYTES)
     if reader.short:
         return WIRE_SHORT
-    if not is_address(beacon.address, beacon.address_bytes):
+    if not is_address(beacon.address, beacon.address_bytes, WIRE_ADDRESS_BYTES_MAX):
         return WIRE_TEXT
     return ended(reader)
 
@@ -626,9 +569,11 @@ cdef inline int take_entry(reader_t* reader, wire_entry_t* entry) noexcept nogil
         return WIRE_SHORT
     if entry.hops > WIRE_PATH_MAX or is_far(entry.epoch):
         return WIRE_FIELD
-    if not is_mount(entry.mount, entry.mount_bytes) or not is_info(entry.info, entry.info_bytes):
-        return WIRE_TEXT
-    return WIRE_OK
+    if is_mount(entry.mount, entry.mount_bytes, MOUNT_BYTES_MAX) and (
+        is_info(entry.info, entry.info_bytes, INFO_BYTES_MAX)
+    ):
+        return WIRE_OK
+    return WIRE_TEXT
 
 # --- a whole message -----------------------------------------------------------------------------
 

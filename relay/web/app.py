@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from relay.auth import REALM
+from relay.auth import REALM, credentials, same_secret
+from relay.recorder import KEEP_S, RECORDS_DEFAULT, RECORDS_MAX, seconds
 from relay.web import metrics, pages, titles
 from relay.web.facts import Desk, icestats_document, status_document, stream_document
 
@@ -120,6 +121,23 @@ class Pages:
         streams = [stream_document(stream) for stream in self._desk.facts().streams]
         return json_reply({"streams": streams})
 
+    async def recorder(self, request: web.Request) -> web.Response:
+        """GET /api/v1/recorder: what was decided in the last minutes; for the admin alone."""
+        user, secret = credentials(request.headers.get("Authorization")) or ("", "")
+        if user not in {"", "admin"} or not same_secret(
+            secret, self._desk.config.http.admin_password
+        ):
+            why = "this page wants the admin's password (Basic)"
+            return error_reply(401, why, **{"WWW-Authenticate": f'Basic realm="{REALM}"'})
+        since_s = seconds(request.query.get("since", f"{KEEP_S}"))
+        limit = request.query.get("limit", str(RECORDS_DEFAULT))
+        if since_s is None:
+            return error_reply(400, "since must be a time, such as 90s or 5m")
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 9):
+            return error_reply(400, f"limit must be a number, at most {RECORDS_MAX}")
+        records_max = min(int(limit), RECORDS_MAX)
+        return json_reply(self._desk.recording(since_s, request.query.get("stream"), records_max))
+
     async def icestats(self, request: web.Request) -> web.Response:
         """GET /status-json.xsl."""
         mount = request.query.get("mount")
@@ -189,6 +207,7 @@ def make_app(desk: Desk) -> web.Application:
     app.router.add_get("/", here.index)
     app.router.add_get("/api/v1/status", here.status)
     app.router.add_get("/api/v1/streams", here.streams)
+    app.router.add_get("/api/v1/recorder", here.recorder)
     app.router.add_get("/status-json.xsl", here.icestats)
     app.router.add_get("/healthz", here.health)
     app.router.add_get("/readyz", here.ready)

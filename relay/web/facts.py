@@ -40,6 +40,12 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     listeners_peak: int = 0
     upstream: str | None = None  # the one that feeds it; null at the origin, and while idle
     switches: int = 0  # times that another upstream took over
+    hops: int = 0  # links between the origin and this node
+    path: list[str] = []  # low halves of the nodes' ids, from the origin to this one
+    head_position: int | None = None
+    origin_lag_ms: int | None = None  # age of the newest frame by the origin's clock
+    gaps: list[dict[str, Any]] = []  # the last ones that could be heard, oldest first
+    gaps_total: dict[str, int] = {}  # all of them, by cause
     source: Literal["live", "away", "shadowed"] | None = None  # of this node; null at an edge
     shadowed: list[str] = []  # upstreams whose source has lost against a higher epoch
     fallback: str | None = None  # the mount that its listeners hear now, in its place
@@ -77,6 +83,9 @@ class Desk(Protocol):
     def facts(self) -> Facts:
         """What is true now (up to half a second old)."""
 
+    def recording(self, since_s: float, mount: str | None, records_max: int) -> dict[str, Any]:
+        """The flight recorder, newest first."""
+
     def problems(self) -> list[str]:
         """Why it should get no new listeners; empty when it may."""
 
@@ -112,6 +121,12 @@ def stream_facts(
         listeners_peak=max(listeners_peak, snapshot["listeners"]),
         upstream=snapshot.get("upstream"),
         switches=snapshot.get("switches", 0),
+        hops=snapshot.get("hops", 0),
+        path=snapshot.get("path", []),
+        head_position=snapshot.get("head_position"),
+        origin_lag_ms=snapshot.get("origin_lag_ms"),
+        gaps=snapshot.get("gaps", []),
+        gaps_total=snapshot.get("gaps_total", {}),
         source=snapshot.get("source"),
         shadowed=snapshot.get("shadowed", []),
         fallback=snapshot.get("fallback"),
@@ -155,12 +170,39 @@ def link_facts(
         return {}
     told: dict[str, Any] = {"writer": "link", "ready": link["told_up"] and upstream_is_up}
     told["switches"] = link.get("switches", 0)
+    told["hops"] = link.get("hops", 0)
     told["shadowed"] = shadowed_addresses(link, upstreams)
     if link.get("feeding") is not None and link["subscribed"]:
         told["upstream"] = upstreams[link["feeding"]]["address"]
     if state["source_up"] and state["epoch"] == link["epoch"] and state["head_sequence"]:
         frames = max(0, link["target_sequence"] - state["head_sequence"])
         told["lag_ms"] = frames * state["head_media_us"] // (state["head_sequence"] * 1000)
+    return told
+
+
+def hop_facts(
+    state: Mapping[str, Any],
+    node_id: str,
+    upstreams: Sequence[Mapping[str, Any]],
+    wall_ms: float,
+) -> dict[str, Any]:
+    """Where a stream has come from, and how old its newest frame is.
+
+    Args:
+        state: of the stream, with what `link_facts` knows.
+        node_id: of this node.
+        upstreams: of this node; `path` is what their beacons tell of the nodes above them.
+        wall_ms: this node's wall clock.
+    """
+    path = [node_id[-16:]]
+    feeder = next((up for up in upstreams if up["address"] == state.get("upstream")), None)
+    if feeder is not None and feeder.get("node_id"):
+        above = [feeder["node_id"][-16:], *feeder.get("path", [])]
+        path = [*reversed(above[: state.get("hops") or 1]), *path]
+    told: dict[str, Any] = {"path": path}
+    if state["source_up"] and state.get("head_sequence"):
+        due_ms = state["epoch"] + state["head_media_us"] / 1000
+        told["origin_lag_ms"] = round(wall_ms - due_ms)
     return told
 
 

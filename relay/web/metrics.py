@@ -44,6 +44,11 @@ _NODE = {
     "sent_bytes_total": "Bytes sent to listeners.",
     "short_writes_total": "Sends of which a listener's socket took only a part.",
     "skips_total": "Times that a lagging listener skipped to newer audio.",
+    "gaps_source_total": "Gaps that listeners could hear, by the fault of a source.",
+    "gaps_hop_total": "The same, since frames did not come from an upstream.",
+    "gaps_own_overload_total": "The same, since this node was too busy or stood still.",
+    "gaps_listener_total": "The same, since listeners were too slow themselves.",
+    "recorder_washed_total": "Records of the last ten minutes that newer ones have overwritten.",
     "fallbacks_total": "Times that a listener went over to a fallback.",
     "returns_total": "Times that a listener came back from a fallback.",
     "handovers_total": "Connections handed on to pages or the source door.",
@@ -51,6 +56,12 @@ _NODE = {
     "heads_expired_total": "Connections ended because their head took too long.",
     "heads_evicted_total": "Connections ended because too many heads were unfinished.",
     "parked_ended_total": "Connections that ended while they waited for their stream.",
+    "probes_total": "Requests for a few bytes, such as Safari's before it plays.",
+    "anchors_given_total": "Listeners sent to the place at which they begin.",
+    "anchored_exact_total": "Joins that began exactly at the byte that they asked for.",
+    "anchored_old_total": "Joins for a byte that has left the ring or was lost; live instead.",
+    "anchored_ahead_total": "Joins for a byte that did not come in time; live instead.",
+    "anchored_epoch_total": "Joins for a byte of an epoch that is not here; live instead.",
     "ended_closed_total": "Listeners that closed their connection.",
     "ended_reset_total": "Listeners whose connection was reset.",
     "ended_stalled_total": "Listeners ended because they took no byte for stall_ms.",
@@ -117,7 +128,7 @@ _BACKBONE = {
     "lost_outage_frames_total": "Missing frames given up because the ring did not reach so far.",
     "loops_total": "Times that an upstream led back here.",
     "turns_total": "Turns of the backbone thread.",
-    "expelled_total": "Connections of children cut for what they subscribed to.",
+    "expelled_total": "Children cut for what they subscribed to, each time.",
     "refused_total": "Messages refused, whatever the reason.",
     "refused_short_total": "Messages refused because their fields end too early or too late.",
     "refused_version_total": "Messages refused for their protocol version.",
@@ -169,6 +180,9 @@ _STREAM = {
     "repaired_frames_total": "Missing frames that came after all.",
     "lost_frames_total": "Missing frames that were given up.",
     "lost_runs_total": "Holes that were given up.",
+    "lost_gone_frames_total": "Of these, frames that no upstream has any more.",
+    "lost_wait_frames_total": "Of these, frames that did not come in time.",
+    "lost_outage_frames_total": "Of these, frames of an outage longer than the ring.",
     "titles_total": "Titles set.",
     "junk_bytes_total": "Bytes between frames that were left out.",
     "sent_bytes_total": "Bytes sent to listeners.",
@@ -194,6 +208,13 @@ _STREAM_GAUGES: dict[str, tuple[str, Callable[[StreamFacts], float | None]]] = {
     ),
     "stream_held_ms": ("Media time in the ring.", lambda s: s.held_ms),
     "stream_bitrate_bps": ("Bit rate over the epoch, bit/s.", lambda s: s.bitrate_bps),
+    "stream_hops": ("Links between the origin and this node.", lambda s: s.hops),
+    "stream_origin_lag_ms": (
+        "Age of the newest frame by the origin's clock, if its source plays in real time.",
+        lambda s: s.origin_lag_ms,
+    ),
+    "stream_switches_total": ("Times that another upstream took over.", lambda s: s.switches),
+    "stream_head_position": ("Position after the newest frame.", lambda s: s.head_position),
     "stream_head_sequence": ("Sequence after the newest frame.", lambda s: s.head_sequence),
 }
 
@@ -238,10 +259,20 @@ class NodeCollector:
                 yield _histogram(called, help_, facts.measured[name])
         of_streams = {stream.mount: stream.counters for stream in facts.streams}
         yield from _labelled("stream_", "mount", _STREAM, of_streams)
+        yield _gaps(facts.streams)
         for name, (help_, read) in _STREAM_GAUGES.items():
             known = ((s.mount, read(s)) for s in facts.streams)
             told = {mount: value for mount, value in known if value is not None}
             yield _family(name, help_, "mount", told)
+
+
+def _gaps(streams: Iterable[StreamFacts]) -> Metric:
+    """Gaps of each stream by cause: four a mount at most."""
+    family = metric("stream_gaps_total", "Gaps that a listener could hear.", ("mount", "cause"))
+    for stream in streams:
+        for cause, total in stream.gaps_total.items():
+            family.add_metric([stream.mount, cause], total)  # type: ignore[attr-defined]
+    return family
 
 
 def _single(name: str, help_: str, value: float) -> Metric:

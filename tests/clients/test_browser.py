@@ -38,6 +38,7 @@ def play_all(browser: Browser, mounts: list[str]) -> dict[str, float]:
         return all(browser.audio(mount)["time_s"] > 0 for mount in mounts)
 
     wait_until(begun, BEGIN_S_MAX, what=f"{mounts} to begin", every_s=0.1)
+    browser.run("for (const a of document.querySelectorAll('audio')) a.noted.length = 0")
     first = {mount: browser.audio(mount) for mount in mounts}
     began_s = time.monotonic()
     wait_until(lambda: time.monotonic() >= began_s + PLAY_S, PLAY_S + 1, what="listening")

@@ -117,7 +117,7 @@ def test_body_that_is_no_framed_one_is_refused_with_the_reason(nodes: Nodes) -> 
     node = nodes.start()
     for data, reason in (
         (struct.pack("<I", 131_073), b"longer than 131072 bytes"),
-        (struct.pack("<I", 40) + b"S" + bytes(39), b"another wire version"),
+        (struct.pack("<I", 40) + b"S" + bytes(39), b"does not speak"),
         (FrameMaker().seconds(1.0), b"longer than 131072 bytes"),
     ):
         with framed(node) as source:

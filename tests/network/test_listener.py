@@ -201,7 +201,9 @@ def test_icy_stays_exact_across_a_skip() -> None:
 
 
 def test_listeners_stay_when_the_source_returns() -> None:
-    """Twenty epochs on one connection: all frames of each, and no ring is left behind."""
+    """Twenty epochs on one connection: all frames of each, and of rings one is left behind: that of
+    the epoch before, for those who come back.
+    """
     with running() as (engine, address), Crowd() as crowd:
         live = Programme(engine)
         live.push(10)
@@ -213,7 +215,7 @@ def test_listeners_stay_when_the_source_returns() -> None:
             live.push(15)
             crowd.wait_audio(len(live.audio))
         assert all(who.alive and who.checker.clean for who in crowd.all)
-        wait_until(lambda: live.stream.snapshot()["rings"] == 1)
+        wait_until(lambda: live.stream.snapshot()["rings"] == 2)
         wait_until(lambda: engine.snapshot()["retired"] == 0)
         assert engine.snapshot()["joins_total"] == 10
 
@@ -236,7 +238,8 @@ def test_epochs_that_pass_while_a_listener_is_behind_end_in_the_newest() -> None
             expected = first + live.audio[before:]
             assert read_until(sock, len(expected), body) == expected
         idle(engine)
-        wait_until(lambda: live.stream.snapshot()["rings"] == 1)
+        # the newest, the epoch before, and what followed it before its size was known
+        wait_until(lambda: live.stream.snapshot()["rings"] <= 3)
 
 
 def test_a_slow_listener_in_an_old_epoch_does_not_keep_the_source_out() -> None:
@@ -253,7 +256,7 @@ def test_a_slow_listener_in_an_old_epoch_does_not_keep_the_source_out() -> None:
                 live.push(10)
                 time.sleep(0.1)
             assert ended(engine, "stalled")["listeners"] == 0
-            assert live.stream.snapshot()["rings"] == 1
+            assert live.stream.snapshot()["rings"] == 2
 
 
 def test_who_joins_while_the_source_is_away_waits_with_a_200() -> None:

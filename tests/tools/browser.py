@@ -47,9 +47,10 @@ for (const audio of document.querySelectorAll("audio")) {
 }
 """
 STATE = """
-const a = [...document.querySelectorAll("audio")].find(a => a.currentSrc.endsWith(arguments[0])
-  || a.src.endsWith(arguments[0]));
-return a ? {time_s: a.currentTime, paused: a.paused, ended: a.ended,
+const path = url => url ? new URL(url).pathname : "";
+const a = [...document.querySelectorAll("audio")].find(
+  a => path(a.currentSrc).endsWith(arguments[0]) || path(a.src).endsWith(arguments[0]));
+return a ? {url: a.src, time_s: a.currentTime, paused: a.paused, ended: a.ended,
   error: a.error ? a.error.code + " " + a.error.message : "", noted: a.noted || [],
   buffered_s: a.buffered.length ? a.buffered.end(a.buffered.length - 1) : 0} : null;
 """
@@ -157,7 +158,7 @@ class Browser:
         self.run(WATCH)
 
     def audio(self, path: str) -> dict[str, Any]:
-        """Return the state of the <audio> whose address ends so."""
+        """Return the state of the <audio> whose address has a path that ends so."""
         state = self.run(STATE, path)
         assert state is not None, f"no <audio> of {path} on the page"
         return dict(state)
