@@ -11,8 +11,8 @@ from libc.string cimport memcpy, memset
 from relay._core.backbone_record cimport before_t, gone_reason, switch_reason
 from relay._core.engine cimport now_us
 from relay._core.guests cimport (
-    guest_account, guest_adds, guest_drops, guest_has, guest_name, guest_speaks, guests_close,
-    guests_most, guests_open, guests_t,
+    guest_account, guest_adds, guest_comes, guest_drops, guest_has, guest_is, guest_leaves,
+    guest_name, guest_next, guests_close, guests_most, guests_open, guests_t,
 )
 from relay._core.hop cimport *
 from relay._core.hop_step cimport *
@@ -60,7 +60,7 @@ def why_gone(int state, uint64_t sign_age_us, uint64_t silence_us):
 
 
 cdef class Guests:
-    """Who holds how many topics."""
+    """Who holds which topics; connections are descriptors with cookies."""
 
     cdef guests_t guests
 
@@ -71,36 +71,54 @@ cdef class Guests:
     def __dealloc__(self):
         guests_close(&self.guests)
 
-    def adds(self, uint64_t key, int fd, bytes name=b""):
+    def adds(self, uint64_t key, int fd, bytes name=b"", uint64_t cookie=1):
         """0, or who has to go: -1 this child has too many, -2 all of them have."""
-        return guest_adds(&self.guests, key, fd, guest_account(&self.guests, fd, name))
+        guest_comes(&self.guests, fd, cookie, name)
+        return guest_adds(&self.guests, fd, key)
+
+    def drops(self, uint64_t key, int fd):
+        """0, or -3: this connection does not hold it."""
+        return guest_drops(&self.guests, fd, key)
+
+    def knows(self, int fd, uint64_t cookie):
+        """Whether it is still this connection."""
+        return bool(guest_is(&self.guests, fd, cookie))
+
+    def leaves(self, int fd):
+        """The connection has ended: what it held."""
+        cdef uint64_t key = 0
+        keys = []
+        while guest_leaves(&self.guests, fd, &key):
+            keys.append(key)
+        return keys
 
     def has(self, uint64_t key):
-        """Whether it is remembered that somebody holds it."""
+        """Whether anybody holds it."""
         return bool(guest_has(&self.guests, key))
 
     def most(self):
-        """(name, descriptors on which it spoke, which are forgotten) of who holds most."""
+        """(name, connections that are not cut yet, and now are) of who holds most."""
         cdef uint32_t account = guests_most(&self.guests)
-        cdef int fd = guest_speaks(&self.guests, account, -1)
+        cdef int fd = guest_next(&self.guests, account, -1)
         fds = []
         while fd >= 0:
             fds.append(fd)
-            fd = guest_speaks(&self.guests, account, fd)
+            fd = guest_next(&self.guests, account, fd)
         return guest_name(&self.guests, account), fds
 
-    def drops(self, uint64_t key):
-        """Nobody holds it any more."""
-        guest_drops(&self.guests, key)
-
     def held(self, int fd, bytes name=b""):
-        """How many this child holds."""
+        """How many this child holds, each as often as its connections do."""
         return self.guests.held[guest_account(&self.guests, fd, name)]
 
     @property
     def count(self):
         """How many all of them hold."""
         return self.guests.count
+
+    @property
+    def places(self):
+        """How much of its room was ever used."""
+        return self.guests.used
 
 
 def wire_decode(data, int least=VERSION_LEAST, int own=VERSION_OWN):
@@ -427,6 +445,9 @@ cdef class Hop:
 
     def told(self, uint64_t epoch, uint64_t wall=0, int parent=0):
         return bool(hop_told(&self.hop, parent, epoch, wall))
+
+    def believes(self, uint64_t epoch, uint64_t now, int parent=0):
+        return bool(hop_believes(&self.hop, parent, epoch, now))
 
     def fed(self, int parent, uint64_t end_sequence, uint64_t now):
         feed_fed(&self.hop.feed, parent, end_sequence, now)

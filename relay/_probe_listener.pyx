@@ -26,9 +26,9 @@ from relay._core.fallback_move cimport shard_place
 from relay._core.http_head cimport head_end, head_parse, head_t
 from relay._core.icy cimport ICY_METAINT
 from relay._core.listener cimport (
-    END_REASONS, FLOWING, FLOW_BLOCKED, FLOW_DONE, FLOW_MORE, PART_COPY, flow_add, flow_open,
-    flow_t, listener_enter_at, listener_gather, listener_leave_fallback, listener_leave_ring,
-    listener_t, listener_took,
+    END_REASONS, END_STREAM, FLOWING, FLOW_BLOCKED, FLOW_DONE, FLOW_MORE, PART_COPY, flow_add,
+    flow_open, flow_t, listener_enter_at, listener_gather, listener_leave_fallback,
+    listener_leave_ring, listener_t, listener_took,
 )
 from relay._core.marks cimport MARKS, marks_add, marks_find, marks_t
 from relay._core.observe cimport (
@@ -269,10 +269,15 @@ cdef class OneListener:
         anchor_begin(begin, &head, self.stream.ring, self.stream.before, goes_back, late)
         return 0
 
-    def ask(self, bytes request, bint goes_back=False, bint late=False):
-        """anchor_begin: (how, why, epoch, position, bytes of header pages that are left)."""
+    def ask(self, bytes request, bint goes_back=False, bint late=False, bint twice=False):
+        """anchor_begin: (how, why, epoch, position, bytes of header pages that are left). `twice`:
+        the newest ring is taken for the one of the epoch before, too."""
         cdef begin_t begin
+        cdef head_t head
         self.begin_of(&begin, request, goes_back, late)
+        if twice:
+            parse(&head, request)
+            anchor_begin(&begin, &head, self.stream.ring, self.stream.ring, goes_back, late)
         assert 0 <= begin.why < ANCHOR_REASONS
         how = ("live", "at", "wait", "send on")[begin.how]
         why = (None, "exact", "old", "ahead", "epoch")[begin.why]
@@ -324,6 +329,7 @@ cdef class OneListener:
         cdef uint64_t took
         cdef int status
         cdef int i
+        cdef bint placed = True
         flow_open(&flow)
         if head:
             flow_add(&flow, PART_COPY, <const char*>head, len(head), 0)
@@ -333,8 +339,8 @@ cdef class OneListener:
                 raise ValueError(f"{request!r} names no place that is here")
             listener_enter_at(&self.listener, &flow, &begin)
         else:
-            self.place_listener(&flow, now_us)
-        status = listener_gather(&self.listener, &flow)
+            placed = self.place_listener(&flow, now_us)
+        status = listener_gather(&self.listener, &flow) if placed else -END_STREAM
         out = bytearray()
         if status == FLOW_DONE and flow.count > 0:
             for i in range(flow.count):
@@ -345,8 +351,8 @@ cdef class OneListener:
         skipped_us = flow.skipped_us if flow.skipped else None
         return status_name(status), bytes(out), flow.count, skipped_us
 
-    cdef void place_listener(self, flow_t* flow, uint64_t now_us) noexcept:
-        pass
+    cdef bint place_listener(self, flow_t* flow, uint64_t now_us) noexcept:
+        return True
 
     @property
     def rings(self):
@@ -373,11 +379,9 @@ cdef class TwoStreams(OneListener):
         self.shard = <shard_t*>calloc(1, sizeof(shard_t))
         self.music = stream_open(b"/music", 6, &config, &self.engine.retire, &self.engine.hub)
         self.shard.engine = &self.engine
-        keys[0] = self.stream.key
-        keys[1] = self.music.key
+        keys[0], keys[1] = self.stream.key, self.music.key
         self.stream.config.fallback = engine_add_rule(&self.engine, keys, 2, 1000000)
-        self.engine.rules[0].streams[0] = self.stream
-        self.engine.rules[0].streams[1] = self.music
+        self.engine.rules[0].streams[0], self.engine.rules[0].streams[1] = self.stream, self.music
         self.stream.refs = self.music.refs = 2
         for stream in range(2):
             self.inform(stream, b"Content-Type: audio/mpeg\r\n")
@@ -397,10 +401,8 @@ cdef class TwoStreams(OneListener):
 
     def push_to(self, int stream, bytes data, uint32_t duration_us, uint32_t flags=1):
         """The next frame of this stream; its status."""
-        return stream_push(
-            self.music if stream else self.stream, <const uint8_t*><const char*>data,
-            <uint32_t>len(data), duration_us, flags
-        )
+        return stream_push(self.music if stream else self.stream, <const uint8_t*><const char*>data,
+                           <uint32_t>len(data), duration_us, flags)
 
     def epoch_of(self, int stream, uint64_t epoch, bint ends=False):
         """The source of this stream leaves, and returns unless it `ends`."""
@@ -413,8 +415,12 @@ cdef class TwoStreams(OneListener):
         self.engine.rules[0].decided.at = at
         self.engine.rules[0].decided.best = FALLBACK_NONE if best is None else best
 
-    cdef void place_listener(self, flow_t* flow, uint64_t now_us) noexcept:
-        shard_place(self.shard, &self.listener, flow, now_us)
+    def remove(self, int stream):
+        """Take this stream off the node."""
+        store_u32(&(self.music if stream else self.stream).closed, 1)
+
+    cdef bint place_listener(self, flow_t* flow, uint64_t now_us) noexcept:
+        return shard_place(self.shard, &self.listener, flow, now_us)
 
     @property
     def moves(self):

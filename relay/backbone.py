@@ -150,6 +150,7 @@ class Backbone:
             sent_max=ANSWERS_QUEUED_MAX,
             received_max=REQUESTS_QUEUED_MAX,
         )
+        xpub.setsockopt(zmq.XPUB_VERBOSER, 1)  # who holds what is counted (guests.pxd)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is an error, no silent loss
         self._guard(xpub, router)
         self.address = f"tcp://{host}:{_bind(xpub, 'backbone.bind', host, port)}"

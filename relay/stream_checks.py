@@ -103,7 +103,7 @@ def _chain_problem(mount: str, streams: Mapping[str, Settings]) -> str | None:
 
 
 def _check_fallbacks(streams: Mapping[str, Settings]) -> Iterator[Finding]:
-    """Hold chains short and without loops, and the silence before them within the linger."""
+    """Hold chains short and without loops, their silence within the linger, and no places."""
     every = {f"streams.{show_scalar(mount)}.fallback" for mount in streams}
     for mount, stream in streams.items():
         if stream.fallback is None:
@@ -111,6 +111,13 @@ def _check_fallbacks(streams: Mapping[str, Settings]) -> Iterator[Finding]:
         table = f"streams.{show_scalar(mount)}"
         if problem := _chain_problem(mount, streams):
             yield every, f"{table}.fallback = {show(stream.fallback)}: {problem}"
+        if stream.anchor:
+            yield (
+                {*_keys(table, "anchor"), f"{table}.fallback"},
+                f"{table}.anchor = true: not with a fallback, since its listeners may hear another "
+                "stream in between, and no place tells how far they came; leave one of them out, "
+                f"or say {table}.anchor = false",
+            )
         if stream.fallback_after_ms > stream.linger_s * 1000:
             yield (
                 _keys(table, "fallback_after_ms", "linger_s"),

@@ -288,6 +288,14 @@ def test_who_has_heard_an_epoch_out_goes_on_in_the_next() -> None:
     assert one.ask(at(1, len(audio) + 150)) == ("send on", "exact", 2, 200, 0)
 
 
+def test_an_epoch_that_begins_between_two_looks_is_not_its_own_successor() -> None:
+    """One ring for both: who is at its head goes on there, not at the same byte less its length."""
+    one, audio = stream()
+    wanted = ("at", "exact", 1, len(audio), 0)
+    assert one.ask(at(1, 0, first=len(audio))) == wanted
+    assert one.ask(at(1, 0, first=len(audio)), twice=True) == wanted
+
+
 def test_an_epoch_that_is_not_here_is_told_from_one_that_may_come() -> None:
     """One that is gone is live at once; a newer one is waited for."""
     one, _ = stream()

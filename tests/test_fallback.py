@@ -197,6 +197,7 @@ def test_the_format_is_the_content_type_whatever_its_case_and_what_follows() -> 
 METAINT = 16_000
 FRAME_US = 24_000
 MUSIC = 0x80000000
+END_STREAM = -5  # as listener.pxd numbers it
 
 
 class Two:
@@ -284,6 +285,8 @@ def test_any_moves_at_any_time_splice_whole_frames_only(steps: list[Any], icy: b
     for (_, left), (begun, _) in itertools.pairwise(runs):
         assert left in two.begins, "left in the midst of a frame"
         assert begun in two.starts, "went on where no listener may begin"
+    own = [run for run in runs if run[0] < MUSIC]
+    assert all(left <= begun for (_, left), (begun, _) in itertools.pairwise(own)), "heard twice"
     assert (
         not icy
         or strip.blocks == max(0, len(audio) - 1) // METAINT
@@ -349,6 +352,99 @@ def test_a_chain_begins_with_its_headers_and_never_with_the_serial_just_heard(
     two.send_all()
     assert two.pair.moves[0] == moves
     assert bytes(two.out[heard:]) == (ogg_page(serial, 1) + b"1" * 200) * moves
+
+
+def test_back_in_the_same_epoch_nothing_is_heard_twice() -> None:
+    """A stream that was silent goes on: its listeners hear what is new, once there is a start."""
+    two = Two(icy=False, burst_us=10_000_000)
+    for stream in (0, 1):
+        for _ in range(20):
+            two.push(stream, 10)
+    two.send_all()
+    two.pair.rule(1)
+    two.send_all()
+    two.pair.rule(0)
+    two.send_all()
+    assert two.pair.moves[:3] == (1, 0, 1), "nothing is new: it stays with what has audio"
+    two.push(0, 7, start=False)
+    two.send_all()
+    assert two.pair.moves[1] == 0, "no listener may begin there"
+    two.push(0, 10)
+    two.push(0, 10)
+    two.send_all()
+    assert two.pair.moves[:3] == (1, 1, 0)
+    own = [run for run in two.runs(bytes(two.out)) if run[0] < MUSIC]
+    assert own == [(0, 200), (207, 227)]
+
+
+def test_after_a_new_epoch_its_own_stream_begins_as_ever() -> None:
+    """Where it left the old one says nothing of the new one."""
+    two = Two(icy=False, burst_us=10_000_000)
+    for stream in (0, 1):
+        for _ in range(20):
+            two.push(stream, 10)
+    two.send_all()
+    two.pair.rule(1)
+    two.send_all()
+    two.pair.epoch_of(0, 2)
+    two.push(0, 10)
+    two.pair.rule(0)
+    two.send_all()
+    own = [run for run in two.runs(bytes(two.out)) if run[0] < MUSIC]
+    assert own == [(0, 200), (200, 210)]
+
+
+def test_who_is_behind_hears_its_own_stream_out_first() -> None:
+    """Silence is the stream's, not his: he misses nothing of what has come."""
+    two = Two(icy=False, burst_us=10_000_000)
+    for stream in (0, 1):
+        for _ in range(50):
+            two.push(stream, 100)
+    two.send(1000)
+    two.pair.rule(1)
+    while two.pair.moves[0] == 0:
+        two.send(1234)
+        assert len(two.out) < 60 * 400, "it never leaves"
+    two.send_all()
+    assert two.runs(bytes(two.out))[0] == (0, 5000)
+
+
+def test_a_move_that_is_called_off_skips_nothing() -> None:
+    """He was to leave at the end of a frame, and what he was to leave for is no better any more."""
+    two = Two(icy=False, burst_us=100_000)
+    for _ in range(10):
+        two.push(0, 100)
+    two.pair.rule(1, 1)
+    for _ in range(10):
+        two.push(1, 100)
+    two.send(100)
+    assert two.pair.moves[0] == 1
+    two.pair.rule(0)
+    two.send(100)  # in mid-frame: leaves later
+    for _ in range(50):
+        two.push(1, 100)
+    two.pair.rule(1)
+    two.send_all()
+    assert two.pair.moves[:3] == (1, 0, 1)
+    assert len(two.runs(bytes(two.out))) == 1
+
+
+def test_who_hears_what_was_removed_is_ended_where_nothing_more_can_come() -> None:
+    """His own stream is back with another format: he may not go there, and nothing else is left."""
+    two = Two(icy=False)
+    for stream in (0, 1):
+        two.push(stream, 100)
+    two.send_all()
+    two.pair.rule(1)
+    two.send_all()
+    assert two.pair.moves[0] == 1
+    two.pair.remove(1)
+    assert two.send(1 << 30) == "done", "his own may come back"
+    two.pair.rule(0)
+    two.pair.inform(0, b"Content-Type: audio/aac\r\n")
+    two.push(1, 100)
+    assert two.send(1 << 30) == "done", "what is there he hears out"
+    assert two.send(1 << 30) == END_STREAM
 
 
 def test_rings_and_streams_are_given_back() -> None:

@@ -273,6 +273,53 @@ def test_a_join_that_answers_with_an_older_epoch_begins_nothing() -> None:
     assert hop.state["epoch"] == 5
 
 
+def test_what_parents_have_sent_of_an_epoch_that_is_left_is_counted() -> None:
+    """Five frames were told of; of a lie, what there can be in the time and a ring."""
+    for told, lost in ((205, 5), (10**15, 1000)):
+        hop = joined()
+        hop.reaches(5, told)
+        hop.told(6)
+        _, _, end, _ = hop.step(T)
+        assert end > 10**9
+        hop.gone(end, T)
+        assert hop.step(T) == ("end", 0, 0, lost)
+
+
+def test_an_epoch_that_is_told_and_not_served_is_asked_for_ever_less_often() -> None:
+    """Its own answer contradicts it; after 250 ms the lie is heard again, then 500, up to 64 s."""
+    hop = joined()
+    now = T
+    for wait_ms in (250, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 64000):
+        assert hop.believes(9, now)
+        hop.told(9)
+        what, _, end, _ = hop.step(now)
+        if what == "repair":  # the first time: from then on it is known that there is no end
+            hop.gone(end, now)
+            what = hop.step(now)[0]
+        assert [what, hop.step(now)[0]] == ["end", "join"]
+        assert not hop.here(5, 150, now)
+        hop.done(200, now)
+        assert hop.state["told_epoch"] == 5
+        assert hop.step(now + 240 * MS)[0] != "join"
+        hop.resume(now + 240 * MS)
+        assert not hop.believes(9, now + wait_ms * MS - 1)
+        assert hop.believes(10, now)  # what is newer than the lie
+        now += wait_ms * MS
+
+
+def test_another_process_is_believed_at_once() -> None:
+    """What the one before has told is no concern of this one's."""
+    hop = joined()
+    hop.told(9)
+    _, _, end, _ = hop.step(T)
+    hop.gone(end, T)
+    assert [hop.step(T)[0] for _ in range(2)] == ["end", "join"]
+    hop.here(5, 150, T)
+    assert not hop.believes(9, T)
+    hop.back(0, T, process=True)
+    assert hop.believes(9, T)
+
+
 # --- backfill ------------------------------------------------------------------------------------
 
 

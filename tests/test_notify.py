@@ -50,19 +50,20 @@ def test_a_supervisor_that_is_gone_stops_nothing(
 
 
 @pytest.mark.parametrize(
-    ("usec", "pid", "seconds"),
+    ("usec", "whom", "seconds"),
     [
-        ("10000000", "", 10.0),
-        ("500000", str(os.getpid()), 0.5),
-        ("10000000", str(os.getpid() + 1), 0.0),
-        ("", "", 0.0),
-        ("0", "", 0.0),
-        ("x", "", 0.0),
+        ("10000000", "nobody", 10.0),
+        ("500000", "us", 0.5),
+        ("10000000", "another", 0.0),
+        ("", "nobody", 0.0),
+        ("0", "nobody", 0.0),
+        ("x", "nobody", 0.0),
     ],
 )
-def test_the_watchdog_is_the_one_that_is_meant(usec: str, pid: str, seconds: float) -> None:
+def test_the_watchdog_is_the_one_that_is_meant(usec: str, whom: str, seconds: float) -> None:
     """WATCHDOG_PID names whom it waits for: no sign of life in somebody else's name."""
-    environ = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}
+    pids = {"nobody": "", "us": str(os.getpid()), "another": str(os.getpid() + 1)}
+    environ = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": usec, "WATCHDOG_PID": pids[whom]}
     assert Supervisor(environ).watchdog_s == seconds
 
 

@@ -152,6 +152,22 @@ def test_a_feeder_that_no_longer_lists_the_stream_is_replaced() -> None:
     assert acts(hop, T) == ["leave 0", "subscribe 1"]
 
 
+def test_an_epoch_that_was_over_is_fed_by_the_parent_whose_source_has_come_back() -> None:
+    """Both origins had lost it; the encoder returns to the second one alone, in the same epoch."""
+    hop = live()
+    for parent in (0, 1):
+        hop.reaches(EPOCH, 200, end=True, parent=parent)
+        hop.lists(parent, up=False, hops=1)
+    assert "end" in acts(hop, T)
+    assert acts(hop, T + S) == []
+    assert hop.subscribed == [0]
+    hop.lists(1, up=True, hops=1)
+    assert sorted(acts(hop, T + 2 * S)) == ["leave 0", "subscribe 1"]
+    assert hop.reaches(EPOCH, 210, parent=1)
+    hop.resume(T + 2 * S)
+    assert hop.feeding == 1
+
+
 def test_a_restarted_parent_is_asked_again_for_what_was_gone() -> None:
     """Another process may have what the last had not."""
     hop = live()

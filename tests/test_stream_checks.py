@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +39,18 @@ def test_a_chain_is_followed_to_its_end() -> None:
     assert [config.in_fallback(mount) for mount in ("/live", "/tone", "/other")] == [
         *(True, True, False)
     ]
+
+
+def test_places_are_not_given_out_where_listeners_fall_back() -> None:
+    """Refused, whoever said it; a mount may take back what `[defaults]` say for all."""
+    both = problems(live={"fallback": "/music", "anchor": True})
+    assert len(both) == 1
+    assert both[0].startswith('streams."/live".anchor = true: not with a fallback')
+    tables: dict[str, object] = {"streams": {"/live": {"fallback": "/music"}}}
+    for own, refused in (({}, True), ({"anchor": False}, False)):
+        tables["streams"] = {"/live": {"fallback": "/music", **own}}
+        with pytest.raises(ConfigError) if refused else contextlib.nullcontext():
+            Config.load(None, {"defaults": {"anchor": True}, **tables}, environ={})
 
 
 def test_loops_are_refused_with_their_path() -> None:

@@ -179,10 +179,13 @@ cdef inline void anchor_begin(
     begin_t* begin, const head_t* head, ring_t* newest, ring_t* before, bint goes_back, bint late
 ) noexcept nogil:
     # Where this request begins. newest and before: the stream's rings, the caller's, NULL where
-    # there is none; goes_back: an upstream may still fill the newest from behind.
+    # there is none; goes_back: an upstream may still fill the newest from behind. An epoch that
+    # began between the two looks makes one ring both.
     cdef ring_t* ring = newest
     cdef uint64_t position
     cdef bint again = head.range == RANGE_FROM
+    if before == newest:
+        before = NULL
     if head.at != AT_PLACE:
         begin_set(begin, BEGIN_LIVE, ANCHOR_NONE)
         return

@@ -39,7 +39,7 @@ from relay._core.stream cimport (
     WRITER_LOCAL, hub_next, hub_take, stream_drop, stream_ring_drop, stream_t,
 )
 from relay._core.upstream cimport (
-    UPSTREAMS_MAX, dealer_close, upstream_redial, upstream_t,
+    UPSTREAMS_MAX, dealer_close, pages_anew, upstream_redial, upstream_t,
 )
 from relay._core.wire cimport (
     BEACON_DRAINING, BEACON_GOODBYE, KIND_BEACON, WIRE_TOPIC_BYTES, put_topic,
@@ -159,7 +159,7 @@ cdef inline void backbone_outage(backbone_t* bone, upstream_t* up) noexcept nogi
             bone.now_us - up.peer.sign_us > link.stream.config.linger_us
         ):
             child_withdraw(bone, up, link)
-            up.pages.since = 0
+            pages_anew(&up.pages)
             if bone.table[slot] != link:
                 continue        # deleted: another may have moved here
         slot += 1

@@ -82,7 +82,10 @@ cdef inline void view_of(backbone_t* bone, link_t* link, hop_view_t* view) noexc
 cdef inline void heard_epoch(
     backbone_t* bone, upstream_t* up, link_t* link, uint64_t epoch,
 ) noexcept nogil:
-    if epoch > link.hop.feed.parents[up.index].epoch and link.hop.feed.parents[up.index].lists:
+    if epoch > link.hop.feed.parents[up.index].epoch and (
+        link.hop.feed.parents[up.index].lists
+        and hop_believes(&link.hop, up.index, epoch, bone.now_us)
+    ):
         if not hop_told(&link.hop, up.index, epoch, wall_ms()):
             refuse(bone, WIRE_FIELD)
         else:

@@ -17,7 +17,9 @@ from relay._core.backbone_state cimport (
     DEFECT_COPIES, DEFECT_HOLES, RECEIVES_MAX, backbone_t, link_find, link_t, link_touch, refuse,
 )
 from relay._core.hop cimport *
-from relay._core.parents cimport PEER_LOOP, PEER_LOST, PEER_UP, PEER_VERSION, feed_fed, peer_sign
+from relay._core.parents cimport (
+    PEER_LOOP, PEER_LOST, PEER_UP, PEER_VERSION, feed_fed, parent_t, peer_sign,
+)
 from relay._core.recorder cimport (
     RECORD_EPOCH_BEGUN, RECORD_NOBODY, RECORD_PAUSED, RECORD_UPSTREAM_OTHER, RECORD_UPSTREAM_UP,
     record,
@@ -261,6 +263,14 @@ cdef inline void child_adopt(
         refuse(bone, WIRE_TEXT)
     links_heard(bone, up, adopted == ADOPTED_NEW)
 
+cdef inline bint entry_is_rivals(link_t* link, upstream_t* up, uint64_t epoch) noexcept nogil:
+    # Two sources that began in the same millisecond: this upstream's is the other one, as its
+    # directory says (0: it does not know). How far that has come is nothing to us.
+    cdef const parent_t* parent = &link.hop.feed.parents[up.index]
+    return parent.listed_epoch == epoch and parent.origin != 0 and (
+        parent.origin != link.stream.origin
+    )
+
 cdef inline void child_beacon(
     backbone_t* bone, upstream_t* up, const wire_head_t* head, reader_t* reader,
 ) noexcept nogil:
@@ -298,7 +308,7 @@ cdef inline void child_beacon(
         link = link_find(bone, entry.key)
         if link != NULL and link.stream != NULL and link.hop.feed.parents[up.index].subscribed:
             heard_epoch(bone, up, link, entry.epoch)
-            if hop_reaches(
+            if not entry_is_rivals(link, up, entry.epoch) and hop_reaches(
                 &link.hop, up.index, entry.epoch, entry.sequence, entry.flags & RUN_END != 0
             ):
                 child_resume(bone, up, link)

@@ -32,7 +32,7 @@ from relay._core.stream cimport (
     WRITER_LINK, WRITER_LOCAL, info_t, mount_key, stream_drop, stream_end_epoch, stream_open,
     stream_set_info, stream_t, stream_unclaim,
 )
-from relay._core.upstream cimport upstream_ask, upstream_closed, upstream_t
+from relay._core.upstream cimport pages_anew, upstream_ask, upstream_closed, upstream_t
 from relay._core.versions cimport version_between
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
@@ -184,7 +184,7 @@ cdef inline void child_leave(backbone_t* bone, link_t* link) noexcept nogil:
     for i in range(bone.upstreams_count):
         if link.hop.feed.parents[i].lists:
             parent_withdraws(&link.hop.feed, i)
-            bone.upstreams[i].pages.since = 0
+            pages_anew(&bone.upstreams[i].pages)
     child_unlink(bone, link)
 
 cdef inline void child_untold(backbone_t* bone, upstream_t* up, link_t* link) noexcept nogil:
@@ -229,7 +229,7 @@ cdef inline void child_conflict_over(backbone_t* bone, link_t* link) noexcept no
     link.conflict = False
     for i in range(bone.upstreams_count):
         if link.hop.feed.parents[i].lists:
-            bone.upstreams[i].pages.since = 0
+            pages_anew(&bone.upstreams[i].pages)
 
 cdef inline link_t* child_link(backbone_t* bone, const wire_entry_t* entry) noexcept nogil:
     # The link of a listed mount; its stream is made if this node has none. NULL: no room.

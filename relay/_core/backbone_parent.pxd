@@ -24,8 +24,8 @@ from relay._core.backbone_state cimport (
 )
 from relay._core.engine cimport now_us
 from relay._core.guests cimport (
-    GUEST_FULL, GUEST_OK, guest_account, guest_adds, guest_cut, guest_drops, guest_has, guest_name,
-    guest_speaks, guests_most,
+    GUEST_FULL, GUEST_OK, guest_adds, guest_comes, guest_cookie, guest_cut, guest_drops, guest_has,
+    guest_is, guest_leaves, guest_name, guest_next, guests_most,
 )
 from relay._core.parents cimport PARENT_NONE, PEER_UP
 from relay._core.pool cimport share_find, share_has_room
@@ -43,7 +43,7 @@ cdef enum:
     ANSWER_RATE_BYTES = 134217728   # a second, to all children together: 1 Gbit/s
     ANSWER_BURST_BYTES = 33554432   # at once, after a quiet time
     PACKS_MAX = 64
-    CUT_MOST = -2             # no descriptor: all those of the child with most topics
+    GUESTS_US = 1000000       # connections that have ended are looked for so often at least
     PREVIOUS_US = 5000000     # how long the epoch before is kept for repairs
     BEACON_ENTRIES_MAX = (WIRE_BEACON_BYTES_MAX - 512) // WIRE_BEACON_ENTRY_BYTES
 
@@ -144,58 +144,77 @@ cdef inline void parent_send(backbone_t* bone, link_t* link) noexcept nogil:
     link_touch(bone, link)
 
 cdef inline void parent_subscriptions(backbone_t* bone) noexcept nogil:
-    # XPUB tells of the first subscription to a topic and of the end of the last.
+    # XPUB tells who subscribes and who unsubscribes; of what those held who are gone, it names
+    # nobody.
     cdef relay_msg_t msg
-    cdef reader_t reader
-    cdef uint8_t add
-    cdef uint8_t kind
-    cdef uint64_t key
-    cdef int cut_fd = -1                # cut last, in this run of messages
+    cdef int fd
     cdef int i
     bone.api.msg_init(&msg)
     for i in range(RECEIVES_MAX):
         if bone.api.msg_recv(&msg, bone.xpub, RELAY_ZMQ_DONTWAIT) < 0:
-            bone.api.msg_close(&msg)
-            return
-        reader = reader_of(<uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg))
-        add = take_u8(&reader)
-        kind = take_u8(&reader)
-        key = take_u64(&reader)
-        if ended(&reader) != WIRE_OK or add > 1 or not is_published(kind) or (
-            kind == KIND_BEACON and key != 0
-        ):
-            refuse(bone, WIRE_TOPIC)
-            if add == 1:
-                cut_fd = parent_subscribed(bone, &msg, 0, cut_fd)
-        elif kind == KIND_STREAM and add == 1:
-            cut_fd = parent_subscribed(bone, &msg, key, cut_fd)
-        elif kind == KIND_STREAM:
-            guest_drops(&bone.guests, key)
-            parent_demand(bone, key, False)
+            break
+        fd = bone.api.msg_get(&msg, RELAY_ZMQ_SRCFD)
+        if fd >= 0:
+            parent_subscription(bone, &msg, fd)
+        else:
+            bone.guests_us = 0
+    else:
+        bone.again = True
     bone.api.msg_close(&msg)
-    bone.again = True
+    if bone.now_us >= bone.guests_us:
+        bone.guests_us = bone.now_us + GUESTS_US
+        parent_guests(bone)
 
-cdef inline int parent_subscribed(
-    backbone_t* bone, relay_msg_t* msg, uint64_t key, int cut_fd,
-) noexcept nogil:
-    # A child wants a topic (0: one that is none). Who holds too many has to go, once in a run of
-    # messages; returns what was cut last.
-    cdef int fd = bone.api.msg_get(msg, RELAY_ZMQ_SRCFD)
-    cdef uint32_t account = guest_account(&bone.guests, fd, bone.api.msg_gets(msg, "User-Id"))
-    cdef int status = guest_adds(&bone.guests, key, fd, account)
-    if guest_has(&bone.guests, key):
-        parent_demand(bone, key, True)
-    if status == GUEST_OK:
-        return cut_fd
-    if key:
-        refuse(bone, WIRE_FULL)
+cdef inline void parent_guests(backbone_t* bone) noexcept nogil:
+    # Who has gone holds nothing any more.
+    cdef int fd
+    for fd in range(bone.guests.fd_end):
+        if bone.guests.guests[fd].cookie and not guest_is(
+            &bone.guests, fd, guest_cookie(fd, bone.xpub_port)
+        ):
+            parent_guest_left(bone, fd)
+
+cdef inline void parent_guest_left(backbone_t* bone, int fd) noexcept nogil:
+    cdef uint64_t key = 0
+    while guest_leaves(&bone.guests, fd, &key):
+        if not guest_has(&bone.guests, key):
+            parent_demand(bone, key, False)
+
+cdef inline void parent_subscription(backbone_t* bone, relay_msg_t* msg, int fd) noexcept nogil:
+    # What one connection says. It changes what that one holds, and nothing else; who holds too
+    # much, asks for what is no topic, or gives back what it does not hold, has to go.
+    cdef uint64_t cookie = guest_cookie(fd, bone.xpub_port)
+    cdef reader_t reader = reader_of(
+        <uint8_t*>bone.api.msg_data(msg), bone.api.msg_size(msg)
+    )
+    cdef uint8_t add = take_u8(&reader)
+    cdef uint8_t kind = take_u8(&reader)
+    cdef uint64_t key = take_u64(&reader)
+    cdef int status = GUEST_OK
+    cdef bint no_topic = ended(&reader) != WIRE_OK or add > 1 or not is_published(kind) or (
+        (kind == KIND_BEACON) != (key == 0)
+    )
+    if no_topic:
+        refuse(bone, WIRE_TOPIC)
+    if cookie == 0:
+        return                  # it has gone meanwhile
+    if not guest_is(&bone.guests, fd, cookie):
+        parent_guest_left(bone, fd)
+    guest_comes(&bone.guests, fd, cookie, bone.api.msg_gets(msg, "User-Id"))
+    if bone.guests.guests[fd].cut or (kind != KIND_STREAM and not no_topic):
+        return
+    if add == 1:
+        status = guest_adds(&bone.guests, fd, 0 if no_topic else key)
+    elif add == 0 and not no_topic:
+        status = guest_drops(&bone.guests, fd, key)
+    if not no_topic:
+        if status != GUEST_OK:
+            refuse(bone, WIRE_FULL if add else WIRE_TOPIC)
+        parent_demand(bone, key, guest_has(&bone.guests, key))
     if status == GUEST_FULL:
-        if cut_fd != CUT_MOST:
-            parent_expel(bone, guests_most(&bone.guests), -1)
-        return CUT_MOST
-    if fd != cut_fd:
-        parent_expel(bone, account, fd)
-    return fd
+        parent_expel(bone, guests_most(&bone.guests), -1)
+    elif status != GUEST_OK:
+        parent_expel(bone, bone.guests.guests[fd].account, fd)
 
 cdef inline void parent_expel(backbone_t* bone, uint32_t account, int fd) noexcept nogil:
     # A child of ours never asks for such, or for so much: this connection ends (-1: all of the
@@ -204,12 +223,13 @@ cdef inline void parent_expel(backbone_t* bone, uint32_t account, int fd) noexce
     cdef char* place = bone.expelled[bone.counters.expelled_total % EXPELLED_MAX]
     cdef bint any = False
     if fd >= 0:
+        bone.guests.guests[fd].cut = True
         any = guest_cut(fd, bone.xpub_port)
     else:
-        fd = guest_speaks(&bone.guests, account, -1)
+        fd = guest_next(&bone.guests, account, -1)
         while fd >= 0:
             any |= guest_cut(fd, bone.xpub_port)
-            fd = guest_speaks(&bone.guests, account, fd)
+            fd = guest_next(&bone.guests, account, fd)
     if any:
         snprintf(place, 65, "%s", guest_name(&bone.guests, account))
         bone.counters.expelled_total += 1

@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
-from relay._core.guests cimport guests_close, guests_open, guests_room, guests_t
+from relay._core.guests cimport guests_close, guests_open, guests_t
 from relay._core.hop cimport HOP_NOTHING, hop_forget, hop_open, hop_t
 from relay._core.parents cimport DEPTH_MAX, PARENT_NONE, feed_hops, feed_listing, peer_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
@@ -163,7 +163,8 @@ cdef struct backbone_t:
     uint64_t directory_version
     uint64_t directory_floor      # changes before it are forgotten: who knows less gets all
     keys_t demand
-    guests_t guests               # who holds how many topics at our XPUB
+    guests_t guests               # who holds which topics at our XPUB
+    uint64_t guests_us            # when to look next for those who have gone
     uint32_t xpub_port
     char expelled[EXPELLED_MAX][65]   # names of the last children that were cut, round and round
     link_t* touched
@@ -436,7 +437,7 @@ cdef inline int backbone_open(
     bone.pool = pool_open()
     if bone.table == NULL or bone.pool == NULL:
         return -1
-    if keys_open(&bone.demand, guests_room(subscriptions_max)) != 0:
+    if keys_open(&bone.demand, subscriptions_max) != 0:
         return -1
     if guests_open(&bone.guests, subscriptions_max, guest_topics_max) != 0:
         return -1

@@ -6,9 +6,10 @@
 #      and those who come and those who are in already never use up each other's.
 #   3. Whoever meets a full accept queue waits a second (its SYN is repeated): a deep queue is
 #      drained before heads are read, and heads keep a part of the time.
-#   4. Those who are due are served in bites. Between two of them the door is looked at, for at most
-#      as long as the bite took, and only while nobody is late: so whoever comes while a full slot
-#      is served waits for a bite, and no listener waits longer than twice his slot takes.
+#   4. Those who are due are served in bites. Between two of them the door is looked at, for as long
+#      as the bite took and what it has begun by then (at most 8 events, or 4 heads, or 4 accepts),
+#      and only while nobody is late: so whoever comes while a full slot is served waits for a bite,
+#      and no listener waits much longer than twice his slot takes.
 #   5. No clock and no state: it is handed times and depths, and answers times.
 
 from libc.stdint cimport uint32_t, uint64_t

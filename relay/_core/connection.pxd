@@ -105,6 +105,7 @@ cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t parked_ended_total  # left, or were ended, before their stream came
     uint64_t probes_total     # were told a few bytes (http_head.pxd: RANGE_PROBE)
     uint64_t anchors_given_total  # were sent on to a place
+    uint64_t anchors_lost_total  # had named a place and were skipped, or moved to another stream
     uint64_t anchored_total[ANCHOR_REASONS]   # joins that asked for a place, by what became of it
     uint64_t ended_total[END_REASONS]
     uint64_t refused_total[REFUSED_REASONS]
@@ -256,6 +257,9 @@ cdef inline void shard_flow(
         add_u64(&listener.stream.counters.skips_total, 1)
         observe(&shard.observed, SEEN_SKIP, 0, flow.skipped_us)
         shard_record_skip(shard, listener, flow, now)
+        if listener.anchored:
+            listener.anchored = 0
+            shard.counters.anchors_lost_total += 1
     if status < 0:
         shard_end(shard, index, -status)
         return

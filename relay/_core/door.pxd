@@ -15,8 +15,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from relay._core.anchor cimport (
-    BEGIN_AT, BEGIN_LIVE, BEGIN_SEND_ON, BEGIN_WAIT, anchor_begin, anchor_live, anchor_wanted,
-    begin_t,
+    BEGIN_AT, BEGIN_LIVE, BEGIN_SEND_ON, BEGIN_WAIT, anchor_begin, begin_t,
 )
 from relay._core.atomics cimport add_u32, add_u64, load_pointer, load_u32, load_u64, sub_u32
 from relay._core.budget cimport ACCEPTS_MIN, LOOKS_MIN, TURN_US_MAX, budget_make, budget_t
@@ -49,7 +48,8 @@ from relay._core.refusal cimport (
     shard_refuse, shard_refuse_fd,
 )
 from relay._core.reply cimport (
-    head_only_asks, shard_reply_head, shard_send_on, shard_write_reply, stream_takes_titles,
+    head_only_asks, shard_reply_head, shard_send_on, shard_write_reply, stream_gives_place,
+    stream_takes_titles, stream_wants_place,
 )
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
@@ -463,14 +463,13 @@ cdef inline void shard_begin(
     cdef ring_t* newest = stream_ring_take(stream)
     cdef ring_t* before = stream_before_take(stream)
     cdef begin_t begin
+    late = late or shard_falls_back(shard, stream)      # there is audio: nobody waits in silence
     anchor_begin(&begin, head, newest, before, load_u32(&stream.writer) == WRITER_LINK, late)
     listener.icy = head.icy and head.at != AT_PLACE and stream_takes_titles(stream)
-    if anchor_wanted(head, listener.icy, stream.config.anchor):
-        # of an epoch that is over nothing is given out: the next one will be somewhere else
-        if not load_u32(&stream.source_up) or (
-            not anchor_live(&begin, newest, stream.config.burst_us)
-        ):
-            begin.how = BEGIN_LIVE if late or shard_falls_back(shard, stream) else BEGIN_WAIT
+    if stream_wants_place(stream, head, listener.icy, stream.config.anchor) and (
+        not stream_gives_place(stream, &begin, newest)
+    ):
+        begin.how = BEGIN_LIVE if late else BEGIN_WAIT
     if begin.how == BEGIN_WAIT:
         shard_park(shard, index, head, now)
     elif begin.how != BEGIN_SEND_ON or not shard_send_on(shard, index, head, &begin):

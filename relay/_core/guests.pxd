@@ -1,16 +1,19 @@
-# guests.pxd: which child holds how many topics, so that one that takes too many can be shown the
-# door.
+# guests.pxd: which connection holds which topics, so that a topic's last holder is known, and a
+# child that takes too many, or gives back what it does not hold, can be shown the door.
 #
 # Rules of this room
 #   1. Called by the backbone thread alone. Nothing is allocated after guests_open.
-#   2. Topics are counted by child: by its name where links have keys, whatever the number of its
-#      connections, else by connection. A topic belongs to the child that asked for it first: XPUB
-#      tells of the first subscription and of the end of the last, exactly.
-#   3. A connection is its descriptor; it belongs to the child that spoke on it last.
-#   4. What one asks for beyond a bound is remembered all the same, as far as there is room (an
-#      eighth more than count_max): whoever asks for the same meanwhile is not told of by XPUB.
+#   2. XPUB is verboser: it tells of each connection's subscriptions and unsubscriptions, with the
+#      descriptor. A connection is its descriptor and the cookie of its socket, so that a descriptor
+#      that is used again is another connection. What one says of a topic changes only what it
+#      holds itself.
+#   3. A connection that has ended is told by its descriptor, not by XPUB, whose word on that names
+#      nobody; what it held is taken back topic by topic (guest_leaves).
+#   4. A child is its name where links have keys, else its connection. One connection may hold
+#      each_max; a child twice that, for while one connection ends the next begins.
 #   5. Decides only. Who has to go is cut by the caller (guest_cut): who holds more than one may,
-#      or, when all together do, who holds most; never the next who comes.
+#      or, when all together do, who holds most; never the next who comes. What one asks for beyond
+#      a bound is not remembered.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -23,13 +26,19 @@ cdef extern from "<netinet/in.h>" nogil:
     cdef struct sockaddr_in6:
         uint16_t sin6_port
 
+cdef extern from "<sys/random.h>" nogil:
+    ssize_t getrandom(void* bytes, size_t size, unsigned int flags)
+
 cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t
     cdef struct sockaddr:
         pass
     int getsockname(int fd, sockaddr* address, socklen_t* size)
+    int getsockopt(int fd, int level, int option, void* value, socklen_t* size)
     int shutdown(int fd, int how)
     int SHUT_RDWR
+    int SOL_SOCKET
+    int SO_COOKIE
 
 cdef enum:
     GUESTS = 65536                # descriptors told apart
@@ -39,46 +48,67 @@ cdef enum:
     GUEST_OK = 0
     GUEST_OVER = -1               # this child holds as many as one may
     GUEST_FULL = -2               # all of them together do
+    GUEST_FALSE = -3              # it gives back what it does not hold
+
+cdef struct guest_t:              # one connection
+    uint64_t cookie               # of its socket; 0: none
+    uint32_t account              # whose it is
+    uint32_t first                # of its holds; 0: none
+    uint32_t topics               # how many it holds
+    uint32_t again                # times that it asked for what it has
+    bint cut                      # shown the door already
+
+cdef struct hold_t:               # a topic of a connection; or (fd GUESTS) a topic, `before` times
+    uint64_t key
+    uint32_t fd
+    uint32_t next                 # in its bucket, or of those that are free; 0: no more
+    uint32_t before               # of the same connection …
+    uint32_t after
 
 cdef struct guests_t:
-    uint64_t* keys                # of topics held: open addressing, 0 is free; owned
-    uint32_t* owners              # on whose account it is, beside each key; owned
+    hold_t* holds                 # two for each of count_max, from 1 on; owned
+    uint32_t* buckets             # the first hold of each; owned
+    guest_t* guests               # by descriptor; owned
     uint32_t* held                # topics, by account; owned
-    uint32_t* speakers            # by descriptor: the account that spoke on it last, + 1; owned
     char* names                   # GUEST_NAMES of GUEST_NAME_BYTES: open addressing; owned
-    uint64_t size                 # of keys and owners: a power of two
-    uint32_t count
+    uint64_t mask                 # buckets: a power of two, less one
+    uint64_t seed                 # of the buckets: keys are chosen by others
+    uint32_t used                 # holds that were ever taken
+    uint32_t free                 # the first that was given back; 0: none
+    uint32_t count                # topics held, each as often as it is
     uint32_t count_max            # all children together
-    uint32_t room                 # … and what is remembered while somebody is shown out
-    uint32_t each_max             # one child
-
-cdef inline uint32_t guests_room(uint32_t count_max) noexcept nogil:
-    return count_max + count_max // 8 + 1
+    uint32_t each_max             # one connection
+    int fd_end                    # all connections are below
 
 cdef inline int guests_open(guests_t* guests, uint32_t count_max, uint32_t each_max) noexcept nogil:
-    guests.size = 16
+    cdef uint64_t size = 16
     guests.count_max = count_max
-    guests.room = guests_room(count_max)
     guests.each_max = each_max
-    while guests.size < 2 * <uint64_t>guests.room:
-        guests.size <<= 1
-    guests.keys = <uint64_t*>calloc(guests.size, sizeof(uint64_t))
-    guests.owners = <uint32_t*>calloc(guests.size, sizeof(uint32_t))
-    guests.held = <uint32_t*>calloc(GUEST_ACCOUNTS, sizeof(uint32_t))
-    guests.speakers = <uint32_t*>calloc(GUESTS, sizeof(uint32_t))
-    guests.names = <char*>calloc(GUEST_NAMES, GUEST_NAME_BYTES)
-    if guests.keys == NULL or guests.owners == NULL or guests.held == NULL:
+    guests.used = guests.free = guests.count = 0
+    guests.fd_end = 0
+    if getrandom(&guests.seed, sizeof(guests.seed), 0) != <ssize_t>sizeof(guests.seed):
         return -1
-    return -1 if guests.speakers == NULL or guests.names == NULL else 0
+    while size < 2 * <uint64_t>count_max:
+        size <<= 1
+    guests.mask = size - 1
+    guests.holds = <hold_t*>calloc(2 * <uint64_t>count_max + 1, sizeof(hold_t))
+    guests.buckets = <uint32_t*>calloc(size, sizeof(uint32_t))
+    guests.guests = <guest_t*>calloc(GUESTS, sizeof(guest_t))
+    guests.held = <uint32_t*>calloc(GUEST_ACCOUNTS, sizeof(uint32_t))
+    guests.names = <char*>calloc(GUEST_NAMES, GUEST_NAME_BYTES)
+    if guests.holds == NULL or guests.buckets == NULL or guests.held == NULL:
+        return -1
+    return -1 if guests.guests == NULL or guests.names == NULL else 0
 
 cdef inline void guests_close(guests_t* guests) noexcept nogil:
-    free(guests.keys)
-    free(guests.owners)
+    free(guests.holds)
+    free(guests.buckets)
+    free(guests.guests)
     free(guests.held)
-    free(guests.speakers)
     free(guests.names)
-    guests.keys = NULL
-    guests.owners = guests.held = guests.speakers = NULL
+    guests.holds = NULL
+    guests.buckets = guests.held = NULL
+    guests.guests = NULL
     guests.names = NULL
 
 # --- whose ---------------------------------------------------------------------------------------
@@ -119,64 +149,154 @@ cdef inline uint32_t guests_most(guests_t* guests) noexcept nogil:
             most = i
     return most
 
-cdef inline int guest_speaks(guests_t* guests, uint32_t account, int fd) noexcept nogil:
-    # The next descriptor after fd on which this child spoke last, which is forgotten; -1: no more.
-    for fd in range(fd + 1, GUESTS):
-        if guests.speakers[fd] == account + 1:
-            guests.speakers[fd] = 0
+cdef inline int guest_next(guests_t* guests, uint32_t account, int fd) noexcept nogil:
+    # The next connection of this child after fd that is not cut yet, and now is; -1: no more.
+    for fd in range(fd + 1, guests.fd_end):
+        if guests.guests[fd].cookie and guests.guests[fd].account == account and (
+            not guests.guests[fd].cut
+        ):
+            guests.guests[fd].cut = True
             return fd
     return -1
 
+# --- holds ---------------------------------------------------------------------------------------
+
+cdef inline uint32_t* hold_bucket(guests_t* guests, uint64_t key, uint32_t fd) noexcept nogil:
+    cdef uint64_t hash = (key ^ guests.seed) + fd * <uint64_t>0x9E3779B97F4A7C15
+    hash = (hash ^ (hash >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+    hash = (hash ^ (hash >> 27)) * <uint64_t>0x94D049BB133111EB
+    return &guests.buckets[(hash ^ (hash >> 31)) & guests.mask]
+
+cdef inline uint32_t hold_find(guests_t* guests, uint64_t key, uint32_t fd) noexcept nogil:
+    # 0: there is none.
+    cdef uint32_t at = hold_bucket(guests, key, fd)[0]
+    while at and (guests.holds[at].key != key or guests.holds[at].fd != fd):
+        at = guests.holds[at].next
+    return at
+
+cdef inline uint32_t hold_take(guests_t* guests, uint64_t key, uint32_t fd) noexcept nogil:
+    # There is room: two for each of count_max.
+    cdef uint32_t* bucket = hold_bucket(guests, key, fd)
+    cdef uint32_t at = guests.free
+    if at:
+        guests.free = guests.holds[at].next
+    else:
+        guests.used += 1
+        at = guests.used
+    guests.holds[at] = hold_t(key, fd, bucket[0], 0, 0)
+    bucket[0] = at
+    return at
+
+cdef inline void hold_give(guests_t* guests, uint32_t at) noexcept nogil:
+    cdef uint32_t* link = hold_bucket(guests, guests.holds[at].key, guests.holds[at].fd)
+    while link[0] != at:
+        link = &guests.holds[link[0]].next
+    link[0] = guests.holds[at].next
+    guests.holds[at].next = guests.free
+    guests.free = at
+
+cdef inline void guest_lets_go(guests_t* guests, int fd, uint32_t at) noexcept nogil:
+    # This connection holds it no more.
+    cdef guest_t* guest = &guests.guests[fd]
+    cdef hold_t* hold = &guests.holds[at]
+    cdef uint32_t topic = hold_find(guests, hold.key, GUESTS)
+    if hold.before:
+        guests.holds[hold.before].after = hold.after
+    else:
+        guest.first = hold.after
+    if hold.after:
+        guests.holds[hold.after].before = hold.before
+    hold_give(guests, at)
+    guests.holds[topic].before -= 1
+    if guests.holds[topic].before == 0:
+        hold_give(guests, topic)
+    guest.topics -= 1
+    guests.held[guest.account] -= 1
+    guests.count -= 1
+
 # --- topics --------------------------------------------------------------------------------------
 
-cdef inline uint64_t guests_slot(guests_t* guests, uint64_t key) noexcept nogil:
-    cdef uint64_t slot = key & (guests.size - 1)
-    while guests.keys[slot] != 0 and guests.keys[slot] != key:
-        slot = (slot + 1) & (guests.size - 1)
-    return slot
-
 cdef inline bint guest_has(guests_t* guests, uint64_t key) noexcept nogil:
-    return key != 0 and guests.keys[guests_slot(guests, key)] == key
+    # Does anybody hold it?
+    return hold_find(guests, key, GUESTS) != 0
 
-cdef inline int guest_adds(
-    guests_t* guests, uint64_t key, int fd, uint32_t account,
+cdef inline bint guest_is(guests_t* guests, int fd, uint64_t cookie) noexcept nogil:
+    # Is it still the same connection?
+    return 0 <= fd < GUESTS and guests.guests[fd].cookie == cookie
+
+cdef inline bint guest_leaves(guests_t* guests, int fd, uint64_t* key) noexcept nogil:
+    # The connection has ended: the next of what it held, and True; False: that was all, and it is
+    # forgotten.
+    cdef guest_t* guest = &guests.guests[fd]
+    if guest.first == 0:
+        guest[0] = guest_t(0, 0, 0, 0, 0, False)
+        return False
+    key[0] = guests.holds[guest.first].key
+    guest_lets_go(guests, fd, guest.first)
+    return True
+
+cdef inline void guest_comes(
+    guests_t* guests, int fd, uint64_t cookie, const char* name,
 ) noexcept nogil:
-    # This child asks on this connection for a topic that nobody held; key 0 is no topic's.
-    cdef uint64_t slot = guests_slot(guests, key)
-    cdef bint over = key == 0 or guests.held[account] >= guests.each_max
-    guests.speakers[fd & (GUESTS - 1)] = account + 1
-    if key != 0 and guests.keys[slot] != key and guests.count < guests.room:
-        guests.keys[slot] = key
-        guests.owners[slot] = account
-        guests.held[account] += 1
-        guests.count += 1
-    if over:
-        return GUEST_OVER
-    return GUEST_FULL if guests.count > guests.count_max else GUEST_OK
+    # A connection, once the last one with this descriptor has left; one that is known changes
+    # nothing.
+    cdef guest_t* guest = &guests.guests[fd]
+    if guest.cookie == 0:
+        guest.cookie = cookie
+        guest.account = guest_account(guests, fd, name)
+        if fd >= guests.fd_end:
+            guests.fd_end = fd + 1
 
-cdef inline void guest_drops(guests_t* guests, uint64_t key) noexcept nogil:
-    # Nobody holds it any more.
-    cdef uint64_t mask = guests.size - 1
-    cdef uint64_t slot = guests_slot(guests, key)
-    cdef uint64_t probe = (slot + 1) & mask
-    if key == 0 or guests.keys[slot] != key:
-        return
-    guests.held[guests.owners[slot]] -= 1
-    guests.count -= 1
-    guests.keys[slot] = 0
-    while guests.keys[probe] != 0:      # close the gap that a search would stop at
-        if ((probe - (guests.keys[probe] & mask)) & mask) >= ((probe - slot) & mask):
-            guests.keys[slot] = guests.keys[probe]
-            guests.owners[slot] = guests.owners[probe]
-            guests.keys[probe] = 0
-            slot = probe
-        probe = (probe + 1) & mask
+cdef inline int guest_adds(guests_t* guests, int fd, uint64_t key) noexcept nogil:
+    # This connection asks for a topic; key 0 is no topic's.
+    cdef guest_t* guest = &guests.guests[fd]
+    cdef uint32_t at
+    if key == 0:
+        return GUEST_OVER
+    if hold_find(guests, key, fd):      # no child of ours asks twice
+        guest.again += 1
+        return GUEST_OVER if guest.again > guests.each_max else GUEST_OK
+    if guest.topics >= guests.each_max or guests.held[guest.account] >= 2 * guests.each_max:
+        return GUEST_OVER
+    if guests.count >= guests.count_max:
+        return GUEST_FULL
+    at = hold_find(guests, key, GUESTS)
+    if at == 0:
+        at = hold_take(guests, key, GUESTS)
+    guests.holds[at].before += 1
+    at = hold_take(guests, key, fd)
+    guests.holds[at].after = guest.first
+    if guest.first:
+        guests.holds[guest.first].before = at
+    guest.first = at
+    guest.topics += 1
+    guests.held[guest.account] += 1
+    guests.count += 1
+    return GUEST_OK
+
+cdef inline int guest_drops(guests_t* guests, int fd, uint64_t key) noexcept nogil:
+    # This connection gives a topic back: whether anybody else holds it is another question.
+    cdef uint32_t at = hold_find(guests, key, fd)
+    if at == 0:
+        return GUEST_FALSE
+    guest_lets_go(guests, fd, at)
+    return GUEST_OK
+
+# --- connections ---------------------------------------------------------------------------------
+
+cdef inline uint64_t guest_cookie(int fd, uint32_t port) noexcept nogil:
+    # Which connection to our port this descriptor is now; 0: none.
+    cdef sockaddr_in6 here
+    cdef uint64_t cookie = 0
+    cdef socklen_t size = sizeof(sockaddr_in6)      # the port stands where IPv4 has it
+    if fd < 0 or fd >= GUESTS or getsockname(fd, <sockaddr*>&here, &size) != 0 or (
+        ntohs(here.sin6_port) != port
+    ):
+        return 0
+    size = sizeof(cookie)
+    return cookie if getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 else 0
 
 cdef inline bint guest_cut(int fd, uint32_t port) noexcept nogil:
-    # Ends the connection, if the descriptor is still one to our port: libzmq closes it, forgets all
-    # its topics, and XPUB tells of their end.
-    cdef sockaddr_in6 here
-    cdef socklen_t size = sizeof(sockaddr_in6)      # the port stands where IPv4 has it
-    if fd < 0 or getsockname(fd, <sockaddr*>&here, &size) != 0 or ntohs(here.sin6_port) != port:
-        return False
-    return shutdown(fd, SHUT_RDWR) == 0
+    # Ends the connection, if the descriptor is still one to our port: libzmq closes it and forgets
+    # all its topics.
+    return guest_cookie(fd, port) != 0 and shutdown(fd, SHUT_RDWR) == 0

@@ -46,6 +46,9 @@ cdef enum:
     HOP_EPOCH_AHEAD_MS = 60000
     HOP_BACKFILL_BYTES = 98304
     HOP_BACKFILL_TRIES = 4
+    HOP_DENIED_US = 250000    # an epoch that was told and not served is not heard for so long …
+    HOP_DENIED_DOUBLINGS = 8  # … twice as long each time
+    HOP_FRAME_US = 20000      # where no frame has been seen yet
     HOP_SILENT_FRAMES = 3     # so many frames' time and silence_us without news is silence
 
 cdef struct hop_view_t:       # what the decision needs to know of the world
@@ -146,6 +149,27 @@ cdef inline bint hop_told(
         hop.told_epoch = epoch
     return True
 
+cdef inline bint hop_believes(
+    const hop_t* hop, uint32_t parent, uint64_t epoch, uint64_t now,
+) noexcept nogil:
+    # Is what this upstream tells of an epoch heard?
+    cdef const parent_t* told = &hop.feed.parents[parent]
+    return epoch > told.denied_epoch or now >= told.denied_until_us
+
+cdef inline void hop_denied(
+    hop_t* hop, uint32_t parent, uint64_t epoch, uint64_t now,
+) noexcept nogil:
+    # Asked for its newest epoch it gives an older one than it has told of: there is no newer. If
+    # there is, its next beacons say so.
+    cdef parent_t* told = &hop.feed.parents[parent]
+    if told.epoch > told.denied_epoch:
+        told.denied_epoch = told.epoch
+    told.epoch = epoch
+    told.denied_until_us = now + (<uint64_t>HOP_DENIED_US << told.denied)
+    if told.denied < HOP_DENIED_DOUBLINGS:
+        told.denied += 1
+    hop_untold(hop)
+
 cdef inline void hop_ends(
     hop_t* hop, uint32_t parent, uint64_t sequence, bint end,
 ) noexcept nogil:
@@ -182,6 +206,8 @@ cdef inline bint hop_here(hop_t* hop, uint64_t epoch, uint64_t first, uint64_t h
     cdef bint joining = hop.state == HOP_JOINING
     hop.answer_by_us = now + HOP_ANSWER_US
     hop.far = False
+    if hop.asked == HOP_JOIN and epoch < hop.feed.parents[hop.asked_of].epoch:
+        hop_denied(hop, hop.asked_of, epoch, now)
     if epoch < hop.epoch or (
         epoch == hop.epoch and (hop.state == HOP_ENDED or first <= head_sequence)
     ):

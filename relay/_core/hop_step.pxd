@@ -180,6 +180,19 @@ cdef inline void hop_note_head(hop_t* hop, const hop_view_t* view, uint64_t now)
     elif hop.newer_us == 0:
         hop.newer_us = now
 
+cdef inline uint64_t hop_lost(
+    const hop_t* hop, const hop_view_t* view, uint64_t now,
+) noexcept nogil:
+    # Of an epoch that is left: the frames that parents have sent and this node has not got; not
+    # more than there can be since its head last moved, whatever they say.
+    cdef uint64_t end = hop.final_sequence if hop.final_known else hop.target_sequence
+    cdef uint64_t most = (now - hop.moved_us + view.ring_us) // (
+        view.frame_us if view.frame_us else HOP_FRAME_US
+    )
+    if end <= view.head_sequence:
+        return 0
+    return end - view.head_sequence if end - view.head_sequence < most else most
+
 cdef inline void hop_judge(hop_t* hop, const hop_view_t* view, uint64_t now,
                            hop_act_t* act) noexcept nogil:
     # Is something missing, since when, and is it time to go on without it?
@@ -214,7 +227,7 @@ cdef inline void hop_judge(hop_t* hop, const hop_view_t* view, uint64_t now,
             hop.hole_us = 0
             hop.state = HOP_ENDED
             act.what = HOP_END
-            act.lost = hop.final_sequence - head if hop.final_known else 0
+            act.lost = hop_lost(hop, view, now)
 
 cdef inline bint hop_askable(
     const hop_t* hop, const hop_view_t* view, uint32_t i, uint64_t now,

@@ -90,6 +90,7 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     uint8_t state
     uint8_t pace              # its own, in slots of the wheel
     uint8_t anchored          # it named its place: what was old then is no lag of its own
+    uint8_t leaving           # `skipping` is for a move to another stream
     bint icy
     bint blocked              # the last write was short: EPOLLOUT resumes it
     bint skipping             # at `limit` it goes on at a later start
@@ -113,6 +114,8 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     uint64_t audio_us         # when audio last went out; before the first: when it was accepted
     uint64_t burst_position   # up to here it is burst: what was old before the listener came
     uint64_t sent_bytes
+    uint64_t own_epoch        # of its own stream, where it last left that for a fallback; 0: never
+    uint64_t own_position     # the first byte of it that it has not heard
     uint8_t* rest             # left over from a short write; goes first; owned
     uint32_t rest_bytes
     uint32_t rest_done_bytes

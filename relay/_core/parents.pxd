@@ -70,6 +70,9 @@ cdef struct parent_t:         # one upstream for one stream
     uint64_t back_floor       # … nor before this, older than our base
     uint64_t retry_us         # it is asked nothing before
     uint64_t wait_us          # the next pause after `later`
+    uint64_t denied_epoch     # told, but a join brought an older one: up to it nothing is heard …
+    uint64_t denied_until_us  # … before this
+    uint32_t denied           # times that it was so
 
 cdef struct feed_t:           # who feeds one stream
     parent_t parents[PARENTS_MAX]
@@ -261,7 +264,8 @@ cdef inline void parent_anew(parent_t* parent, bint process, uint64_t now) noexc
     if process:
         parent.gone_sequence = parent.back_floor = 0
         parent.tail_gone = parent.ended = False
-        parent.failed = 0
+        parent.failed = parent.denied = 0
+        parent.denied_until_us = 0
 
 cdef inline void parent_told_again(parent_t* parent, const parent_t* old) noexcept nogil:
     # Of zeroed memory: what lives longer than the stream.
@@ -362,10 +366,10 @@ cdef inline void feed_choose(feed_t* feed, const feed_view_t* view, uint64_t now
     else:
         feed.hear_us = 0
         best = feed_best(feed, view)
-        if view.joining and best != feed.feeding and parent_is_worth(
+        if not view.live and best != feed.feeding and parent_is_worth(
             feed, view, best, feed.feeding
         ):
-            feed.feeding = best     # nothing has come from the other: no switch
+            feed.feeding = best     # nothing comes from the other (any more): no switch
 
 cdef inline bint feed_wants(const feed_t* feed, const feed_view_t* view, uint32_t i) noexcept nogil:
     # Is this one to be subscribed?

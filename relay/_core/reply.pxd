@@ -11,7 +11,8 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy, strlen
 
 from relay._core.anchor cimport (
-    BEGIN_AT, anchor_begin, anchor_live, anchor_location, anchor_probe, anchor_wanted, begin_t,
+    BEGIN_LIVE, BEGIN_SEND_ON, anchor_begin, anchor_live, anchor_location, anchor_probe,
+    anchor_wanted, begin_t,
 )
 from relay._core.atomics cimport load_pointer, load_u32
 from relay._core.connection cimport http_date, shard_t
@@ -96,6 +97,20 @@ cdef inline uint32_t shard_write_reply(
     memcpy(shard.reply + size, b"\r\n", 2)
     return <uint32_t>size + 2
 
+cdef inline bint stream_wants_place(
+    const stream_t* stream, const head_t* head, bint icy, bint by_default
+) noexcept nogil:
+    # Is this request to be sent to a place? Not where listeners may be moved to a fallback: byte N
+    # of what they got would then be another one than byte N of the place.
+    return stream.config.fallback == 0 and anchor_wanted(head, icy, by_default)
+
+cdef inline bint stream_gives_place(
+    stream_t* stream, begin_t* begin, ring_t* newest
+) noexcept nogil:
+    # The place at which a listener would begin now. Of an epoch that is over none is given out: the
+    # next one will be somewhere else.
+    return load_u32(&stream.source_up) == 1 and anchor_live(begin, newest, stream.config.burst_us)
+
 cdef inline int shard_reply_head(
     shard_t* shard, uint32_t index, stream_t* stream, head_t* head
 ) noexcept nogil:
@@ -103,15 +118,18 @@ cdef inline int shard_reply_head(
     cdef uint32_t bound = stream.config.listeners_max
     cdef uint32_t size
     cdef begin_t begin
-    cdef ring_t* ring = <ring_t*>load_pointer(<void**>&stream.ring)     # a turn keeps it
+    cdef ring_t* ring = <ring_t*>load_pointer(<void**>&stream.ring)     # a turn keeps both
+    cdef ring_t* before = <ring_t*>load_pointer(<void**>&stream.before)
     if load_u32(&shard.engine.listeners) >= shard.engine.listeners_max:
         return REFUSE_NODE_FULL
     if bound > 0 and load_u32(&stream.listeners) >= bound:
         return REFUSE_MOUNT_FULL
-    anchor_begin(&begin, head, ring, NULL, False, True)
-    if begin.how != BEGIN_AT and anchor_live(&begin, ring, stream.config.burst_us) and (
-        anchor_wanted(head, False, False) and shard_send_on(shard, index, head, &begin)
-    ):
+    anchor_begin(&begin, head, ring, before, False, True)
+    if begin.how == BEGIN_LIVE and not (
+        stream_wants_place(stream, head, False, False) and stream_gives_place(stream, &begin, ring)
+    ) and anchor_live(&begin, ring, stream.config.burst_us):
+        begin.how = BEGIN_LIVE      # a probe gets its bytes from there
+    if begin.how == BEGIN_SEND_ON and shard_send_on(shard, index, head, &begin):
         return REFUSE_NONE
     size = shard_write_reply(
         shard, stream, head, head.icy and head.at != AT_PLACE and stream_takes_titles(stream)

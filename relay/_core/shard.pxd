@@ -32,8 +32,8 @@ from relay._core.fallback_move cimport shard_place
 from relay._core.handover cimport eventfd_read
 from relay._core.heads cimport heads_wake
 from relay._core.listener cimport (
-    END_CLOSED, END_GARBAGE, END_RESET, END_SHUTDOWN, END_STALLED, ETIMEDOUT, FLOWING, FREE, HEAD,
-    PARKED, PARTING, flow_open, flow_t, listener_skip_later, listener_t,
+    END_CLOSED, END_GARBAGE, END_RESET, END_SHUTDOWN, END_STALLED, END_STREAM, ETIMEDOUT, FLOWING,
+    FREE, HEAD, PARKED, PARTING, flow_open, flow_t, listener_skip_later, listener_t,
 )
 from relay._core.pace cimport (
     NOBODY, SLOT_US, wheel_next_us, wheel_put, wheel_t, wheel_take, wheel_turn,
@@ -46,7 +46,7 @@ cdef enum:
     GUESTS_US = 5000          # half a slot
     GUESTS_MIN = 4
     BITE_VISITS = 8           # the clock is asked so often
-    BITE_EVENTS = 32          # of one look
+    BITE_EVENTS = 8           # of one look
 
 cdef inline void shard_run(shard_t* shard) noexcept nogil:
     # The thread's loop, until `stop`. Events that a turn has no time for stay where they are.
@@ -125,7 +125,8 @@ cdef inline uint64_t shard_serve_due(shard_t* shard, uint64_t now) noexcept nogi
 
 cdef inline uint64_t shard_bite(shard_t* shard, uint64_t looked_us) noexcept nogil:
     # Between two listeners: a look at the door, where it is time for one. Answers when it had the
-    # last word. Events that it is told are edges: all of them are taken care of here.
+    # last word. Events that it is told are edges: all of them are taken care of here, so it asks
+    # for few. Each of the others does LOOKS_MIN or ACCEPTS_MIN at least, so none begins too late.
     cdef epoll_event events[BITE_EVENTS]
     cdef uint64_t now = now_us()
     cdef uint64_t until = budget_bite((shard.wheel.slot - 1) * SLOT_US, looked_us, now)
@@ -136,9 +137,12 @@ cdef inline uint64_t shard_bite(shard_t* shard, uint64_t looked_us) noexcept nog
     count = epoll_wait(shard.epoll_fd, events, BITE_EVENTS, 0)
     for i in range(count):
         shard_told(shard, &events[i], now)
-    shard_look(shard, until)
-    shard_accept(shard, until)
-    shard_look(shard, until)
+    if now_us() < until:
+        shard_look(shard, until)
+    if now_us() < until:
+        shard_accept(shard, until)
+    if now_us() < until:
+        shard_look(shard, until)
     looked_us = now_us()
     shard.bites_us += looked_us - now
     return looked_us
@@ -156,8 +160,9 @@ cdef inline void shard_serve(shard_t* shard, uint32_t index, uint64_t now) noexc
             shard_end(shard, index, END_SHUTDOWN)
             return
         flow_open(&flow)
-        if not shard.draining:
-            shard_place(shard, listener, &flow, now)
+        if not shard.draining and not shard_place(shard, listener, &flow, now):
+            shard_end(shard, index, END_STREAM)
+            return
         shard_flow(shard, index, &flow, now)
     elif listener.state == PARKED:
         shard_look_again(shard, index, now)

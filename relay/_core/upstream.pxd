@@ -186,6 +186,11 @@ cdef inline int upstream_adopt(upstream_t* up, const wire_beacon_t* beacon) noex
     memcpy(up.repair_address, address, REPAIR_ADDRESS_BYTES)
     return ADOPTED_MOVED if same else ADOPTED_NEW
 
+cdef inline void pages_anew(pages_t* pages) noexcept nogil:
+    # All of its directory is asked for once more: what is on its way is of the time before.
+    pages.since = pages.best = 0
+    pages.request = pages.stuck = 0
+
 cdef inline void upstream_leave(upstream_t* up, uint32_t state) noexcept nogil:
     # It is lost, or refused.
     up.peer.state = state

@@ -58,6 +58,7 @@ _NODE = {
     "parked_ended_total": "Connections that ended while they waited for their stream.",
     "probes_total": "Requests for a few bytes, such as Safari's before it plays.",
     "anchors_given_total": "Listeners sent to the place at which they begin.",
+    "anchors_lost_total": "Listeners that named a place and were skipped, or moved to a fallback.",
     "anchored_exact_total": "Joins that began exactly at the byte that they asked for.",
     "anchored_old_total": "Joins for a byte that has left the ring or was lost; live instead.",
     "anchored_ahead_total": "Joins for a byte that did not come in time; live instead.",

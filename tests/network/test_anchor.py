@@ -27,6 +27,7 @@ from tools.engines import (
     dial,
     get,
     idle,
+    read_all,
     read_until,
     running,
 )
@@ -195,6 +196,40 @@ def test_a_byte_that_does_not_come_is_not_waited_for_longer_than_a_join() -> Non
             head = get(f"/live?at={place}", f"Range: bytes={ahead}-")
             assert read(address, head, 100)[0] == 206
             counted(engine, **{f"anchored_{name}_total": 1})
+
+
+def test_no_place_is_given_out_in_an_epoch_that_is_over() -> None:
+    """HEAD says at once what a GET would be told in the end; that one waits for the next epoch."""
+    with running(join_wait_ms=60_000) as (engine, address):
+        live = Programme(engine)
+        live.push_seconds(2)
+        live.stream.end()
+        head = ask(address, get("/live?at=live", method="HEAD"))
+        assert answer(head, to_head=True)[0] == 200
+        with dial(address, timeout_s=20.0) as sock:
+            sock.sendall(get("/live?at=live"))
+            wait_until(lambda: engine.snapshot()["listeners"] == 1)
+            live.stream.begin()
+            live.push_seconds(1)
+            status, fields, _ = answer(read_all(sock))
+        assert status == 302
+        assert fields["location"] == f"/live?at={live.stream.snapshot()['epoch']}.0"
+
+
+def test_head_is_sent_on_from_a_place_that_is_no_start_as_get_is() -> None:
+    """To the same one; and told the same of one that is."""
+    with running() as (engine, address):
+        live = Programme(engine)
+        live.push_seconds(2)
+        epoch = live.stream.snapshot()["epoch"]
+        told = {}
+        for method in ("GET", "HEAD"):
+            asked = ask(address, get(f"/live?at={epoch}.1", method=method))
+            told[method] = answer(asked, to_head=method == "HEAD")[:2]
+        assert told["GET"][0] == told["HEAD"][0] == 302
+        assert told["GET"][1]["location"] == told["HEAD"][1]["location"]
+        there = ask(address, get(told["HEAD"][1]["location"], method="HEAD"))
+        assert answer(there, to_head=True)[0] == 200
 
 
 def test_a_place_in_an_ogg_stream_counts_its_header_pages() -> None:

@@ -99,13 +99,15 @@ class Studio:
         self.programmes: dict[int, Programme] = {}
         self.running: dict[int, tuple[threading.Event, threading.Thread]] = {}
 
-    def start(self, kind: int, mount: str, info: bytes = MP3) -> None:
-        """A source comes, or comes back with a new epoch; it goes on with its next frames."""
+    def start(self, kind: int, mount: str, info: bytes = MP3, *, begins: bool = True) -> None:
+        """A source comes, or comes back with a new epoch; it goes on with its next frames. With
+        `begins` false it was only silent, and its epoch goes on."""
         if kind not in self.programmes:
             self.programmes[kind] = Programme(self.engine, mount, info=info, begin=False)
             self.programmes[kind].maker = maker(kind)
         programme, goes = self.programmes[kind], threading.Event()
-        programme.stream.begin()
+        if begins:
+            programme.stream.begin()
         goes.set()
 
         def run() -> None:
@@ -118,10 +120,14 @@ class Studio:
 
     def stop(self, kind: int) -> None:
         """Its source leaves."""
+        self.stall(kind)
+        self.programmes[kind].stream.end()
+
+    def stall(self, kind: int) -> None:
+        """Its source stays, and says nothing."""
         goes, thread = self.running.pop(kind)
         goes.clear()
         thread.join()
-        self.programmes[kind].stream.end()
 
     def join(self, mount: str = "/live", **options: Any) -> Listener:
         """One listener more."""
@@ -141,8 +147,10 @@ class Studio:
 
 @contextlib.contextmanager
 def studio(*, after_ms: int = 300, threads: int = 1, **limits: int) -> Iterator[Studio]:
-    """An engine in which /live falls back to /music, and that to /tone."""
-    engine = _core.Engine(listeners_max=100, heads_per_address_max=100, threads=threads)
+    """An engine in which /live falls back to /music, and that to /tone; no join times out."""
+    engine = _core.Engine(
+        listeners_max=100, heads_per_address_max=100, threads=threads, join_wait_ms=60_000
+    )
     common = {"pace_ms": PACE_MS, "burst_ms": 500, "fallback_after_ms": after_ms}
     engine.configure(**common)
     engine.configure("/live", **common, fallback=("/music", "/tone"))
@@ -213,6 +221,47 @@ def test_newcomers_hear_the_fallback_at_once_and_its_bound_does_not_concern_them
         hears(guests, LIVE)
         assert [order(guest) for guest in guests] == [[MUSIC, LIVE]] * 2
         assert order(own) == [MUSIC]
+
+
+def test_a_stream_that_stalls_and_goes_on_repeats_nothing() -> None:
+    """Its source and its epoch are the same all the time: each frame comes once, the rest too."""
+    with studio() as house:
+        for kind, mount in enumerate(("/live", "/music")):
+            house.start(kind, mount)
+        everybody = [house.join() for _ in range(3)]
+        hears(everybody, LIVE)
+        for _ in range(2):
+            house.stall(LIVE)
+            hears(everybody, MUSIC)
+            house.start(LIVE, "/live", begins=False)
+            hears(everybody, LIVE)
+        for listener in everybody:
+            own = [number for number in heard(listener) if number < MUSIC * STEP]
+            assert len(own) == len(set(own)), "heard twice"
+            assert own == sorted(own)
+        assert house.state()["counters"]["returns_total"] == 2 * len(everybody)
+        assert house.state()["counters"]["epochs_total"] == 1
+
+
+def test_no_place_is_given_out_where_listeners_fall_back_and_nobody_waits() -> None:
+    """A place that another node gave is served while it holds; a move is counted."""
+    with studio() as house:
+        for kind, mount in enumerate(("/live", "/music")):
+            house.start(kind, mount)
+        for mount, status in (("/live", 200), ("/music", 302)):
+            wait_until(lambda m=mount: house.state(m).get("head_position"), WAIT_S)
+            asked = ask(house.address, get(f"{mount}?at=live", method="HEAD"))
+            assert answer(asked, to_head=True)[0] == status
+        epoch = house.state()["epoch"]
+        named = house.join(f"/live?at={epoch}.0")
+        hears([named], LIVE)
+        assert heard(named)[0] == 0
+        assert house.engine.snapshot()["anchored_exact_total"] == 1
+        house.stop(LIVE)
+        hears([named], MUSIC)
+        assert house.engine.snapshot()["anchors_lost_total"] == 1
+        late = house.join(f"/live?at={epoch + 1}.0")
+        hears([late], MUSIC)
 
 
 def test_another_format_is_not_switched_to_and_said_so(caplog: pytest.LogCaptureFixture) -> None:

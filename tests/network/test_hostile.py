@@ -18,7 +18,7 @@ from tools.backbones import free_port
 from tools.children import Child, ask, mount_key, throw_bytes
 from tools.faults import memory_bytes
 from tools.fleet import last_of
-from tools.hostile import Liar, send_mutants, send_too_long
+from tools.hostile import Liar, is_closed, raw_child, say_raw, send_mutants, send_too_long
 from tools.listeners import Crowd, Listener
 from tools.nodes import NodeProcess, Nodes, wait_known, wait_until
 from tools.sources import FrameChecker, FrameMaker, LiveSource, Source
@@ -149,6 +149,30 @@ def test_lying_parent_changes_nothing_of_the_others(
 
 STREAMS = 24
 QUEUED_BYTES_MAX = 8192 * 3000  # docs/wire.md: runs to one child, and what one is below
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["never held", "given back already"])
+def test_forged_unsubscription_takes_a_stream_from_nobody(
+    nodes: Nodes, crowd: Crowd, held: bool
+) -> None:
+    """Its sender is cut; the child that has subscribed goes on hearing."""
+    origin = nodes.start()
+    edge = nodes.start(upstreams=[origin.backbone])
+    topic = b"S" + struct.pack("<Q", mount_key("/calm"))
+    with ExitStack() as stack:
+        listener = calm(stack, origin, crowd, edge)
+        raw = stack.enter_context(raw_child(origin.backbone))
+        if held:
+            say_raw(raw, b"\1" + topic)
+            say_raw(raw, b"\0" + topic)
+            wait_heard(listener)
+            assert counters(origin)["backbone_expelled_total"] == 0
+        say_raw(raw, b"\0" + topic)
+        assert is_closed(raw)
+        wait_heard(listener)
+        told = counters(origin)
+        assert told["backbone_expelled_total"] == 1
+        assert told["backbone_refused_topic_total"] == 1
 
 
 def slow_child(nodes: Nodes, crowd: Crowd, seconds: float) -> None:

@@ -318,8 +318,10 @@ def test_without_descriptors_newcomers_are_refused_and_later_served(few_files: F
         with dial(few_files.address) as sock, contextlib.suppress(ConnectionResetError):
             sock.sendall(get())
             assert answer(read_all(sock))[0] == 503
+    # on a busy machine one turn may refuse all of them: it tells its counters when it is over
+    wait_until(lambda: few_files.tell()["refused_descriptors_total"] == 20)
     before = few_files.tell()
-    assert before["refused_descriptors_total"] == 20
+    assert (before["heads"], before["heads_expired_total"]) == (10, 0)
     time.sleep(0.5)
     after = few_files.tell()
     assert after["turns_total"] - before["turns_total"] < 60

@@ -67,9 +67,9 @@ class IdleCrowd:
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
-        """Close all of them."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate(timeout=20.0)
+        """Close all of them: the kernel does, however busy the machine is."""
+        self._process.kill()
+        self._process.communicate(timeout=60.0)
 
     def __enter__(self) -> Self:
         return self

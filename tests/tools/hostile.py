@@ -11,6 +11,7 @@ Rules of this room
 from __future__ import annotations
 
 import random
+import socket
 import struct
 import threading
 from collections import deque
@@ -19,7 +20,7 @@ from typing import Self
 
 import zmq
 
-from tools.children import BEACON_TOPIC, HEAD, Child, mount_key
+from tools.children import BEACON_TOPIC, HEAD, Child, mount_key, split_address
 
 RECORDED_MAX = 500
 REQUEST_BYTES_MAX = 900  # the ROUTER takes 1 KiB, of which CURVE needs some
@@ -78,6 +79,40 @@ def say(socket: zmq.Socket[bytes], message: bytes) -> int:
     return 1
 
 
+def raw_child(backbone: str) -> socket.socket:
+    """A connection to an XPUB by hand (ZMTP 3.0, no keys): it may say what no ZeroMQ socket would.
+
+    The peer that libzmq makes never unsubscribes from what it has not subscribed to.
+    """
+    raw = socket.create_connection(split_address(backbone), timeout=5.0)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 3) + b"SUB"
+    raw.sendall(greeting + bytes([4, len(ready)]) + ready)
+    heard = b""
+    while b"READY" not in heard:
+        more = raw.recv(1000)
+        assert more, "closed during the handshake"
+        heard += more
+    return raw
+
+
+def say_raw(raw: socket.socket, message: bytes) -> None:
+    """Send one short message on it."""
+    raw.sendall(bytes([0, len(message)]) + message)
+
+
+def is_closed(raw: socket.socket) -> bool:
+    """Whether the other side ends the connection within its timeout; what it says is passed by."""
+    try:
+        while raw.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
 class Liar:
     """A parent between a node and its children. A context manager; `backbone` is its address."""
 
@@ -103,11 +138,11 @@ class Liar:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._pub = self._context.socket(zmq.XPUB)
         self._router = self._context.socket(zmq.ROUTER)
-        for socket in (self._pub, self._router):
-            socket.setsockopt(zmq.LINGER, 0)
+        for ours in (self._pub, self._router):
+            ours.setsockopt(zmq.LINGER, 0)
             if curve is not None:
-                socket.setsockopt(zmq.CURVE_SERVER, 1)
-                socket.setsockopt(zmq.CURVE_SECRETKEY, bytes.fromhex(curve[1]))
+                ours.setsockopt(zmq.CURVE_SERVER, 1)
+                ours.setsockopt(zmq.CURVE_SECRETKEY, bytes.fromhex(curve[1]))
         port = self._pub.bind_to_random_port("tcp://127.0.0.1")
         self._repair_port = self._router.bind_to_random_port("tcp://127.0.0.1")
         self.backbone = f"tcp://127.0.0.1:{port}"
@@ -118,18 +153,18 @@ class Liar:
     def _run(self) -> None:
         poller = zmq.Poller()
         ours = (self._child.sub, self._child.dealer, self._pub, self._router)
-        for socket in ours:
-            poller.register(socket, zmq.POLLIN)
+        for each in ours:
+            poller.register(each, zmq.POLLIN)
         while not self._end.is_set():
-            for socket, _ in poller.poll(50):
-                if socket is self._child.sub:
-                    self._publish(socket.recv())
-                elif socket is self._child.dealer:
-                    self._answer(socket.recv())
-                elif socket is self._pub:
-                    socket.recv()  # who wants what: all is passed on
+            for ready, _ in poller.poll(50):
+                if ready is self._child.sub:
+                    self._publish(ready.recv())
+                elif ready is self._child.dealer:
+                    self._answer(ready.recv())
+                elif ready is self._pub:
+                    ready.recv()  # who wants what: all is passed on
                 else:
-                    who, request = socket.recv_multipart()[:2]
+                    who, request = ready.recv_multipart()[:2]
                     self._asked.append((who, request[HEAD.size : HEAD.size + 4]))
                     self._child.dealer.send(request)
 
