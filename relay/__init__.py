@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from relay.config import Config
     from relay.errors import (
         ConfigError,
+        EpochLostError,
         MountError,
         RelayError,
         SourceError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "relay.config",
     "ConfigError": "relay.errors",
+    "EpochLostError": "relay.errors",
     "Frame": "relay.subscribe",
     "MountError": "relay.errors",
     "Node": "relay.node",
@@ -40,6 +42,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "ConfigError",
+    "EpochLostError",
     "Frame",
     "MountError",
     "Node",

@@ -8,7 +8,6 @@
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
@@ -18,7 +17,6 @@ from relay._core.atomics cimport (
 )
 from relay._core.body cimport BODY_CHUNKED, BODY_RAW, BODY_SIZED, body_open, body_reason, body_t
 from relay._core.backbone cimport backbone_main, backbone_subscribe
-from relay._core.backbone_pack cimport pack_t
 from relay._core.backbone_state cimport *
 from relay._core.backbone_view cimport *
 from relay._core.cutter cimport *
@@ -28,11 +26,10 @@ from relay._core.engine cimport (
     engine_open, engine_remove, engine_t, now_us, rule_t, wall_ms, wall_us,
 )
 from relay._core.framed cimport (
-    framed_close, framed_feed, framed_open, framed_reason, framed_t,
+    framed_close, framed_open, framed_reason, framed_t,
 )
 from relay._core.framed_out cimport (
-    FRAMED_HERE_BYTES_MAX, framed_header_size, framed_measure, framed_put_header, framed_put_here,
-    framed_put_run,
+    FRAMED_LAST, FRAMED_NOTHING, FRAMED_OVERTAKEN, framed_out_begin, framed_out_run, framed_out_t,
 )
 from relay._core.fallback cimport FALLBACK_MEMBERS
 from relay._core.frames cimport SCAN_ADTS, SCAN_MPEG, SCAN_OGG, scan_bit_rate_bps, scan_reason
@@ -42,7 +39,7 @@ from relay._core.handover cimport (
 )
 from relay._core.intake cimport (
     INTAKE_ATTACHED, INTAKE_FREE, INTAKE_FULL, intake_attach, intake_close, intake_detach,
-    intake_open, intake_run, intake_t,
+    intake_feed_framed, intake_open, intake_run, intake_t,
 )
 from relay._core.recorder cimport (
     RECORD_EPOCH_BEGUN, RECORD_EPOCH_ENDED, RECORD_NOBODY, lane_first, lane_read, lane_t, record,
@@ -55,7 +52,7 @@ from relay._core.retire cimport (
 from relay._core.histogram cimport histogram_below, histogram_quantile_us, histogram_t
 from relay._core.observe cimport *
 from relay._core.ring cimport (
-    FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, RING_HEADERS, audio_bytes,
+    FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes,
     frame_t, header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header,
     ring_read_entry,
     ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, title_t,
@@ -73,7 +70,7 @@ from relay._core.stream cimport (
     stream_unclaim,
 )
 from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
-from relay._core.wire cimport RUN_END, WIRE_ADDRESS_BYTES_MAX
+from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX
 from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport curve_t, zmq_api_load
 
@@ -864,10 +861,12 @@ cdef class Stream:
         cdef info_t* info
         cdef bytes data = b""
         turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
-        info = <info_t*>load_pointer(<void**>&self.stream.info)
-        if info != NULL:
-            data = (<const char*>info.bytes)[:info.size_bytes]
-        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        try:    # bytes are all that Python makes here: they are not traced
+            info = <info_t*>load_pointer(<void**>&self.stream.info)
+            if info != NULL:
+                data = (<const char*>info.bytes)[:info.size_bytes]
+        finally:
+            turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
         return data
 
     def read(self, uint64_t sequence):
@@ -904,10 +903,12 @@ cdef class Stream:
         cdef header_t* header
         cdef bytes data = b""
         turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
-        header = ring_header(ring, load_u64(&ring.head_sequence))
-        if header != NULL:
-            data = (<const char*>header.bytes)[:header.size_bytes]
-        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        try:    # bytes are all that Python makes here: they are not traced
+            header = ring_header(ring, load_u64(&ring.head_sequence))
+            if header != NULL:
+                data = (<const char*>header.bytes)[:header.size_bytes]
+        finally:
+            turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
         stream_ring_drop(self.stream, ring)
         return data
 
@@ -915,29 +916,29 @@ cdef class Stream:
         """Where a framed body begins: (bytes of `h` and the header pages, first sequence), at the
         oldest `start` within ring_s."""
         cdef ring_t* ring = self.ring()
-        cdef uint8_t here[FRAMED_HERE_BYTES_MAX]
-        cdef uint64_t first = 0
-        cdef size_t size = 0
+        cdef framed_out_t out
         turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
-        try:
-            while size == 0:    # again when the writer has just moved on
-                size = framed_put_here(self.stream, ring, &first, here)
-            return (<const char*>here)[:size] + header_messages(self.stream, ring), first
-        finally:
-            turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
-            stream_ring_drop(self.stream, ring)
+        framed_out_begin(self.stream, ring, &out)
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        stream_ring_drop(self.stream, ring)
+        return framed_bytes(&out), out.sequence
 
     def framed_run(self, uint64_t sequence):
         """The run from this sequence on, for a framed body: (bytes, next sequence), with b"" while
         nothing newer is here; the last one says that the epoch has ended, and its next sequence is
         None. None: the ring has moved on, begin anew with framed_here()."""
         cdef ring_t* ring = self.ring()
+        cdef framed_out_t out
+        cdef int found
         turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
-        try:
-            return run_message(self.stream, ring, sequence)
-        finally:
-            turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
-            stream_ring_drop(self.stream, ring)
+        found = framed_out_run(self.stream, ring, sequence, &out)
+        turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+        stream_ring_drop(self.stream, ring)
+        if found == FRAMED_OVERTAKEN:
+            return None
+        if found == FRAMED_NOTHING:
+            return b"", sequence
+        return framed_bytes(&out), None if found == FRAMED_LAST else out.sequence
 
     def burst_sequence(self, int burst_ms):
         """Where a listener with this burst would begin."""
@@ -975,34 +976,14 @@ cdef class Stream:
         return state
 
 
-cdef bytes header_messages(stream_t* stream, ring_t* ring):
-    # All header blobs of the ring: later frames need the newest, the tail an older one.
-    cdef header_t* blob
-    cdef bytes told
-    found = []
-    for i in range(RING_HEADERS):
-        blob = <header_t*>load_pointer(<void**>&ring.headers[i])
-        if blob != NULL:
-            told = PyBytes_FromStringAndSize(NULL, framed_header_size(blob))
-            framed_put_header(stream, ring, blob, <uint8_t*>PyBytes_AS_STRING(told))
-            found.append(told)
-    return b"".join(found)
-
-
-cdef tuple run_message(stream_t* stream, ring_t* ring, uint64_t sequence):
-    cdef bint up = load_u32(&stream.source_up)      # before the head: it is final then
-    cdef uint64_t head = load_u64(&ring.head_sequence)
-    cdef pack_t pack
-    cdef bytes told
-    cdef size_t size = framed_measure(ring, sequence, &pack)
-    if pack.count == 0 and (sequence < head or up):
-        return None if sequence < load_u64(&ring.head_sequence) else (b"", sequence)
-    told = PyBytes_FromStringAndSize(NULL, size)
-    if not framed_put_run(
-        stream, ring, &pack, 0 if pack.count else RUN_END, size, <uint8_t*>PyBytes_AS_STRING(told)
-    ):
-        return None
-    return told, pack.next_sequence if pack.count else None
+cdef bytes framed_bytes(framed_out_t* out):
+    # Outside of any turn: what Python allocates may run a finalizer, and so let another thread in.
+    if out.bytes == NULL:
+        raise MemoryError("no memory for a message of a framed body")
+    try:
+        return (<const char*>out.bytes)[:out.size]
+    finally:
+        free(out.bytes)
 
 
 cdef int TITLE_TEXT_BYTES_MAX = 4000
@@ -1022,10 +1003,12 @@ cdef dict ring_snapshot(ring_t* ring):
     if ring_read_entry(ring, tail, &frame) and tail < load_u64(&ring.head_sequence):
         held_us = load_u64(&ring.head_media_us) - <uint64_t>frame.media_us
     turn_begin(ring.retire, RETIRE_PYTHON)
-    title = ring_title(ring, load_u64(&ring.head_position))
-    if title != NULL:
-        title_text = (<const char*>title.bytes)[:title.size_bytes]
-    turn_end(ring.retire, RETIRE_PYTHON)
+    try:
+        title = ring_title(ring, load_u64(&ring.head_position))
+        if title != NULL:
+            title_text = (<const char*>title.bytes)[:title.size_bytes]
+    finally:
+        turn_end(ring.retire, RETIRE_PYTHON)
     return {
         "epoch": ring.epoch, "tail_sequence": tail, "head_sequence": load_u64(&ring.head_sequence),
         "head_position": load_u64(&ring.head_position),
@@ -1071,7 +1054,9 @@ cdef class Source:
         if cutter_open(&self.cutter, stream.stream, _SCAN_KINDS[kind]) != 0:
             raise MemoryError("no memory for a source")
         if epoch:
-            self.framed = framed_open(stream.stream, epoch, origin)
+            self.framed = framed_open(
+                stream.stream, epoch, origin, &stream.engine.intake.recorder
+            )
             if self.framed == NULL:
                 raise MemoryError("no memory for a framed source")
 
@@ -1098,8 +1083,9 @@ cdef class Source:
             if self.framed == NULL:
                 status = cutter_feed(&self.cutter, run.bytes, run.size, now)
             else:
-                status = framed_feed(self.framed, run.bytes, run.size, now)
-                self.cutter.fed_media_us = self.framed.fed_media_us
+                status = intake_feed_framed(
+                    &self.stream.engine.intake, self.framed, &self.cutter, run.bytes, run.size, now
+                )
         if status < 0:
             raise SourceError(f"{self.stream.mount}: {intake_reason(status)}")
         return cutter_ahead_us(&self.cutter, now, CUTTER_AHEAD_ANY)

@@ -29,5 +29,9 @@ class SourceError(RelayError):
     """What a source sends: format unknown, broken, silent or too fast."""
 
 
+class EpochLostError(SourceError):
+    """A mount has had a newer epoch than the one sent: the source must begin a new one."""
+
+
 class UpstreamError(RelayError):
     """The node we receive from: lost, of another protocol version, or a loop."""

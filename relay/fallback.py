@@ -11,7 +11,7 @@ Rules of this room
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relay.address import show
@@ -25,6 +25,8 @@ log = logging.getLogger("relay.fallback")
 _WHY_UNFIT = {
     "format": "has another content type than {mount}",
     "serial": "has the Ogg serial that {mount} has; give the node of its source this fallback, too",
+    "framed": "has the Ogg serial that {mount} has, and frames of a framed source are never "
+    "changed; start one of the senders anew, or choose a serial there",
 }
 
 
@@ -38,8 +40,17 @@ class Told(NamedTuple):
     text: str
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Told]:
-    """The lines about one mount; both as `Engine.fallbacks` tells it, `before` may be empty."""
+def changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    is_framed: Callable[[str], bool] = lambda mount: False,
+) -> Iterator[Told]:
+    """The lines about one mount; both as `Engine.fallbacks` tells it, `before` may be empty.
+
+    Args:
+        before, now: what was told last, and what is true.
+        is_framed: whether a mount has a framed source here, whose serial stays as it is.
+    """
     mount, fallback = now["mount"], now["fallback"]
     was = before.get("fallback")
     if fallback != was:
@@ -51,6 +62,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Told]
             yield Told(logging.WARNING, "fallback", mount, fallback, text)
     for name, why in now["unfit"].items():
         if before.get("unfit", {}).get(name) != why:
+            if why == "serial" and (is_framed(mount) or is_framed(name)):
+                why = "framed"
             text = f"{mount}: its fallback {name} {_WHY_UNFIT[why].format(mount=mount)}: not used"
             yield Told(logging.WARNING, "fallback_unfit", mount, name, text)
 
@@ -58,8 +71,11 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Told]
 class Fallbacks:
     """Those of one node. `tick` is to be called now and then, from one thread; does not block."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self, engine: Engine, is_framed: Callable[[str], bool] = lambda mount: False
+    ) -> None:
         self._engine = engine
+        self._is_framed = is_framed
         self._told: dict[str, dict[str, Any]] = {}
         self._full: set[str] = set()
 
@@ -69,7 +85,7 @@ class Fallbacks:
             mount = told["mount"]
             if self._engine.find(mount) is None:
                 self._stand_in(mount, told["chain"])
-            for line in changes(self._told.get(mount, {}), told):
+            for line in changes(self._told.get(mount, {}), told, self._is_framed):
                 more = {"event": line.event, "mount": mount, "fallback": line.fallback}
                 log.log(line.level, "%s", line.text, extra=more)
             self._told[mount] = told

@@ -9,7 +9,9 @@ Rules of this room
   3. An origin that is too slow is left behind: it begins anew at the oldest frame, and counts what
      it missed.
   4. Every wait has a bound; back-off is jittered.
-  5. This room knows no codec and no input; the body is that of docs/wire.md.
+  5. When the mount has had a newer epoch, ours has lost: feeding ends with EpochLostError, and
+     whoever owns the input begins a new source. Not while another origin has us, or may have.
+  6. This room knows no codec and no input; the body is that of docs/wire.md.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from urllib.parse import unquote
 
 from relay import _core
 from relay.backoff import Backoff
-from relay.errors import ConfigError, RelayError, SourceError
+from relay.errors import ConfigError, EpochLostError, RelayError, SourceError
 from relay.icecast import SEND_S, Connection, PushError, Target, parse_url
 from relay.source import LocalSource
 from relay.source_http import BACKLOG_S_MAX, FRAMING_VERSION
@@ -40,6 +42,7 @@ IDLE_S = 0.5  # between looks at a connection on which there is nothing to send
 CEILING_S = 2.0  # the other origins go on meanwhile, so being back soon is worth the attempts
 STEADY_S = 10.0
 CLOSE_S = 5.0
+LOST_STATUS = 410  # the mount has had a newer epoch
 SWEEP_S = 1.0
 
 log = logging.getLogger("relay.framed")
@@ -115,6 +118,8 @@ class Link:
         self._state: State = "connecting"
         self._error = ""
         self.is_whole = False  # the end of the epoch has been sent, and taken
+        # what the last attempt to connect came to: a status, 0 for no answer; None: it succeeded
+        self.answered: int | None = None
 
     def start(self) -> None:
         """Begin to connect."""
@@ -147,8 +152,10 @@ class Link:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            is_there = False
             try:
                 connection = self._dial()
+                is_there = True
                 began = self._now()
                 self._connected()
                 try:
@@ -160,6 +167,8 @@ class Link:
                     if self._now() - began >= STEADY_S:
                         self._backoff.reset()
             except PushError as error:
+                if not is_there:
+                    self.answered = error.status
                 if error.final:
                     self._refused(error)
                     return
@@ -191,6 +200,7 @@ class Link:
 
     def _connected(self) -> None:
         self._state = "connected"
+        self.answered = None
         if self._error:
             self._say(f"{self.shown}: connected")
         self._error = ""
@@ -349,6 +359,8 @@ class RemoteSource:
         Raises:
             SourceError: not the promised format, the source is closed, or every origin has refused
                 it for good.
+            EpochLostError: an origin has had a newer epoch, and no other has this one, or another
+                source: begin a new `RemoteSource`.
         """
         source = self._opened()
         self._check_origins()
@@ -365,7 +377,7 @@ class RemoteSource:
         """Whether an origin is connected. Blocks until one is, at most so long (None: for ever).
 
         Raises:
-            SourceError: every origin has refused the source for good.
+            SourceError: every origin has refused the source for good; `EpochLostError` as `feed`.
         """
         self._opened()
         until = None if timeout_s is None else time.monotonic() + timeout_s
@@ -392,6 +404,8 @@ class RemoteSource:
 
     def _check_origins(self) -> None:
         told = self.origins()
+        if epoch_is_lost((link.answered, link.facts().state) for link in self._links):
+            raise EpochLostError("; ".join(origin.error for origin in told))
         if all(origin.state == "refused" for origin in told):
             raise SourceError("; ".join(origin.error for origin in told))
 
@@ -402,6 +416,24 @@ class RemoteSource:
         if self._engine is not None and now - self._swept > SWEEP_S:
             self._swept = now
             self._engine.sweep()  # rings that were outgrown
+
+
+def epoch_is_lost(answers: Iterable[tuple[int | None, State]]) -> bool:
+    """Whether an epoch can go on nowhere, and a new one can.
+
+    Args:
+        answers: what the last attempt at each origin came to (a status, 0 for no answer, None while
+            it has the source), and the state of its link.
+
+    Returns:
+        whether one at least says that the epoch has lost, and every other says so too, has refused
+        for good or is not there. One that has another source (403) keeps ours waiting: a new epoch
+        would take the listeners from that source.
+    """
+    told = list(answers)
+    return any(status == LOST_STATUS for status, _ in told) and all(
+        state == "refused" or status in (0, LOST_STATUS) for status, state in told
+    )
 
 
 def read_urls(urls: Iterable[str], password: str | None = None) -> Sequence[Target]:

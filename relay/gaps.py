@@ -11,6 +11,8 @@ Rules of this room
      player holds. It is looked at twice a second, so such a duration is true to half a second. A
      look that comes late proves nothing: the engine goes on without us. That the node itself
      stood still, the backbone's thread tells.
+  5. An epoch that ended and goes on is silence until then. Whoever writes records both; should the
+     second be missing, a head that moves says as much.
 """
 
 from __future__ import annotations
@@ -134,7 +136,9 @@ class _Stream:
     parent: int = recorder.NOBODY
     silent: bool = False  # longer than the burst, and it goes on
     lost_meanwhile: bool = False  # its upstream was away since the head moved
-    ended: Record | None = None  # the epoch that is over, while no other has begun
+    burst_us: int = 0
+    ended: Record | None = None  # the epoch that is over, while no other has begun …
+    ended_seen: bool = False  # … and the heads of this look are younger than its record
     open: dict[str, Gap] = field(default_factory=dict)  # by "stream" and "skips"
     gaps: deque[Gap] = field(default_factory=lambda: deque(maxlen=GAPS_MAX))
     totals: dict[Cause, int] = field(default_factory=dict)
@@ -212,15 +216,23 @@ class GapBook:
         elif one.kind == recorder.LOST:
             self._add(known, one, one.at_us, "lost", one.reason_name or "", one.b, one.c)
         elif one.kind == recorder.EPOCH_ENDED:
-            known.ended = one
-        elif one.kind == recorder.EPOCH_BEGUN and known.ended is not None:
-            ended, known.ended = known.ended, None
-            if one.a != ended.a:
-                self._add(known, ended, one.at_us, "epoch", "a new epoch")
-            known.silent = False
-            known.moved_us, known.moved_wall_us = one.at_us, one.wall_us
+            known.ended, known.ended_seen = one, False
+        elif one.kind == recorder.EPOCH_BEGUN:
+            self._begun(known, one.a, one.at_us, one.wall_us)
         elif one.kind == recorder.SKIP and one.reason == 0:
             self._skipped(known, one)
+
+    def _begun(self, known: _Stream, epoch: int, at_us: int, wall_us: int) -> None:
+        """What had ended goes on, in a new epoch or in the same one."""
+        if known.ended is None:
+            return
+        ended, known.ended = known.ended, None
+        if epoch != ended.a:
+            self._add(known, ended, at_us, "epoch", "a new epoch")
+        elif at_us - ended.at_us > known.burst_us:
+            self._add(known, ended, at_us, "epoch", "the epoch had ended, and goes on")
+        known.silent = False
+        known.moved_us, known.moved_wall_us = at_us, wall_us
 
     def _add(
         self, known: _Stream, one: Record, end_us: int, kind: Kind, why: str,
@@ -262,7 +274,10 @@ class GapBook:
             self._streams[key] = _Stream(mount, (epoch, sequence), now_us, wall_us)
             self._streams[key].parent = self._parents.get(key, recorder.NOBODY)
         known = self._streams[key]
-        known.is_here, known.listeners = is_here, listeners
+        known.is_here, known.listeners, known.burst_us = is_here, listeners, burst_ms * 1000
+        if known.ended_seen and source_up and (epoch, sequence) != known.at:
+            self._begun(known, epoch, now_us, wall_us)
+        known.ended_seen = known.ended is not None
         waits = source_up and known.ended is None
         known.lost_meanwhile |= waits and known.parent in self._down
         moved = (epoch, sequence) != known.at

@@ -114,6 +114,7 @@ NEXT_STEPS = {
     404: "check the mount in the URL",
     405: "the server takes no PUT here; is this an Icecast-compatible server?",
     409: "another source holds the mount; stop it or choose another mount",
+    410: "begin a new epoch",
     415: "choose a format the server takes, with --codec or --content-type",
 }
 

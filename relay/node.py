@@ -216,7 +216,7 @@ class Node:
     async def _open_all(self) -> None:
         self._engine = engine = open_engine(self.config)
         self._sources = Sources(engine, self.config, self._upstream_feeds, self._upstream_mounts)
-        self._fallbacks = Fallbacks(engine)
+        self._fallbacks = Fallbacks(engine, self._sources.is_framed)
         if self._has_http:
             self._http_address = open_http(engine, self.config)
         self._backbone = open_links(engine, self.config)
@@ -463,7 +463,7 @@ class Node:
         return self._engine
 
     def _upstream_feeds(self, mount: str) -> bool:
-        """Whether an upstream node has a live source for this mount."""
+        """Whether an upstream node that is there has a live source for this mount."""
         return any(told["mount"] == mount and told["told_up"] for told in self._upstream_links())
 
     def _upstream_mounts(self) -> set[str]:

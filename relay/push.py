@@ -17,10 +17,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TextIO
+from functools import partial
+from typing import Any, TextIO
 
 from relay.backoff import Backoff
-from relay.errors import ConfigError, SourceError
+from relay.errors import ConfigError, EpochLostError, SourceError
 from relay.framed import RemoteSource
 from relay.icecast import SEND_S, Connection, PushError, Target, parse_url, update_title
 from relay.media import (
@@ -39,6 +40,7 @@ from relay.media import (
 
 AHEAD_S = 1.0  # how far a paced file may run ahead of real time
 UNPACED_SEND_S = 60.0  # for one send: that is how a server slows a source that is not paced
+EPOCH_S = 2.0  # between two epochs, should the second have lost as well
 STEADY_S = 10.0  # a connection that lived this long starts the back-off afresh
 
 
@@ -374,15 +376,19 @@ def push(
         reader = Reader(input, input_format, loop)
         shape, encode = choose_shape(reader.codec, codec, bitrate)
         paced = pace and not reader.live
+
+        def new_run() -> Remuxer | Encoder:
+            tags = {"title": title} if title else {}
+            return open_run(reader, shape, encode=encode, bitrate=bitrate, tags=tags)
+
         if len(urls) > 1:
             kind = content_type or shape.content_type
             for each in targets:
                 progress.begin(_intent(reader.shown, each, kind, encode))
-            remote = RemoteSource(urls, content_type=kind, name=name or "", say=progress.say)
-            tags = {"title": title} if title else {}
-            run = open_run(reader, shape, encode=encode, bitrate=bitrate, tags=tags)
-            spread = Spread(reader, run, remote, progress, PaceClock() if paced else None)
-            spread.carry(title, decode=encode)
+            more: dict[str, Any] = {"content_type": kind, "name": name or "", "say": progress.say}
+            new_remote = partial(RemoteSource, urls, **more)
+            clock = PaceClock() if paced else None
+            Spread(reader, new_run, new_remote, progress, clock, title=title).carry(decode=encode)
             return 0
         progress.begin(_intent(reader.shown, target, content_type or shape.content_type, encode))
 
@@ -393,10 +399,6 @@ def push(
             if title:
                 _title_aside(target, title, progress.say)
             return connection
-
-        def new_run() -> Remuxer | Encoder:
-            tags = {"title": title} if title else {}
-            return open_run(reader, shape, encode=encode, bitrate=bitrate, tags=tags)
 
         link = Link(dial, progress.say, retries=retries)
         job = Push(reader, new_run, link, progress, clock=PaceClock() if paced else None)
@@ -409,24 +411,33 @@ def push(
 
 
 class Spread:
-    """One input on its way to the same mount of several origins: one run, one epoch."""
+    """One input on its way to the same mount of several origins: one run, one epoch. When the mount
+    has had a newer epoch, and no source now, the input goes on in a new one."""
 
     def __init__(
         self,
         reader: Reader,
-        run: Remuxer | Encoder,
-        remote: RemoteSource,
+        new_run: Callable[[], Remuxer | Encoder],
+        new_remote: Callable[[], RemoteSource],
         progress: Progress,
         clock: PaceClock | None,
+        *,
+        title: str | None = None,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._reader = reader
-        self._run = run
-        self._remote = remote
+        self._new_run = new_run
+        self._new_remote = new_remote
         self._progress = progress
         self._clock = clock
+        self._title = title
+        self._now = now
+        self._sleep = sleep
         self._cut_bytes = 0
+        self._begin()
 
-    def carry(self, title: str | None, *, decode: bool) -> None:
+    def carry(self, *, decode: bool) -> None:
         """Send the whole input and end its epoch. Blocks until it is over.
 
         Raises:
@@ -435,16 +446,14 @@ class Spread:
         """
         pieces = self._reader.pieces(decode=decode)
         pump = Pump(pieces) if self._reader.live else None
-        self._remote.open()
+        self._open()
         try:
-            if title:
-                self._remote.title(title)
             # A file begins when somebody takes it; what is live may wait as long as it may run on.
-            self._remote.wait(AHEAD_S if self._reader.live else None)
+            self._in_an_epoch(self._wait, AHEAD_S if self._reader.live else None)
             for piece in pump or pieces:
                 if self._clock is not None and (delay_s := self._clock.delay_s(piece.media_s)):
                     time.sleep(delay_s)
-                self._feed(self._muxed(self._run.add, piece))
+                self._in_an_epoch(self._send, piece)
                 self._tell(piece.media_s)
             self._feed(self._run.finish())
             if not self._remote.close():
@@ -459,6 +468,34 @@ class Spread:
                 pump.stop()
             else:
                 self._reader.close()
+
+    def _begin(self) -> None:
+        self._run, self._remote = self._new_run(), self._new_remote()
+
+    def _open(self) -> None:
+        self._remote.open()
+        self._began = self._now()
+        if self._title:
+            self._remote.title(self._title)
+
+    def _wait(self, timeout_s: float | None) -> None:
+        self._remote.wait(timeout_s)
+
+    def _send(self, piece: Piece) -> None:
+        self._feed(self._muxed(self._run.add, piece))
+
+    def _in_an_epoch(self, act: Callable[[Any], None], what: Any) -> None:
+        """Do it, again in a new epoch as often as ours has lost."""
+        while True:
+            try:
+                act(what)
+                return
+            except EpochLostError as lost:
+                self._progress.say(f"{lost}: going on in a new epoch")
+                self._remote.close()
+                self._sleep(max(0.0, self._began + EPOCH_S - self._now()))
+                self._begin()
+                self._open()
 
     def _muxed(self, add: Callable[[Piece], bytes], piece: Piece) -> bytes:
         try:

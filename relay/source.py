@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from relay import _core, recorder
 from relay.address import check_mount, show
-from relay.errors import MountError, SourceError
+from relay.errors import EpochLostError, MountError, SourceError
 from relay.formats import Format, format_of
 
 if TYPE_CHECKING:
@@ -263,8 +263,8 @@ class FramedSource(LocalSource):
         before: the source that had the mount for the same run: this one goes on in its place.
 
     Raises:
-        SourceError: as for `LocalSource`; also another content type than before, and an epoch that
-            is older than one the mount has had.
+        SourceError: as for `LocalSource`; also another content type than before.
+        EpochLostError: an epoch that is older than one the mount has had.
         MountError: as for `LocalSource`.
     """
 
@@ -295,19 +295,20 @@ class FramedSource(LocalSource):
                 f"{self.mount}: this run was {before.format.content_type} so far, and cannot "
                 f"become {self.format.content_type}"
             )
-        before.leave()
-        return before.stream
+        if before.leave():
+            return before.stream
+        return super()._take(engine)  # its end came first, and gave the mount back
 
     def _check_stream(self) -> None:
         state = self.stream.snapshot()
         highest = state["epoch"] or 0
         if highest == self.run.epoch and state["origin"] != self.run.origin:
-            raise SourceError(
+            raise EpochLostError(
                 f"{self.mount}: epoch {highest} is that of another origin, "
                 f"{state['origin']:016x}; begin a new one"
             )
         if highest > self.run.epoch:
-            raise SourceError(
+            raise EpochLostError(
                 f"{self.mount}: epoch {self.run.epoch} has lost against {highest}, "
                 f"which this mount has had; begin a new one"
             )
@@ -337,11 +338,16 @@ class FramedSource(LocalSource):
             self._cutter.detach()
             self.away_since = now
 
-    def leave(self) -> None:
-        """Write no more, and give nothing back: another goes on in this place, or the node goes."""
+    def leave(self) -> bool:
+        """Write no more, and give nothing back: another goes on in this place, or the node goes.
+
+        Returns:
+            whether there is a place to go on in; False: it was closed before.
+        """
         with self._lock:
-            self._is_open = False
+            was_open, self._is_open = self._is_open, False
             self._cutter.detach()
+            return was_open
 
 
 def _claim(engine: Engine, mount: str) -> Stream:
@@ -386,8 +392,8 @@ class Sources:
     Args:
         engine: the node's data plane.
         config: for `linger_s` of each mount.
-        upstream_feeds: whether an upstream node has a live source for a mount; then a local one
-            is refused.
+        upstream_feeds: whether an upstream node that is there has a live source for a mount; then
+            a local one is refused.
         upstream_mounts: the mounts that an upstream node lists, with a source or waiting for one;
             they stay as long as the upstream has them.
     """
@@ -419,14 +425,15 @@ class Sources:
     ) -> LocalSource:
         """Claim a mount; arguments and errors as for `LocalSource`, with `run` `FramedSource`.
 
-        The same run takes over from its own last connection; anybody from a source that is away.
+        The same run takes over from its own last connection; a newer one, or a source that is cut
+        here, from one that is away. An older run waits until that one is given up.
         """
         if self._upstream_feeds(mount):
             raise MountError(f"mount {show(mount)} is in use: it comes from upstream")
         holder = self.find(mount)
         before = holder if isinstance(holder, FramedSource) else None
         if before is not None and before.run != run:
-            if before.away_since is not None:
+            if before.away_since is not None and (run is None or run.epoch > before.run.epoch):
                 self.close(before)
             before = None
         if run is None:
@@ -487,6 +494,10 @@ class Sources:
         """Whether the source of this mount has lost its connection, and may come back."""
         source = self.find(mount)
         return isinstance(source, FramedSource) and source.away_since is not None
+
+    def is_framed(self, mount: str) -> bool:
+        """Whether the source of this mount sends frames that were cut elsewhere."""
+        return isinstance(self.find(mount), FramedSource)
 
     def mounts(self) -> Iterable[str]:
         """The mounts that have a source on this node now."""

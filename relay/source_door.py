@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from relay.address import Address, check_mount, printable
 from relay.auth import credentials, same_secret
-from relay.errors import MountError, RelayError, SourceError
+from relay.errors import EpochLostError, MountError, RelayError, SourceError
 from relay.formats import format_of
 from relay.source import Run
 from relay.source_http import (
@@ -67,7 +67,7 @@ SOURCE_USER = "source"
 QUIET_S = 10.0  # between log lines about refusals of one mount with one status
 TOLD_MAX = 256
 
-REFUSALS = (400, 403, 415, 431, 501)
+REFUSALS = (400, 403, 410, 415, 431, 501)
 COUNTED = (
     *("probes_total", "refused_password_total", "refused_method_total"),
     *(f"refused_{status}_total" for status in REFUSALS),
@@ -133,6 +133,8 @@ class Gate:
             return self._sources.open(
                 request.mount, content_type, request.headers, run=run, backlog_s=backlog_s
             )
+        except EpochLostError as wrong:
+            return self.refuse(410, str(wrong))  # for good: only a new epoch can be taken
         except (MountError, SourceError) as wrong:
             # 403 for all of these, which may end: it is what BUTT takes as "try again later".
             return self.refuse(403, str(wrong))

@@ -150,6 +150,7 @@ REASONS = {
     401: "Unauthorized",
     403: "Forbidden",
     405: "Method Not Allowed",
+    410: "Gone",
     415: "Unsupported Media Type",
     431: "Request Header Fields Too Large",
     501: "Not Implemented",

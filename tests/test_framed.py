@@ -13,8 +13,8 @@ from tools.sources import FrameMaker
 
 from relay import RemoteSource, _core, framed
 from relay.backoff import Backoff
-from relay.errors import ConfigError, RelayError, SourceError
-from relay.framed import Cursor, Link, read_urls
+from relay.errors import ConfigError, EpochLostError, RelayError, SourceError
+from relay.framed import Cursor, Link, epoch_is_lost, read_urls
 from relay.icecast import Connection, PushError
 from relay.push import push
 from relay.source import LocalSource
@@ -225,6 +225,47 @@ def test_feeding_waits_for_nobody_and_says_when_all_have_refused(
         with pytest.raises(SourceError, match="401 no"):
             live.wait()
         assert not live.close()
+
+
+@pytest.mark.parametrize(
+    ("answers", "lost"),
+    [
+        ([(410, "refused"), (410, "refused")], True),
+        ([(410, "refused"), (0, "connecting")], True),  # the other one is not there
+        ([(410, "refused"), (401, "refused")], True),
+        ([(410, "refused"), (None, "connected")], False),
+        ([(410, "refused"), (None, "connecting")], False),  # it may have us in a moment
+        ([(410, "refused"), (403, "connecting")], False),  # another source is there
+        ([(410, "refused"), (503, "connecting")], False),
+        ([(0, "connecting"), (0, "connecting")], False),
+        ([(401, "refused"), (401, "refused")], False),
+        ([], False),
+    ],
+)
+def test_when_an_epoch_has_lost(answers: list[tuple[int | None, framed.State]], lost: bool) -> None:
+    """Only where a new one would take nobody's listeners."""
+    assert epoch_is_lost(answers) is lost
+
+
+def test_feeding_says_that_the_epoch_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while one of them has another source, which may go."""
+    other_went = threading.Event()
+
+    def dial(target: object, *_: object, **__: object) -> Connection:
+        if str(target).endswith(":1/live") or other_went.is_set():
+            raise PushError("410 has lost", status=410, final=True)
+        raise PushError("403 in use", status=403)
+
+    monkeypatch.setattr(framed.Connection, "open", dial)
+    with RemoteSource(URLS, content_type="audio/mpeg", say=lambda _: None) as live:
+        wait_until(lambda: live.origins()[0].state == "refused", 10.0)
+        live.feed(b"")
+        other_went.set()
+        wait_until(lambda: live.origins()[1].state == "refused", 10.0)
+        with pytest.raises(EpochLostError, match="410 has lost"):
+            live.feed(b"")
+        with pytest.raises(EpochLostError):
+            live.wait()
 
 
 def test_urls_are_those_of_one_mount() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tools.encoders import encode
 from tools.sources import FrameMaker
 
-from relay import _core
+from relay import _core, recorder
 from relay.errors import SourceError
 from relay.source import LocalSource
 
@@ -70,6 +70,11 @@ class Receiver:
         assert mine["title"] == theirs["title"]
         frames = range(first, mine["head_sequence"])
         return all(self.stream.read(n) == other.read(n) for n in frames)
+
+
+def told(receiver: Receiver) -> list[recorder.Record]:
+    """What it has recorded."""
+    return [recorder.Record(*one) for one in receiver.engine.recorded([])]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +149,7 @@ def test_origin_that_missed_more_than_is_held_begins_anew_in_the_same_epoch() ->
     receiver = receiver_of(sender)
     receiver.source.feed(sender.body()[0])
     head = receiver.stream.snapshot()["head_sequence"]
+    media_us = receiver.stream.snapshot()["head_media_us"]
     for _ in range(20):
         sender.source.feed(sender.maker.seconds(1.0))
     receiver.connect()
@@ -152,6 +158,11 @@ def test_origin_that_missed_more_than_is_held_begins_anew_in_the_same_epoch() ->
     assert receiver.same_as(sender.stream)
     assert state["counters"]["lost_frames_total"] == state["base_sequence"] - head > 0
     assert state["counters"]["lost_runs_total"] == 1
+    assert state["counters"]["lost_outage_frames_total"] == state["base_sequence"] - head
+    (lost,) = (one for one in told(receiver) if one.kind == recorder.LOST)
+    assert (lost.reason_name, lost.parent) == ("outage", recorder.NOBODY)
+    assert (lost.a, lost.b) == (head, state["base_sequence"] - head)
+    assert lost.c == sender.stream.read(state["base_sequence"])[2] - media_us  # type: ignore[index]
     sender.engine.close()
     receiver.engine.close()
 
@@ -213,9 +224,9 @@ def message(kind: bytes, body: bytes, *, mount_key: bytes, version: int = 1) -> 
     return struct.pack("<I", len(whole)) + whole
 
 
-def here(epoch: int = EPOCH, origin: int = ORIGIN) -> bytes:
-    """Where a run begins that has nothing yet."""
-    return struct.pack("<BQQQQQQQQH", 0, epoch, origin, 0, 0, 0, 0, 0, 0, 0)
+def here(epoch: int = EPOCH, origin: int = ORIGIN, first: int = 0, media_us: int = 0) -> bytes:
+    """Where a run begins; if nothing is said, one that has nothing yet."""
+    return struct.pack("<BQQQQQQQQH", 0, epoch, origin, first, 0, media_us, first, 0, 0, 0)
 
 
 def run(
@@ -273,6 +284,76 @@ def test_refusals_say_what_is_wrong(key: bytes) -> None:
     assert "65536" in refusal(body(begin, (b"S", run(b"frame", size=65_537))))
     assert "ends before" in refusal(body(begin, (b"S", run(b"frame", size=9))))
     assert "contradicts" in refusal(body(begin, (b"S", run(b"frame", position=100))))
+
+
+def test_jump_that_cannot_be_true_is_refused_and_counts_nothing(key: bytes) -> None:
+    """More media than time has passed, more frames than fit in it, or media that goes back."""
+    minute = 60_000_000
+    for first, media_us, reason in (
+        (3000, minute, ""),
+        (16, 20_000, ""),
+        (17 + 60_001, minute, "further ahead"),
+        (1 << 40, 1 << 61, "further ahead"),
+        (3000, 3600 * 1_000_000, "further ahead"),
+        (3000, 0, "further ahead"),
+    ):
+        receiver = Receiver(EPOCH, ORIGIN)
+        receiver.source.feed(
+            message(b"h", here(), mount_key=key) + message(b"S", run(b"frame"), mount_key=key)
+        )
+        jump = message(b"h", here(first=first, media_us=media_us), mount_key=key)
+        if reason:
+            with pytest.raises(SourceError, match=reason):
+                receiver.source.feed(jump)
+        else:
+            receiver.source.feed(jump)
+        lost = receiver.stream.snapshot()["counters"]["lost_frames_total"]
+        assert lost == (0 if reason else first - 1)
+        assert len([one for one in told(receiver) if one.kind == recorder.LOST]) == (not reason)
+        receiver.engine.close()
+
+
+def bad_bodies(key: bytes) -> list[bytes]:
+    """One for each refusal, with what went well before it."""
+
+    def body(*messages: tuple[bytes, bytes], version: int = 1) -> bytes:
+        return b"".join(message(k, b, mount_key=key, version=version) for k, b in messages)
+
+    begin, good = (b"h", here()), (b"S", run(b"frame"))
+    return [
+        struct.pack("<I", 0xFFFFFFFF),
+        struct.pack("<I", 3),
+        body(begin, version=3),
+        body((b"J", here())),
+        message(b"h", here(), mount_key=b"12345678"),
+        body((b"h", here(origin=5))),
+        body((b"h", here(first=1 << 63))),
+        body(good),
+        body(begin, (b"S", run(b"frame", first=7))),
+        body(begin, (b"S", run(b"frame", size=65_537))),
+        body(begin, (b"S", run(b"frame", position=100))),
+        body(begin, good, (b"h", here(first=1 << 40))),
+    ]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 11), st.binary(max_size=600), st.integers(0, 1 << 20))
+def test_refused_body_stays_refused(
+    sender: Sender, key: bytes, bad: int, junk: bytes, cut: int
+) -> None:
+    """Whatever is fed after it, the answer is the same, and nothing of it is used."""
+    data = bad_bodies(key)[bad]
+    receiver = Receiver(EPOCH, ORIGIN)
+    with pytest.raises(SourceError) as first:
+        receiver.source.feed(data)
+    before = receiver.stream.snapshot()
+    good = message(b"h", here(), mount_key=key) + message(b"S", run(b"frame"), mount_key=key)
+    for more in (junk, good, data[: cut % (len(data) + 1)], bytes(200_000)):
+        with pytest.raises(SourceError) as again:
+            receiver.source.feed(more)
+        assert str(again.value) == str(first.value)
+    assert receiver.stream.snapshot() == before
+    receiver.engine.close()
 
 
 def test_two_sources_that_tell_the_same_run_but_send_other_frames_are_found(key: bytes) -> None:

@@ -172,6 +172,54 @@ def test_a_source_that_returns_is_one_gap_and_one_that_leaves_is_none() -> None:
     assert len(world.told) == 1
 
 
+def test_an_epoch_that_ended_too_early_and_goes_on_is_one_gap_if_players_noticed() -> None:
+    """The same epoch is begun again; from then on the stream is looked at as before."""
+    for pause_s, gaps in ((10.0, 1), (1.0, 0)):
+        world = World()
+        world.run(2)
+        world.record(recorder.EPOCH_ENDED, a=1)
+        world.source_up = False
+        world.run(pause_s, frames=0)
+        world.record(recorder.EPOCH_BEGUN, a=1)
+        world.source_up = True
+        world.run(5)
+        assert [gap.why for gap in world.told] == ["the epoch had ended, and goes on"] * gaps
+        assert all(gap.duration_us == pause_s * 1e6 for gap in world.told)
+        world.run(8, frames=0)
+        world.run(4)
+        assert [gap.why for gap in world.told[gaps:]] == ["nothing came"]
+
+
+def test_a_head_that_moves_after_an_end_says_that_it_goes_on() -> None:
+    """Though nobody recorded it: the book is not blind from then on."""
+    world = World()
+    world.run(2)
+    world.record(recorder.EPOCH_ENDED, a=1)
+    world.source_up = False
+    world.run(10, frames=0)
+    world.source_up = True
+    world.run(1, frames=0)  # its source is there, and nothing has come yet
+    world.run(5)
+    (gap,) = world.told
+    assert gap.duration_us == 11_500_000
+    world.run(8, frames=0)
+    world.run(4)
+    assert [gap.why for gap in world.told[1:]] == ["nothing came"]
+
+
+def test_a_head_that_was_read_before_the_end_says_nothing() -> None:
+    """Heads are read first, records after them: frames in between are those before the end."""
+    world = World(is_here=True)
+    world.run(2)
+    world.now_us += TICK_US
+    world.sequence += 25
+    world.record(recorder.EPOCH_ENDED, a=1)
+    world.look()
+    world.source_up = False
+    world.run(20, frames=0)
+    assert world.told == []
+
+
 def test_who_stood_still_is_at_fault_himself() -> None:
     """The backbone's thread tells so; whether frames were there before the look or after it."""
     for frames in (0, 300):

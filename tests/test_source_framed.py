@@ -8,7 +8,8 @@ import pytest
 
 from relay import _core
 from relay.config import Config
-from relay.errors import MountError, SourceError
+from relay.errors import EpochLostError, MountError, SourceError
+from relay.recorder import EPOCH_BEGUN, EPOCH_ENDED, Record
 from relay.source import AWAY_S, FramedSource, LocalSource, Run, Sources
 from relay.source_http import EPOCH_AHEAD_MS, Framing, RequestError, framing_of, parse_head
 
@@ -106,6 +107,11 @@ def test_run_that_was_given_up_goes_on_in_the_ring_that_is_here(desk: Desk) -> N
     state = desk.state()
     assert state["source_up"]
     assert state["counters"]["epochs_total"] == 1  # type: ignore[index]
+    told = [Record(*one) for one in desk.engine.recorded([])]
+    epochs = [one for one in told if one.kind in (EPOCH_BEGUN, EPOCH_ENDED)]
+    epochs.sort(key=lambda one: one.at_us)
+    assert [one.kind for one in epochs] == [EPOCH_BEGUN, EPOCH_ENDED, EPOCH_BEGUN]
+    assert {one.a for one in epochs} == {desk.run.epoch}
 
 
 def test_anybody_takes_the_mount_of_a_source_that_is_away(desk: Desk) -> None:
@@ -119,14 +125,55 @@ def test_anybody_takes_the_mount_of_a_source_that_is_away(desk: Desk) -> None:
         desk.open()
 
 
+def test_older_run_waits_until_the_one_that_is_away_is_given_up(desk: Desk) -> None:
+    """A standby does not end what may come back in a second; then it is told to begin anew."""
+    source = desk.open()
+    desk.begin(source)
+    desk.sources.lost(source, 0.0)
+    older = Run(desk.run.epoch - 1, ORIGIN)
+    with pytest.raises(MountError, match="in use"):
+        desk.open(older)
+    assert source.is_open
+    desk.sources.tick(AWAY_S + 1)
+    with pytest.raises(EpochLostError, match="begin a new one"):
+        desk.open(older)
+    desk.open(Run(desk.run.epoch + 1, ORIGIN))
+
+
+def test_take_over_that_meets_the_end_claims_the_mount_anew(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end comes between finding the source and taking its place: nobody writes unclaimed."""
+    first = desk.open()
+    desk.begin(first)
+    desk.sources.lost(first, 0.0)
+    leave = FramedSource.leave
+
+    def too_late(source: FramedSource) -> bool:
+        desk.sources.tick(AWAY_S + 1)
+        return leave(source)
+
+    monkeypatch.setattr(FramedSource, "leave", too_late)
+    second = desk.open()
+    monkeypatch.undo()
+    assert desk.state()["writer"] == "local"
+    desk.begin(second)
+    assert desk.state()["source_up"]
+    assert desk.sources.find("/live") is second
+    with pytest.raises(MountError, match="in use"):
+        LocalSource(desk.engine, "/live", "audio/mpeg")
+    second.close()
+    assert desk.state()["writer"] == "none"
+
+
 def test_older_epoch_has_lost(desk: Desk) -> None:
     """The mount has had a newer one; and the same number of another origin is none of ours."""
     with desk.sources.open("/live", "audio/mpeg") as encoder:
         epoch = encoder.epoch
     desk.sources.close(encoder)
-    with pytest.raises(SourceError, match="has lost against"):
+    with pytest.raises(EpochLostError, match="has lost against"):
         desk.open(Run(epoch - 1, ORIGIN))
-    with pytest.raises(SourceError, match="of another origin"):
+    with pytest.raises(EpochLostError, match="of another origin"):
         desk.open(Run(epoch, ORIGIN))
     desk.open(Run(epoch + 1, ORIGIN))
 

@@ -167,7 +167,7 @@ LONG_FUNCTIONS: dict[str, int] = {}  # "relay/x.py::f": its lines today
 # "relay/x.py": its lines today. The face is long because an extension class cannot span files and
 # Cython has no partial ones.
 LONG_FILES: dict[str, int] = {
-    "relay/_core.pyx": 1561,
+    "relay/_core.pyx": 1547,
     "relay/_core/wire.pxd": 604,
     "tests/network/test_backbone.py": 700,
     "tests/test_ring.py": 829,

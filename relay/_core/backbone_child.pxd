@@ -12,7 +12,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from relay._core.atomics cimport store_u32
 from relay._core.backbone_ask cimport child_answer, child_may_write, heard_epoch, link_writes
 from relay._core.backbone_directory cimport child_page_answer
-from relay._core.backbone_record cimport told_gone, told_up
+from relay._core.backbone_record cimport EPOCH_ABOVE, link_record, told_gone, told_up
 from relay._core.backbone_state cimport (
     DEFECT_COPIES, DEFECT_HOLES, RECEIVES_MAX, backbone_t, link_find, link_t, link_touch, refuse,
 )
@@ -21,7 +21,8 @@ from relay._core.parents cimport (
     PEER_LOOP, PEER_LOST, PEER_UP, PEER_VERSION, feed_fed, parent_t, peer_sign,
 )
 from relay._core.recorder cimport (
-    RECORD_NOBODY, RECORD_PAUSED, RECORD_UPSTREAM_OTHER, RECORD_UPSTREAM_UP, record,
+    RECORD_EPOCH_BEGUN, RECORD_NOBODY, RECORD_PAUSED, RECORD_UPSTREAM_OTHER, RECORD_UPSTREAM_UP,
+    record,
 )
 from relay._core.ring cimport FRAME_TITLE, PLACED, PLACE_FAR, ring_t
 from relay._core.ring_writer cimport ring_give_up
@@ -132,7 +133,9 @@ cdef inline bint is_early(ring_t* ring, uint64_t sequence, uint64_t end_position
             and end_position - ring.head_position > (ring.size_bytes - ring.guard_bytes) // 2)
     )
 
-cdef inline void child_resume(backbone_t* bone, link_t* link) noexcept nogil:
+cdef inline void child_resume(
+    backbone_t* bone, const upstream_t* up, link_t* link,
+) noexcept nogil:
     # The epoch was over, and another parent has more of it: it goes on, in the same ring, if nobody
     # has taken the mount since.
     cdef stream_t* stream = link.stream
@@ -143,6 +146,8 @@ cdef inline void child_resume(backbone_t* bone, link_t* link) noexcept nogil:
         return
     hop_resume(&link.hop, bone.now_us)
     stream_resume_epoch(stream)
+    link_record(bone, link, RECORD_EPOCH_BEGUN, EPOCH_ABOVE, up.index, link.hop.epoch,
+                stream.ring.head_sequence, stream.ring.head_sequence)
     link_touch(bone, link)
 
 cdef inline void child_run(
@@ -163,7 +168,7 @@ cdef inline void child_run(
     if head.kind == KIND_STREAM and run.origin == link.stream.origin and hop_reaches(
         &link.hop, up.index, run.epoch, run.first_sequence + run.count, run.flags & RUN_END != 0
     ):
-        child_resume(bone, link)
+        child_resume(bone, up, link)
     if run.epoch != link.hop.epoch or not link_writes(link) or link.stream.ring == NULL:
         heard_epoch(bone, up, link, run.epoch)
         return
@@ -306,7 +311,7 @@ cdef inline void child_beacon(
             if not entry_is_rivals(link, up, entry.epoch) and hop_reaches(
                 &link.hop, up.index, entry.epoch, entry.sequence, entry.flags & RUN_END != 0
             ):
-                child_resume(bone, link)
+                child_resume(bone, up, link)
             if entry.flags & RUN_END:
                 link_touch(bone, link)
 

@@ -13,7 +13,7 @@ from relay._core.atomics cimport load_u32
 from relay._core.backbone_parent cimport upstream_first
 from relay._core.backbone_state cimport EXPELLED_MAX, backbone_counters_t, backbone_t, link_t
 from relay._core.engine cimport now_us
-from relay._core.parents cimport PARENT_NONE, feed_listing, parent_t, peer_t
+from relay._core.parents cimport PARENT_NONE, PEER_UP, parent_t, peer_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_unlock
 from relay._core.stream cimport MOUNT_BYTES_MAX
 from relay._core.upstream cimport UPSTREAMS_MAX, upstream_t
@@ -29,7 +29,7 @@ cdef struct link_view_t:
     bint subscribed
     bint from_upstream
     bint downstream
-    bint told_up
+    bint told_up              # by one that is there
     bint tail_whole
     uint64_t epoch
     uint64_t told_epoch
@@ -58,8 +58,22 @@ cdef inline void view_free(backbone_view_t* view) noexcept nogil:
     free(view.upstreams)
     free(view.links)
 
-cdef inline void view_link(link_t* link, link_view_t* view) noexcept nogil:
-    cdef uint32_t told = feed_listing(&link.hop.feed, link.hop.told_epoch)
+cdef inline bint view_told_up(const backbone_t* bone, const link_t* link) noexcept nogil:
+    # Does an upstream that is there list the source as there? What one said that is lost since
+    # keeps nobody from the mount.
+    cdef const parent_t* parent
+    cdef uint32_t i
+    for i in range(link.hop.feed.parents_count):
+        parent = &link.hop.feed.parents[i]
+        if parent.lists and parent.up and parent.epoch == link.hop.told_epoch and (
+            bone.peers[i].state == PEER_UP
+        ):
+            return True
+    return False
+
+cdef inline void view_link(
+    const backbone_t* bone, link_t* link, link_view_t* view,
+) noexcept nogil:
     memcpy(view.mount, link.mount, sizeof(view.mount))
     view.mount_bytes = link.mount_bytes
     view.state = link.hop.state
@@ -73,7 +87,7 @@ cdef inline void view_link(link_t* link, link_view_t* view) noexcept nogil:
     view.told_epoch = link.hop.told_epoch
     view.sent_sequence = link.out.sequence
     view.target_sequence = link.hop.target_sequence
-    view.told_up = told != PARENT_NONE and link.hop.feed.parents[told].up
+    view.told_up = view_told_up(bone, link)
     view.hole_us = link.hop.hole_us
     view.tail_whole = link.hop.back_over or not link.hop.subscribed
     view_rivals(link, view)
@@ -117,7 +131,7 @@ cdef inline void view_copy(backbone_t* bone, backbone_view_t* view) noexcept nog
     for slot in range(bone.table_size):
         link = bone.table[slot]
         if link != NULL and link.stream != NULL:
-            view_link(link, &view.links[view.links_count])
+            view_link(bone, link, &view.links[view.links_count])
             view.links_count += 1
 
 cdef inline bint view_take(backbone_t* bone, backbone_view_t* view) noexcept nogil:

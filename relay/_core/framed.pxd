@@ -8,22 +8,33 @@
 #   3. What is here already is a duplicate and changes nothing; what contradicts it ends the body.
 #   4. Bounds: a message of WIRE_RUN_BYTES_MAX, one header blob of HEADER_BYTES_MAX.
 #   5. Epoch and origin were judged with the request's head; each message must say the same.
+#   6. A refusal is for good: whatever is fed after it gets the same answer, and changes nothing.
+#   7. What a sender says it left out is believed up to what can have passed since its run was
+#      first here; it is told as any other loss.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
-from relay._core.atomics cimport store_u32
-from relay._core.ring cimport DUPLICATE, FRAME_TITLE, PLACED, PLACE_FAR
+from relay._core.hop cimport LOST_OUTAGE
+from relay._core.recorder cimport (
+    RECORD_EPOCH_BEGUN, RECORD_LOST, RECORD_NOBODY, record, recorder_t,
+)
+from relay._core.ring cimport DUPLICATE, FRAME_TITLE, PLACED, PLACE_BAD, PLACE_FAR
 from relay._core.ring_writer cimport ring_set_header, ring_set_title
 from relay._core.stream cimport (
-    hub_tell, stream_begin_epoch, stream_mark, stream_place, stream_t,
+    stream_begin_epoch, stream_mark, stream_place, stream_resume_epoch, stream_t,
 )
 from relay._core.versions cimport VERSION_LEAST, VERSION_OWN, versions_t
 from relay._core.wire cimport *
 
 cdef enum:
     FRAMED_LENGTH_BYTES = 4
+    # how far a run may be ahead of real time: the longest backlog, and clocks that differ
+    FRAMED_LEAD_US = 660000000
+    FRAMED_FRAME_US_MIN = 1000
+    FRAMED_EMPTY_MAX = 16     # titles and header pages last no time
+    FRAMED_BEGUN_HERE = 0     # the recorder's word for an epoch of a source of this node
 
 cdef enum:  # what framed_feed returns: 0, FRAMED_WHOLE, or below zero why it cannot go on
     FRAMED_WHOLE = 1          # a run said that the epoch has ended
@@ -37,9 +48,13 @@ cdef enum:  # what framed_feed returns: 0, FRAMED_WHOLE, or below zero why it ca
     FRAMED_LOOSE = -208
     FRAMED_CONTRADICTS = -209
     FRAMED_NO_ROOM = -210
+    FRAMED_AHEAD = -211
 
 cdef struct framed_t:
     stream_t* stream          # borrowed; claimed by the owner
+    recorder_t* recorder      # borrowed; who feeds holds its lock, and has ticked it
+    uint64_t now_us           # of this feed
+    int64_t failed            # why nothing more is taken; 0: it is
     uint64_t epoch            # ms; what the request's head promised, as the next
     uint64_t origin
     uint8_t* carry            # one message and its length; owned
@@ -54,7 +69,7 @@ cdef struct framed_t:
     uint32_t header_filled
 
 cdef inline framed_t* framed_open(
-    stream_t* stream, uint64_t epoch, uint64_t origin,
+    stream_t* stream, uint64_t epoch, uint64_t origin, recorder_t* recorder,
 ) noexcept nogil:
     # NULL: no memory.
     cdef framed_t* framed = <framed_t*>calloc(1, sizeof(framed_t))
@@ -65,6 +80,7 @@ cdef inline framed_t* framed_open(
         free(framed)
         return NULL
     framed.stream = stream
+    framed.recorder = recorder
     framed.epoch = epoch
     framed.origin = origin
     return framed
@@ -94,6 +110,8 @@ cdef inline const char* framed_reason(int64_t reason) noexcept nogil:
         return b"a run of the framed body does not connect to what came before it"
     if reason == FRAMED_CONTRADICTS:
         return b"a frame contradicts what is here: two sources tell the same epoch and origin"
+    if reason == FRAMED_AHEAD:
+        return b"the framed body goes on further ahead than time has passed since its run was here"
     return b"no room for the ring of this source now; come back in a second"
 
 cdef inline int64_t framed_refusal(int status) noexcept nogil:
@@ -111,35 +129,104 @@ cdef inline bint framed_goes_on(const framed_t* framed) noexcept nogil:
         stream.origin == framed.origin
     )
 
-cdef inline int64_t framed_here(framed_t* framed, const wire_here_t* here) noexcept nogil:
-    # The ring that is here goes on if it reaches to where the sender begins. Else a new one begins
-    # there: empty here, or too much was missed; what lies between will never come, and is lost.
+cdef inline void framed_time(framed_t* framed, uint64_t media_us) noexcept nogil:
+    # Where this run was when it was first here, by the wall clock: it goes on while a machine
+    # sleeps.
     cdef stream_t* stream = framed.stream
-    cdef uint64_t lost = 0
-    if here.epoch != framed.epoch or here.origin != framed.origin:
-        return FRAMED_OTHER
-    framed.begun = True
-    framed.next_sequence = here.first_sequence
-    framed.fresh = not framed_goes_on(framed)
-    if not framed.fresh and here.first_sequence <= stream.ring.head_sequence:
-        if not stream.source_up:    # it was given up, and is back
-            store_u32(&stream.source_up, 1)
-            hub_tell(stream.hub, stream)
-        return 0
-    if not framed.fresh:
-        lost = here.first_sequence - stream.ring.head_sequence
-        framed.fresh = True
-    if stream_begin_epoch(
+    if stream.run_epoch != framed.epoch:
+        stream.run_epoch = framed.epoch
+        stream.run_media_us = media_us
+        stream.run_wall_us = framed.recorder.wall_ahead_us + <int64_t>framed.now_us
+
+cdef inline bint framed_may_miss(const framed_t* framed, const wire_here_t* here) noexcept nogil:
+    # Can so much be missing? Media time passes as time does, and each frame lasts.
+    cdef const stream_t* stream = framed.stream
+    cdef uint64_t head_us = stream.ring.head_media_us
+    cdef int64_t passed_us = (
+        framed.recorder.wall_ahead_us + <int64_t>framed.now_us - stream.run_wall_us
+    )
+    if passed_us < 0:           # the clock was set back
+        passed_us = 0
+    if here.first_media_us < head_us or (
+        here.first_media_us > stream.run_media_us + <uint64_t>passed_us + FRAMED_LEAD_US
+    ):
+        return False
+    return here.first_sequence - stream.ring.head_sequence <= (
+        (here.first_media_us - head_us) // FRAMED_FRAME_US_MIN + FRAMED_EMPTY_MAX
+    )
+
+cdef inline void framed_tell(
+    framed_t* framed, uint32_t kind, uint32_t reason, uint64_t a, uint64_t b, uint64_t c,
+) noexcept nogil:
+    record(
+        framed.recorder, framed.now_us, framed.stream.key, kind, reason, RECORD_NOBODY, a, b, c
+    )
+
+cdef inline void framed_missed(
+    framed_t* framed, uint64_t from_sequence, uint64_t frames, uint64_t media_us,
+) noexcept nogil:
+    # Nobody will bring them any more: the outage was longer than what the sender holds.
+    framed.stream.counters.lost_frames_total += frames
+    framed.stream.counters.lost_runs_total += 1
+    framed.stream.counters.lost_outage_frames_total += frames
+    framed_tell(framed, RECORD_LOST, LOST_OUTAGE, from_sequence, frames, media_us)
+
+cdef inline int64_t framed_anew(framed_t* framed, const wire_here_t* here) noexcept nogil:
+    # A ring begins where the sender does.
+    cdef stream_t* stream = framed.stream
+    cdef int status = stream_begin_epoch(
         stream, here.epoch, here.origin, here.first_sequence, here.first_position,
         here.first_media_us,
-    ) != 0:
-        return FRAMED_NO_ROOM
-    stream.counters.lost_frames_total += lost
-    stream.counters.lost_runs_total += lost > 0
+    )
+    if status != 0:
+        return FRAMED_FIELD if status == PLACE_BAD else FRAMED_NO_ROOM
+    framed.fresh = True
+    framed_tell(
+        framed, RECORD_EPOCH_BEGUN, FRAMED_BEGUN_HERE, here.epoch, here.first_sequence,
+        here.head_sequence,
+    )
     if here.title_bytes:
         ring_set_title(
             stream.ring, here.title, here.title_bytes, here.title_sequence, here.title_position
         )
+    return 0
+
+cdef inline int64_t framed_here(framed_t* framed, const wire_here_t* here) noexcept nogil:
+    # The ring that is here goes on if it reaches to where the sender begins. Else a new one begins
+    # there: empty here, or too much was missed; what lies between will never come, and is lost.
+    cdef stream_t* stream = framed.stream
+    cdef uint64_t head_sequence = 0
+    cdef uint64_t head_us = 0
+    cdef bint goes_on = framed_goes_on(framed)
+    cdef int64_t status
+    if here.epoch != framed.epoch or here.origin != framed.origin:
+        return FRAMED_OTHER
+    if goes_on:
+        head_sequence = stream.ring.head_sequence
+        head_us = stream.ring.head_media_us
+    if goes_on and here.first_sequence <= head_sequence:
+        framed.fresh = False
+        framed_time(framed, head_us)
+        if not stream.source_up:    # it was given up, and is back
+            stream_resume_epoch(stream)
+            framed_tell(
+                framed, RECORD_EPOCH_BEGUN, FRAMED_BEGUN_HERE, here.epoch, head_sequence,
+                here.head_sequence,
+            )
+    else:
+        framed_time(framed, head_us if goes_on else here.first_media_us)
+        if goes_on and not framed_may_miss(framed, here):
+            return FRAMED_AHEAD
+        status = framed_anew(framed, here)
+        if status != 0:
+            return status
+        if goes_on:
+            framed_missed(
+                framed, head_sequence, here.first_sequence - head_sequence,
+                here.first_media_us - head_us,
+            )
+    framed.begun = True
+    framed.next_sequence = here.first_sequence
     return 0
 
 cdef inline int64_t framed_header(framed_t* framed, const wire_header_t* piece) noexcept nogil:
@@ -232,15 +319,27 @@ cdef inline int64_t framed_message(framed_t* framed, reader_t* reader) noexcept 
 cdef inline int64_t framed_feed(
     framed_t* framed, const uint8_t* bytes, uint64_t size, uint64_t now_us,
 ) noexcept nogil:
-    # Takes all of them; FRAMED_WHOLE and the reasons end the body. Each byte is copied once on its
-    # way: a source brings some hundred messages a second at most.
+    # Takes all of them; FRAMED_WHOLE and the reasons end the body.
+    cdef int64_t status
+    if framed.failed != 0:
+        return framed.failed
+    framed.now_us = now_us
+    if framed.stream.ring != NULL:
+        stream_mark(framed.stream, now_us)
+    status = framed_take(framed, bytes, size)
+    if status < 0:
+        framed.failed = status
+    return status
+
+cdef inline int64_t framed_take(
+    framed_t* framed, const uint8_t* bytes, uint64_t size,
+) noexcept nogil:
+    # Each byte is copied once on its way: a source brings some hundred messages a second at most.
     cdef uint32_t length
     cdef uint64_t wanted
     cdef uint64_t piece
     cdef int64_t status
     cdef reader_t reader
-    if framed.stream.ring != NULL:
-        stream_mark(framed.stream, now_us)
     while size > 0 and not framed.ended:
         wanted = FRAMED_LENGTH_BYTES
         if framed.carry_bytes >= FRAMED_LENGTH_BYTES:

@@ -28,7 +28,7 @@ from relay._core.handover cimport (
 from relay._core.listener cimport EAGAIN, EINTR, MSG_DONTWAIT, errno
 from relay._core.recorder cimport (
     OTHERS_COMMON, OTHERS_RARE, RECORD_NOBODY, RECORD_SOURCE_READ, record, recorder_close,
-    recorder_open, recorder_t, recorder_tick,
+    recorder_is_due, recorder_open, recorder_t, recorder_tick,
 )
 from relay._core.rest cimport rest_us
 from relay._core.retire cimport (
@@ -156,8 +156,31 @@ cdef inline void intake_end(
     )
     eventfd_write(intake.event_fd, 1)
 
+cdef inline int64_t intake_framed(
+    intake_t* intake, framed_t* framed, cutter_t* cutter, const uint8_t* bytes, uint64_t size,
+    uint64_t now,
+) noexcept nogil:
+    # Under the lock: a framed body tells the recorder of its epochs and losses.
+    cdef int64_t status
+    if recorder_is_due(&intake.recorder, now):
+        recorder_tick(&intake.recorder, now, wall_us())
+    status = framed_feed(framed, bytes, size, now)
+    cutter.fed_media_us = framed.fed_media_us
+    return status
+
+cdef inline int64_t intake_feed_framed(
+    intake_t* intake, framed_t* framed, cutter_t* cutter, const uint8_t* bytes, uint64_t size,
+    uint64_t now,
+) noexcept nogil:
+    # By hand, without a socket.
+    cdef int64_t status
+    pthread_mutex_lock(&intake.lock)
+    status = intake_framed(intake, framed, cutter, bytes, size, now)
+    pthread_mutex_unlock(&intake.lock)
+    return status
+
 cdef inline int64_t intake_feed(
-    intake_member_t* member, const uint8_t* bytes, uint64_t size, uint64_t now,
+    intake_t* intake, intake_member_t* member, const uint8_t* bytes, uint64_t size, uint64_t now,
 ) noexcept nogil:
     # 0, or why this source cannot go on.
     cdef uint64_t audio_bytes
@@ -169,8 +192,9 @@ cdef inline int64_t intake_feed(
         bytes += step
         size -= <uint64_t>step
         if audio_bytes > 0 and member.framed != NULL:
-            step = framed_feed(member.framed, bytes - audio_bytes, audio_bytes, now)
-            member.cutter.fed_media_us = member.framed.fed_media_us
+            step = intake_framed(
+                intake, member.framed, member.cutter, bytes - audio_bytes, audio_bytes, now
+            )
             if step == FRAMED_WHOLE:
                 return INTAKE_WHOLE
         elif audio_bytes > 0:
@@ -213,7 +237,7 @@ cdef inline int64_t intake_attach(
         member.error = errno
         intake_detach(intake, index)
         return -member.error
-    reason = intake_feed(member, first, first_bytes, now_us())
+    reason = intake_feed(intake, member, first, first_bytes, now_us())
     if reason != 0:
         intake_end(intake, member, reason)
     return index
@@ -246,7 +270,7 @@ cdef inline void intake_read(intake_t* intake, intake_member_t* member) noexcept
         return
     intake.more = intake.more or got == INTAKE_READ_BYTES
     now = now_us()
-    reason = intake_feed(member, intake.bytes, <uint64_t>got, now)
+    reason = intake_feed(intake, member, intake.bytes, <uint64_t>got, now)
     if reason != 0:
         intake_end(intake, member, reason)
         return

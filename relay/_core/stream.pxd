@@ -10,7 +10,7 @@
 #      each Python handle and the backbone hold one.
 #   4. Decides nothing about listeners; knows no socket and no clock.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
@@ -122,6 +122,9 @@ cdef struct stream_t:
     # 1: it is here for its fallback alone, and no directory lists it; ends with the next epoch
     uint32_t stands_in
     uint32_t coming           # 1: an upstream tells that it has a source (owner: backbone)
+    uint64_t run_epoch        # of the framed run whose time is kept (owner of these: its writer)
+    uint64_t run_media_us     # where it was when it was first here …
+    int64_t run_wall_us       # … by the wall clock
     uint64_t source_down_us   # when the last epoch ended (monotonic; 0: never)
     # until then lag is a repair's doing and not judged (owner: the writer)
     uint64_t lag_free_until_us

@@ -85,6 +85,7 @@ _NODE = {
     "source_refused_method_total": "Requests at the source door with another method.",
     "source_refused_400_total": "Sources refused for their request, mount or missing type.",
     "source_refused_403_total": "Sources refused because the mount was in use.",
+    "source_refused_410_total": "Framed sources refused because their epoch has lost.",
     "source_refused_415_total": "Sources refused for their content type.",
     "source_refused_431_total": "Sources refused for a head that was too long.",
     "source_refused_501_total": "Sources refused for a transfer coding other than chunked.",
