@@ -76,9 +76,13 @@ extensions = [
     )
 ]
 
+CORES = os.cpu_count() or 1  # nine extensions, a minute of one core each kind
+
 setup(
+    options={"build_ext": {"parallel": CORES}},
     ext_modules=cythonize(
         extensions,
+        nthreads=CORES if CORES > 1 else 0,
         build_dir=f"build/cython-{kind}",
         compiler_directives={
             "language_level": "3",
