@@ -72,8 +72,8 @@ def test_any_json_is_read_or_refused(told: Any) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
-    """Garbage is named, not raised through."""
-    with pytest.raises(RelayError, match=r"^f\.json: is no JSON$"):
+    """Garbage is named, not raised through. (A NUL before a digit is JSON, in UTF-16.)"""
+    with pytest.raises(RelayError, match=r"^f\.json: is no (JSON|recording of a Relay node)$"):
         read_saved(b"\x00" + raw, "f.json")
 
 

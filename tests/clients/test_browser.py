@@ -21,7 +21,7 @@ from tools.nodes import NodeProcess, Nodes, child_env, wait_until
 from tools.programs import Program, Programs
 
 PLAY_S, PLAYED_S_MIN = 10.0, 9.0
-BEGIN_S_MAX = 5.0
+BEGIN_S_MAX = 20.0
 HELD_MS = 5000  # of a stream before somebody joins: more than a burst, as in mid-stream
 NAMES = ("mp3", "opus")
 

@@ -337,7 +337,7 @@ def test_a_hundred_who_wait_cost_nothing(few_files: FewFiles) -> None:
     holders = [dial(few_files.address) for _ in range(10)]
     wait_until(lambda: few_files.tell()["heads"] == 10)
     waiting = [dial(few_files.address) for _ in range(100)]
-    wait_until(lambda: few_files.tell()["refused_descriptors_total"] == 100)
+    wait_until(lambda: few_files.tell()["refused_descriptors_total"] == 100, 20.0)
     before, cpu = few_files.tell(), few_files.cpu_s()
     time.sleep(1.0)
     assert few_files.tell()["turns_total"] - before["turns_total"] < 120
