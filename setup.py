@@ -93,5 +93,5 @@ setup(
             "binding": False,
             "legacy_implicit_noexcept": False,
         },
-    )
+    ),
 )

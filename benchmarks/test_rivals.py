@@ -184,9 +184,9 @@ def test_each_figure_is_met_by_runs_that_are_sound(name: str) -> None:
 
 @pytest.mark.parametrize("name", edge.ALL)
 def test_each_figure_says_when_it_has_no_valid_run(name: str) -> None:
-    """No number comes from nothing."""
+    """No number comes from nothing. (What a form is too short for is not tried at all.)"""
     lines = list(edge.ALL[name](Canned(lambda _: None)))
-    assert {line.verdict for line in lines} == {"not valid"}
+    assert {line.verdict for line in lines if line.what != "not tried"} == {"not valid"}
 
 
 def spoiled(field: str, value: float, group: str = "incumbents", window: str = "window") -> Any:

@@ -101,7 +101,8 @@ def test_a_turn_costs_one_wait_and_a_send_for_each_who_is_due(
     assert told["mallocs"] == 0
     assert told["mallocs_joining"] == 0, "a join takes a record that is there, and nothing else"
     assert told["recvs"] == 0
-    assert abs(told["epoll_waits"] - told["turns"]) <= 2
+    # and one more where a slot took over 0.25 ms: then there is a look at the door in between
+    assert -2 <= told["epoll_waits"] - told["turns"] <= told["turns"] // 10
     assert told["turns"] <= 105 * WINDOW_S, "a slot of the wheel is 10 ms: 100 turns a second"
     assert sends_per_listener_s <= 1000 / PACE_MS * 1.05
     assert told["short_writes"] == 0
