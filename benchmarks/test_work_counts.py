@@ -28,7 +28,7 @@ WINDOW_S = 3
 SERVER = f"""
 import ctypes, json, sys, time
 from relay import _core
-kinds = ("mallocs", "sends", "epoll_waits", "recvs")
+kinds = ("mallocs", "sends", "epoll_waits", "recvs", "looks")
 shim = ctypes.CDLL(None)
 shim.counted.restype = ctypes.c_uint64
 engine = _core.Engine(listeners_max=1000)
@@ -101,8 +101,7 @@ def test_a_turn_costs_one_wait_and_a_send_for_each_who_is_due(
     assert told["mallocs"] == 0
     assert told["mallocs_joining"] == 0, "a join takes a record that is there, and nothing else"
     assert told["recvs"] == 0
-    # and one more where a slot took over 0.25 ms: then there is a look at the door in between
-    assert -2 <= told["epoll_waits"] - told["turns"] <= told["turns"] // 10
+    assert abs(told["epoll_waits"] - told["turns"]) <= 2
     assert told["turns"] <= 105 * WINDOW_S, "a slot of the wheel is 10 ms: 100 turns a second"
     assert sends_per_listener_s <= 1000 / PACE_MS * 1.05
     assert told["short_writes"] == 0
@@ -111,5 +110,7 @@ def test_a_turn_costs_one_wait_and_a_send_for_each_who_is_due(
         "allocations_per_join": told["mallocs_joining"] / LISTENERS,
         "allocations_per_turn": told["mallocs"] / told["turns"],
         "calls_per_turn_beside_sends": round(told["epoll_waits"] / told["turns"], 3),
+        # within slots that took over 0.25 ms, by the clock: how many is the machine's doing
+        "looks_at_the_door_per_turn": round(told["looks"] / told["turns"], 3),
         "sends_per_listener_second": round(sends_per_listener_s, 3),
     }
