@@ -60,9 +60,9 @@ endif
 run: setup
 	$(VENV)/bin/relay demo
 
-# Two halves at once: tests on the network wait for clocks and sockets most of the time (2 minutes of
-# CPU in 10), so several of them wait together, and the others compute meanwhile and give way to them.
-WAITING := -n 4 --dist worksteal
+# Two halves at once: tests on the network and with clients wait for clocks and sockets most of the
+# time, so several of them wait together; the others compute meanwhile and give way to them.
+WAITING := -n 6 --dist worksteal
 test: setup
 ifeq ($(strip $(ARGS)),)
 	$(MAKE) --no-print-directory -j2 --output-sync=line test-network test-rest
@@ -74,10 +74,10 @@ endif
 
 .PHONY: test-network test-rest
 test-network:
-	RELAY_EXPECT_BUILD=release $(PYTEST) $(WAITING) tests/network
+	RELAY_EXPECT_BUILD=release $(PYTEST) $(WAITING) tests/network tests/clients
 
 test-rest:
-	RELAY_EXPECT_BUILD=release nice -n 10 $(PYTEST) -n 2 --dist worksteal --ignore=tests/network
+	RELAY_EXPECT_BUILD=release nice -n 10 $(PYTEST) -n 2 --dist worksteal --ignore=tests/network --ignore=tests/clients
 
 soak: setup
 	$(PYTEST) -m soak --timeout 3600 $(ARGS)
@@ -91,6 +91,8 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy examples
+	$(VENV)/bin/pyright
 
 # $(call build_core,KIND): a copy of the package with its own core in build/KIND/lib.
 define build_core

@@ -70,6 +70,7 @@ extensions = [
         "_probe_backbone",
         "_probe_data",
         "_probe_door",
+        "_probe_guests",
         "_probe_hop",
         "_probe_listener",
         "_probe_swarm",

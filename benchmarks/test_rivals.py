@@ -93,8 +93,9 @@ def test_a_window_sees_the_work_of_another_thread() -> None:
 
 def test_a_server_that_shared_its_core_is_not_judged() -> None:
     """Idle and waiting for a disk is nobody's; what is left beside the server is foreign."""
-    text = "cpu  9 9 9 9 9\ncpu1 5 0 5 700 50 0 0 0 0 0\n"
+    text = "cpu  9 9 9 9 9 9 9\ncpu1 5 0 5 700 50 3 20 0 0 0\n"
     assert measure.idle_s(1, text) == 750 / os.sysconf("SC_CLK_TCK")
+    assert measure.softirq_s(1, text) == 20 / os.sysconf("SC_CLK_TCK")
     with pytest.raises(ValueError, match="cpu2"):
         measure.idle_s(2, text)
     run = Run("relay")

@@ -10,36 +10,43 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport (
-    add_u32, load_pointer, load_u32, load_u64, ref_take, store_u32, sub_u32,
+    add_u32, load_pointer, load_u32, load_u64, store_pointer, store_u32, store_u64, sub_u32,
 )
 from relay._core.body cimport BODY_CHUNKED, BODY_RAW, BODY_SIZED, body_open, body_reason, body_t
 from relay._core.backbone cimport backbone_main, backbone_subscribe
 from relay._core.backbone_state cimport *
 from relay._core.backbone_view cimport *
+from relay._core.backbone_record cimport EPOCH_ANEW
 from relay._core.cutter cimport *
+from relay._core.guests cimport guest_spoke, guest_told
 from relay._core.engine cimport (
-    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, engine_add, engine_add_redirect, engine_add_rule,
-    engine_all, engine_close, engine_config, engine_find, engine_hub_close, engine_hub_open,
-    engine_open, engine_remove, engine_t, now_us, rule_t, wall_ms, wall_us,
+    ENGINE_FULL, ENGINE_TAKEN, OVERRIDES_MAX, chain_t, engine_add, engine_add_intro,
+    engine_add_redirect, engine_all, engine_close, engine_config, engine_find, engine_hub_close,
+    engine_hub_open, engine_open, engine_override, engine_remove, engine_set_rule, engine_t, now_us,
+    rule_t, wall_ms, wall_us,
 )
-from relay._core.framed cimport (
-    framed_close, framed_open, framed_reason, framed_t,
-)
+from relay._core.framed cimport framed_close, framed_open, framed_reason, framed_t
 from relay._core.framed_out cimport (
     FRAMED_LAST, FRAMED_NOTHING, FRAMED_OVERTAKEN, framed_out_begin, framed_out_run, framed_out_t,
 )
-from relay._core.fallback cimport FALLBACK_MEMBERS
-from relay._core.frames cimport SCAN_ADTS, SCAN_MPEG, SCAN_OGG, scan_bit_rate_bps, scan_reason
+from relay._core.fallback cimport FALLBACK_MEMBERS, fallback_format
+from relay._core.frames cimport (
+    SCAN_ADTS, SCAN_MPEG, SCAN_OGG, SCAN_WEBM, cut_t, scan_bit_rate_bps, scan_next, scan_open,
+    scan_reason, scan_t,
+)
 from relay._core.handover cimport (
-    close as close_fd, entry_t, eventfd_read, eventfd_write, handover_drain, handover_t,
-    handover_take,
+    close as close_fd, entry_t, eventfd_read, eventfd_write, handover_drain, handover_put,
+    handover_t, handover_take,
 )
 from relay._core.intake cimport (
     INTAKE_ATTACHED, INTAKE_FREE, INTAKE_FULL, intake_attach, intake_close, intake_detach,
     intake_feed_framed, intake_open, intake_run, intake_t,
+)
+from relay._core.orders cimport (
+    ORDER_END, ORDER_LIST, ORDER_MOVE, order_drop, order_open, order_t, roll_t,
 )
 from relay._core.recorder cimport (
     RECORD_EPOCH_BEGUN, RECORD_EPOCH_ENDED, RECORD_NOBODY, lane_first, lane_read, lane_t, record,
@@ -49,33 +56,36 @@ from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, retire_sweep,
     turn_begin, turn_end,
 )
+from relay._core.http_head cimport HEAD_BYTES_MAX
 from relay._core.histogram cimport histogram_below, histogram_quantile_us, histogram_t
 from relay._core.observe cimport *
 from relay._core.ring cimport (
-    FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes,
-    frame_t, header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header,
-    ring_read_entry,
+    FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
+    header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
     ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, title_t,
 )
-from relay._core.ring_writer cimport ring_give_up, ring_place, ring_push
+from relay._core.ring_writer cimport ring_give_up
 from relay._core.connection cimport (
-    shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
+    ARRIVALS_MAX, shard_close, shard_counters_t, shard_open, shard_snapshot, shard_t,
 )
 from relay._core.redirect cimport REDIRECTS_MAX
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
-    STREAM_FULL, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_begin_epoch, stream_claim,
-    stream_config_t, stream_drop, stream_end_epoch, stream_mark, stream_open, stream_place,
-    stream_push, stream_resize, stream_ring_drop, stream_ring_take, stream_set_info, stream_t,
-    stream_unclaim,
+    STREAM_FULL, WRITER_LINK, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_before_take,
+    stream_begin_epoch, stream_claim, stream_config_t, stream_drop, stream_end_epoch, stream_mark,
+    stream_open, stream_place, stream_push, stream_resize, stream_ring_drop, stream_ring_take,
+    stream_set_info, stream_t, stream_unclaim,
 )
 from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX
+from relay._core.visits cimport VISIT_JOINED, visit_t, visits_take
 from relay._core.thread cimport pthread_join, pthread_t, thread_start_as
 from relay._core.zmq_api cimport curve_t, zmq_api_load
 
 import os
+import socket
 import time
+from array import array
 
 from relay.errors import MountError, RelayError, SourceError
 
@@ -93,6 +103,7 @@ cdef extern from *:
 
 BUILD = RELAY_BUILD_NAME.decode()
 _pid = os.getpid()
+cdef uint32_t forks = 0       # how often this process has forked children that may hold our sockets
 
 
 def _after_fork():
@@ -100,7 +111,11 @@ def _after_fork():
     _pid = -1
 
 
-os.register_at_fork(after_in_child=_after_fork)
+def _after_fork_here():
+    add_u32(&forks, 1)
+
+
+os.register_at_fork(after_in_child=_after_fork, after_in_parent=_after_fork_here)
 
 
 cdef int check_process() except -1:
@@ -129,6 +144,7 @@ cdef class Buffer:
 
 
 cdef extern from "door.h" nogil:
+    int door_adopt(int fd, uint8_t* address, uint16_t* port)
     int door_open(const char* host, uint16_t* port, int* fds, int count)
     const char* gai_strerror(int code)
 
@@ -165,6 +181,7 @@ cdef class Engine:
     cdef pthread_t intake_thread
     cdef bint is_open
     cdef bint is_running
+    cdef int admit_next           # which shard gets the next connection of admit()
     cdef list chains              # of each rule: the mount, then its chain
 
     def __cinit__(self, *, uint32_t streams_max=4096, int threads=1, int listeners_max=0,
@@ -186,6 +203,7 @@ cdef class Engine:
         self.engine.head_grace_us = head_grace_ms * <uint64_t>1000
         self.engine.join_wait_us = join_wait_ms * <uint64_t>1000
         self.engine.directory_known = self.engine.upstream_up = 1
+        self.engine.forks = &forks
         self.engine.node_id[0] = int.from_bytes(os.urandom(8), "little") | 1
         self.engine.node_id[1] = int.from_bytes(os.urandom(8), "little")
         self.engine.secret = int.from_bytes(os.urandom(8), "little")
@@ -248,17 +266,51 @@ cdef class Engine:
     def start(self):
         """Starts the engine's threads."""
         self.check()
-        cdef int i
         if self.is_running:
             raise RelayError("the engine has been started already")
         self.is_running = True
-        for i in range(self.shards_count):
-            if thread_start_as(&self.threads[i], shard_main, self.shards[i], b"relay-shard") != 0:
-                raise RelayError("the system refuses to start another thread")
-            self.threads_count += 1
+        self.start_shards()
         if thread_start_as(&self.intake_thread, intake_main, &self.intake, b"relay-intake") != 0:
             store_u32(&self.intake.stop, 1)
             raise RelayError("the system refuses to start another thread")
+
+    cdef int start_shards(self) except -1:
+        cdef int i
+        for i in range(self.threads_count, self.shards_count):
+            if thread_start_as(&self.threads[i], shard_main, self.shards[i], b"relay-shard") != 0:
+                raise RelayError("the system refuses to start another thread")
+            self.threads_count += 1
+        return 0
+
+    def admit(self, int fd, data, *, uint64_t ticket=0):
+        """Hands a connection in with its whole request head (≤ 8,192 bytes, which names the mount):
+        a shard serves it as one that came by the door, and Python is not asked about it again.
+        The descriptor is taken over, unless this raises. An engine without a door gets its shards
+        here. `ticket`: a number of the caller's, told by take_visits. Does not block.
+        OSError: not a connected stream socket. RelayError: too many wait."""
+        self.check()
+        cdef Buffer head = Buffer(data)
+        cdef uint8_t address[16]
+        cdef uint16_t port
+        cdef shard_t* shard
+        if head.size > HEAD_BYTES_MAX:
+            raise RelayError(f"a request head of {head.size} bytes; the bound is {HEAD_BYTES_MAX}")
+        cdef int status = door_adopt(fd, address, &port)
+        if status != 0:
+            raise OSError(status, os.strerror(status))
+        if self.shards_count == 0:
+            for _ in range(self.shards_wanted):
+                if not self.add_shard(-1):
+                    raise MemoryError(f"no memory for {self.engine.listeners_max} listeners")
+        if self.is_running:
+            self.start_shards()
+        shard = self.shards[self.admit_next % self.shards_count]
+        self.admit_next = (self.admit_next + 1) % self.shards_count
+        if not handover_put(&shard.arrivals, fd, head.bytes, <uint32_t>head.size, address, port,
+                            ticket):
+            raise RelayError(
+                f"{ARRIVALS_MAX} connections wait to be taken in already: try again in 100 ms"
+            )
 
     def stop_accepting(self):
         """Closes the door: who listens hears its frame to the end, nobody new comes in."""
@@ -291,6 +343,7 @@ cdef class Engine:
         self.shards_count = self.threads_count = 0
         handover_drain(&self.engine.pages)
         handover_drain(&self.engine.sources)
+        handover_drain(&self.engine.askers)
 
     cdef void stop_intake(self) noexcept:
         # Sources that are attached are not read any more.
@@ -352,6 +405,37 @@ cdef class Engine:
         self.check()
         return take_entry(&self.engine.sources)
 
+    @property
+    def asker_fd(self):
+        """Readable while take_asker has something (an eventfd)."""
+        return self.engine.askers.event_fd
+
+    def take_asker(self):
+        """The next GET of a mount that was configured with `asks`, as take_page. Let it in with
+        admit(fd, bytes), or answer it and close."""
+        self.check()
+        return take_entry(&self.engine.askers)
+
+    def keep_visits(self, bint wanted):
+        """Whether the shards write down who comes and who leaves, for take_visits."""
+        self.check()
+        store_u32(&self.engine.visits_wanted, wanted)
+
+    def take_visits(self):
+        """(records, how many found no room so far): who came and left since the last call, as
+        (at_us, key of the stream, id, address, port, listened_us, sent_bytes, reason, ticket); the
+        reason is None for a join. Ordered within a shard; at most 4,096 of each."""
+        cdef list found = []
+        cdef uint64_t lost = 0
+        cdef visit_t one
+        cdef int i
+        self.check()
+        for i in range(self.shards_count):
+            while visits_take(&self.shards[i].accounts, &one):
+                found.append(visit_tuple(&one))
+            lost += load_u64(&self.shards[i].accounts.lost_total)
+        return found, lost
+
     # --- what it holds ---
 
     @property
@@ -368,11 +452,10 @@ cdef class Engine:
         """All streams of this node."""
         self.check()
         cdef stream_t** seen = <stream_t**>malloc((self.engine.streams_max + 1) * sizeof(void*))
-        cdef uint32_t count
         cdef uint32_t i
         if seen == NULL:
             raise MemoryError(f"no memory for a list of {self.engine.streams_max} streams")
-        count = engine_all(&self.engine, seen)
+        cdef uint32_t count = engine_all(&self.engine, seen)
         try:
             return [Stream.wrap(self, seen[i]) for i in range(count)]
         finally:
@@ -400,9 +483,7 @@ cdef class Engine:
         for i in range(self.shards_count):
             shard_snapshot(self.shards[i], &counters)
             shards.append(shard_dict(&counters))
-            shards[i]["busy_percent"] = (
-                load_u64(&self.shards[i].observed.busy.last_permille) / 10.0
-            )
+            shards[i]["busy_percent"] = load_u64(&self.shards[i].observed.busy.last_permille) / 10.0
             observe_add_up(&observed, &self.shards[i].observed)
         return {
             "listeners": load_u32(&self.engine.listeners),
@@ -460,11 +541,14 @@ cdef class Engine:
                   int pace_ms_max=1000, int lag_ms_max=15000, int stall_ms=15000, int linger_s=60,
                   int catchup_ms=10000, int ring_s=20, int ring_bytes_max=64 << 20,
                   int ahead_ms=5000, int listeners_max=0, tuple fallback=(),
-                  int fallback_after_ms=3000, bint own_serial=False, bint anchor=False):
+                  int fallback_after_ms=3000, bint own_serial=False, bint anchor=False,
+                  bint icy_ogg=False, tuple intro=(), bint asks=False, int ogg_page_ms=0):
         """Sets the defaults of all streams, or with `mount` of one; before the threads start.
         `pace_ms` None: chosen by the load, between pace_ms_min and pace_ms_max. `fallback`: the
         mounts whose streams stand in, in order. `own_serial`: Ogg chains that begin here get
-        serials of their own."""
+        serials of their own; `ogg_page_ms`: and pages that last no longer. `intro`: whole frames
+        that each new listener hears first, and their content type. `asks`: who wants to listen
+        comes by take_asker() first."""
         self.check()
         if pace_ms is not None:
             pace_ms_min = pace_ms_max = pace_ms
@@ -481,42 +565,81 @@ cdef class Engine:
         config.ring_bytes_max = ring_bytes_max
         config.ahead_us = ahead_ms * <uint64_t>1000
         config.listeners_max, config.anchor = listeners_max, anchor
-        config.fallback = 0
-        config.own_serial = own_serial
+        config.fallback = config.intro = 0
+        config.own_serial, config.ogg_page_us = own_serial, ogg_page_ms * 1000
+        config.icy_ogg, config.asks = icy_ogg, asks
+        self.engine.asks |= asks
         if mount is None:
             self.engine.defaults = config
             return
-        if self.engine.overrides_count == OVERRIDES_MAX:
-            raise RelayError(f"more than {OVERRIDES_MAX} streams have settings of their own")
         if fallback:
-            config.fallback = self.add_rule(mount, fallback, fallback_after_ms)
+            config.fallback = self.set_rule(mount, fallback, fallback_after_ms, adapts=False)
+        if intro:
+            config.intro = self.add_intro(mount, intro[0], intro[1])
         name = mount.encode()
-        self.engine.overrides[self.engine.overrides_count].key = mount_key(name, len(name))
-        self.engine.overrides[self.engine.overrides_count].config = config
-        self.engine.overrides_count += 1
+        if engine_override(&self.engine, mount_key(name, len(name)), &config) != 0:
+            raise RelayError(f"more than {OVERRIDES_MAX} streams have settings of their own")
 
-    cdef uint32_t add_rule(self, str mount, tuple chain, int after_ms) except 0:
-        cdef uint64_t keys[FALLBACK_MEMBERS]
+    def set_fallback(self, str mount, tuple chain, int after_ms):
+        """At any time: the mounts whose streams stand in for this one's from here on, in order;
+        (): none does any more. RelayError: too many mounts."""
+        self.check()
+        self.set_rule(mount, chain, after_ms, adapts=True)
+
+    cdef uint32_t set_rule(self, str mount, tuple chain, int after_ms, bint adapts) except 0:
+        cdef chain_t told
         cdef bytes name
         if len(chain) >= FALLBACK_MEMBERS:
             raise ValueError(f"{mount}: a chain of {len(chain)} fallbacks; at most 4")
         names = (mount, *chain)
         for i, member in enumerate(names):
             name = member.encode()
-            keys[i] = mount_key(name, len(name))
-        number = engine_add_rule(
-            &self.engine, keys, <uint32_t>len(names), after_ms * <uint64_t>1000
-        )
+            told.keys[i] = mount_key(name, len(name))
+        told.count, told.after_us = <uint32_t>len(names), after_ms * <uint64_t>1000
+        cdef uint32_t number = engine_set_rule(&self.engine, &told, adapts)
         if number == 0:
-            raise RelayError(f"more than {OVERRIDES_MAX} mounts have a fallback")
-        self.chains.append(names)
+            raise RelayError(f"more than {OVERRIDES_MAX} mounts have, or are, a fallback")
+        self.chains[number - 1:number] = [names]
         return number
+
+    cdef uint32_t add_intro(self, str mount, bytes data, str content_type) except 0:
+        cdef bytes line = f"Content-Type: {content_type}".encode()
+        cdef uint64_t format_ = fallback_format(line, <uint32_t>len(line))
+        cdef uint32_t number = engine_add_intro(&self.engine, data, len(data), format_)
+        if number == 0:
+            raise RelayError(f"{mount}: no room for an intro of {len(data)} bytes")
+        return number
+
+    def order(self, str kind, Stream stream, Stream to=None, *, ids=(), uint32_t rolls_max=0):
+        """Asks all shards to `list`, `end` or `move` (to the stream `to`) the listeners of a stream
+        (None: of all) or those with these ids; None while another order is carried out."""
+        self.check()
+        cdef int number = {"list": ORDER_LIST, "end": ORDER_END, "move": ORDER_MOVE}[kind]
+        cdef int shards = self.shards_count if self.is_running else 0
+        cdef order_t* order
+        if number == ORDER_MOVE and to is None:
+            raise ValueError("move: to which stream?")
+        for i in range(shards):
+            if load_pointer(<void**>&self.shards[i].order) != NULL:
+                return None
+        meant = array("Q", sorted(ids))
+        cdef Buffer run = Buffer(meant)
+        order = order_open(number, NULL if stream is None else stream.stream,
+                           NULL if to is None else to.stream, <const uint64_t*>run.bytes,
+                           <uint32_t>len(meant), rolls_max, <uint32_t>shards)
+        if order == NULL:
+            raise MemoryError(f"no memory for a list of {rolls_max} listeners")
+        for i in range(shards):
+            store_pointer(<void**>&self.shards[i].order, order)
+            eventfd_write(self.shards[i].wake_fd, 1)
+        return Order.wrap(self, order)
 
     def fallbacks(self):
         """For each mount with a fallback: which mount its listeners hear in its place now (None:
-        none), and which mounts of its chain do not fit."""
+        none), and which of its chain do not fit; but not one whose chain is just changing."""
         self.check()
-        return [rule_dict(&self.engine.rules[i], names) for i, names in enumerate(self.chains)]
+        told = [rule_dict(&self.engine.rules[i], names) for i, names in enumerate(self.chains)]
+        return [rule for rule in told if rule is not None]
 
     def stand_in(self, str mount, info):
         """Opens a stream that is here for its fallback alone: no directory lists it. MountError
@@ -534,16 +657,14 @@ cdef class Engine:
         self.check()
         cdef bytes name = mount.encode()
         cdef const stream_config_t* config = engine_config(&self.engine, mount_key(name, len(name)))
-        cdef stream_t* stream
-        cdef int status
-        stream = stream_open(
+        cdef stream_t* stream = stream_open(
             name, <uint32_t>len(name), config, &self.engine.retire, &self.engine.hub
         )
         if stream == NULL:
             raise MountError(f"mount {mount!r} is {len(name)} bytes long; the bound is 1 to 255")
         stream.stands_in = stands_in
         add_u32(&stream.refs, 1)
-        status = engine_add(&self.engine, stream)
+        cdef int status = engine_add(&self.engine, stream)
         if status != 0:
             stream_drop(stream)
             stream_drop(stream)
@@ -617,18 +738,35 @@ cdef int places_within_limit(int heads_max):
 
 
 cdef tuple take_entry(handover_t* queue):
-    import ipaddress
     cdef entry_t entry
     if not handover_take(queue, &entry):
         return None
     data = (<const char*>entry.bytes)[:entry.size_bytes]
-    address = ipaddress.IPv6Address((<const char*>entry.address)[:16])
     free(entry.bytes)
-    return entry.fd, data, (str(address.ipv4_mapped or address), entry.port)
+    return entry.fd, data, (address_text(entry.address), entry.port)
+
+
+cdef bytes _MAPPED = bytes(10) + b"\xff\xff"    # RFC 4291 §2.5.5.2: IPv4
+
+
+cdef tuple visit_tuple(const visit_t* one):
+    return (
+        one.at_us, one.key, one.id, address_text(one.address), one.port, one.listened_us,
+        one.sent_bytes, _END_REASONS[one.reason] if one.reason != VISIT_JOINED else None,
+        one.ticket,
+    )
+
+
+cdef str address_text(const uint8_t* address):
+    cdef bytes text = (<const char*>address)[:16]
+    if text.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, text[12:])
+    return socket.inet_ntop(socket.AF_INET6, text)
 
 
 _END_REASONS = (
     "none", "closed", "reset", "stalled", "torn", "stream", "garbage", "shutdown", "memory",
+    "killed",
 )
 _REFUSALS = (
     "not_found", "full", "upstream", "malformed", "too_large", "method", "busy", "descriptors",
@@ -690,10 +828,13 @@ cdef dict busy_dict(const busy_t* seen):
     return found
 
 
-_UNFIT = ("", "format", "serial")
+_UNFIT = ("", "format", "serial", "sound")
 
 
 cdef dict rule_dict(rule_t* rule, tuple names):
+    # None until the first shard has taken over the chain that was set last.
+    if load_u32(&rule.wishes) != load_u32(&rule.granted) or load_u32(&rule.version) & 1:
+        return None
     cdef uint32_t at = load_u32(&rule.decided.at)
     return {
         "mount": names[0], "chain": names[1:],
@@ -703,6 +844,50 @@ cdef dict rule_dict(rule_t* rule, tuple names):
             for i, name in enumerate(names) if load_u32(&rule.decided.members[i].unfit)
         },
     }
+
+
+@cython.no_gc_clear     # its engine must outlive it
+cdef class Order:
+    """What was asked of the listeners of one stream; see Engine.order."""
+
+    cdef Engine engine
+    cdef order_t* order
+
+    @staticmethod
+    cdef Order wrap(Engine engine, order_t* order):
+        # Takes over the caller's reference.
+        cdef Order self = Order.__new__(Order)
+        self.engine = engine
+        self.order = order
+        return self
+
+    def __dealloc__(self):
+        if self.order != NULL and _pid != -1:
+            order_drop(self.order)
+
+    def is_done(self):
+        """Whether all shards have carried it out."""
+        return load_u32(&self.order.shards_left) == 0
+
+    def found(self):
+        """Once it is done: how many listeners were meant, and how many of them had to stay."""
+        return load_u32(&self.order.found), load_u32(&self.order.unfit)
+
+    def rolls(self):
+        """Once it is done: of each listener that there was room for (id, connected_us, lag_us,
+        sent_bytes, (address, port), what it calls itself), in no order."""
+        return [
+            roll_tuple(&self.order.rolls[i])
+            for i in range(min(self.order.found, self.order.rolls_max))
+        ]
+
+
+cdef tuple roll_tuple(const roll_t* roll):
+    return (
+        roll.id, roll.connected_us, roll.lag_us, roll.sent_bytes,
+        (address_text(roll.address), roll.port),
+        (<const char*>roll.agent.text)[:roll.agent.size_bytes],
+    )
 
 
 cdef str mount_problem(int status, str mount, int streams_max):
@@ -772,7 +957,15 @@ cdef class Stream:
         """Makes the caller the one writer; MountError when somebody else writes."""
         self.engine.check()
         if not stream_claim(self.stream, WRITER_LOCAL):
-            raise MountError(f"mount {self.mount!r} is in use")
+            if load_u32(&self.stream.writer) == WRITER_LINK:    # the backbone looks if it may go
+                store_u64(&self.stream.source_waits_us, now_us())
+                hub_tell(self.stream.hub, self.stream)
+            raise MountError(f"mount {self.mount!r} is in use: end its source, or take another")
+
+    @property
+    def epoch_wished(self):
+        """The least epoch that a node below wishes for, which has heard the one before; 0: none."""
+        return load_u64(&self.stream.epoch_wished)
 
     def unclaim(self):
         """Gives the writer's place back (end the epoch first)."""
@@ -798,7 +991,9 @@ cdef class Stream:
         if status == PLACE_BAD:
             raise SourceError(f"{self.mount}: sequence, position and media time end at 2**62")
         if status != 0:
-            raise MemoryError(f"no memory for a ring of {self.mount}")
+            raise SourceError(
+                f"{self.mount}: no memory for a ring, or no descriptor left (ulimit -n)"
+            )
         note(&self.engine.engine, self.stream.key, RECORD_EPOCH_BEGUN, 0, RECORD_NOBODY, wanted,
              sequence, sequence)
         return wanted
@@ -888,6 +1083,72 @@ cdef class Stream:
         finally:
             stream_ring_drop(self.stream, ring)
 
+    def at_head(self):
+        """(epoch, head_sequence, whether it is off the node), cheaply; epoch 0: nothing yet."""
+        self.engine.check()
+        cdef ring_t* ring = self.take_ring()
+        cdef bint closed = load_u32(&self.stream.closed) == 1
+        if ring == NULL:
+            return 0, 0, closed
+        found = ring.epoch, load_u64(&ring.head_sequence), closed
+        stream_ring_drop(self.stream, ring)
+        return found
+
+    def run(self, uint64_t epoch, uint64_t sequence, uint32_t count, make):
+        """Up to `count` frames from this sequence on that follow each other without a gap:
+        (epoch, tail, next, frames, more), or None while there is no ring. Titles are passed over.
+        `next` is where to go on: at the head, behind the last frame, or at one that does not
+        follow it; `more`: there is something to be asked for at once. An epoch that is over is
+        read to its end; then comes the new one's, without frames. None for frames: the old one is
+        not here any more.
+
+        Each frame is make(epoch, sequence, position, media_us, duration_us, flags, bytes), copied
+        and verified after it was copied."""
+        self.engine.check()
+        cdef ring_t* ring = self.take_ring()
+        cdef uint64_t follows = <uint64_t>-1
+        cdef uint64_t head
+        cdef frame_t frame
+        cdef list frames = []
+        cdef ring_t* newest = ring
+        cdef ring_t* before
+        if ring == NULL:
+            return None
+        if ring.epoch != epoch and epoch != 0:
+            turn_begin(&self.engine.engine.retire, RETIRE_PYTHON)
+            before = stream_before_take(self.stream)
+            turn_end(&self.engine.engine.retire, RETIRE_PYTHON)
+            if before == NULL or before.epoch != epoch:
+                frames = None
+            if frames is not None and sequence < load_u64(&before.head_sequence):
+                stream_ring_drop(self.stream, ring)
+                ring = before
+            elif before != NULL:
+                stream_ring_drop(self.stream, before)
+        try:
+            tail = ring_tail_sequence(ring)
+            head = load_u64(&ring.head_sequence)
+            while ring.epoch == epoch and sequence < head and <uint32_t>len(frames) < count:
+                if sequence < load_u64(&ring.base_sequence) or (
+                    not ring_read_entry(ring, sequence, &frame)
+                ):
+                    if sequence < ring_tail_sequence(ring):
+                        break         # overtaken: the caller sees the tail next time
+                elif not frame.flags & FRAME_TITLE:
+                    if follows != <uint64_t>-1 and frame.position != follows:
+                        break
+                    data = (<const char*>ring_at(ring, frame.position))[:frame.size_bytes]
+                    if ring_was_overtaken(ring, frame.position):
+                        break
+                    follows = frame.position + frame.size_bytes
+                    frames.append(make(ring.epoch, sequence, frame.position, frame.media_us,
+                                       frame.duration_us, frame.flags & 0xFF, data))
+                sequence += 1
+            more = ring != newest or ring.epoch != epoch or sequence < head
+            return ring.epoch, tail, sequence, frames, more
+        finally:
+            stream_ring_drop(self.stream, ring)
+
     def reader(self):
         """Makes the stream wanted on this node for as long as the handle lives (see Reader)."""
         self.engine.check()
@@ -949,11 +1210,22 @@ cdef class Stream:
 
     cdef object fallback(self):
         # The mount that its listeners hear in its place; None: they hear it, or nothing.
-        cdef uint32_t number = self.stream.config.fallback
+        cdef uint32_t number = load_u32(&self.stream.config.fallback)
         if number == 0:
             return None
-        names = self.engine.chains[number - 1]
-        return rule_dict(&self.engine.engine.rules[number - 1], names)["fallback"]
+        told = rule_dict(&self.engine.engine.rules[number - 1], self.engine.chains[number - 1])
+        return None if told is None else told["fallback"]
+
+    def title_at(self, uint64_t position):
+        """The title that holds at this byte of the newest epoch; None where there is none."""
+        check_process()
+        cdef ring_t* ring = self.take_ring()
+        if ring == NULL:
+            return None
+        try:
+            return ring_title_text(ring, position).partition("\0")[0] or None
+        finally:
+            stream_ring_drop(self.stream, ring)
 
     def snapshot(self):
         """State and counters of this stream, as a dict."""
@@ -968,6 +1240,7 @@ cdef class Stream:
             "origin": stream.origin,
             "stands_in": load_u32(&stream.stands_in) == 1, "fallback": self.fallback(),
             "fallback_listeners": load_u32(&stream.away),
+            "relays": load_u32(&stream.relays), "downstream": load_u32(&stream.downstream) != 0,
             "counters": stream.counters,
         }
         if ring != NULL:
@@ -996,19 +1269,11 @@ cdef bytes title_bytes(str text):
 
 cdef dict ring_snapshot(ring_t* ring):
     cdef uint64_t tail = ring_tail_sequence(ring)
-    cdef title_t* title
-    cdef bytes title_text = b""
     cdef frame_t frame
     cdef uint64_t held_us = 0
     if ring_read_entry(ring, tail, &frame) and tail < load_u64(&ring.head_sequence):
         held_us = load_u64(&ring.head_media_us) - <uint64_t>frame.media_us
-    turn_begin(ring.retire, RETIRE_PYTHON)
-    try:
-        title = ring_title(ring, load_u64(&ring.head_position))
-        if title != NULL:
-            title_text = (<const char*>title.bytes)[:title.size_bytes]
-    finally:
-        turn_end(ring.retire, RETIRE_PYTHON)
+    text, _, url = ring_title_text(ring, load_u64(&ring.head_position)).partition("\0")  # icy.pxd
     return {
         "epoch": ring.epoch, "tail_sequence": tail, "head_sequence": load_u64(&ring.head_sequence),
         "head_position": load_u64(&ring.head_position),
@@ -1016,8 +1281,22 @@ cdef dict ring_snapshot(ring_t* ring):
         "head_media_us": load_u64(&ring.head_media_us), "held_ms": held_us // 1000,
         "ring_bytes": ring.size_bytes, "ring_frames": ring.frames_count,
         "reserved_sequence": load_u64(&ring.reserved_sequence),
-        "title": title_text.decode("utf-8", "replace") if title_text else None,
+        "title": text or None, "title_url": url or None,
     }
+
+
+cdef str ring_title_text(ring_t* ring, uint64_t position):
+    # The title that holds at this byte, with its URL behind a NUL; "": there is none.
+    cdef title_t* title
+    cdef bytes text = b""
+    turn_begin(ring.retire, RETIRE_PYTHON)
+    try:
+        title = ring_title(ring, position)
+        if title != NULL:
+            text = (<const char*>title.bytes)[:title.size_bytes]
+    finally:
+        turn_end(ring.retire, RETIRE_PYTHON)
+    return text.decode("utf-8", "replace")
 
 
 cdef str place_problem(int status, str mount, size_t size):
@@ -1028,7 +1307,25 @@ cdef str place_problem(int status, str mount, size_t size):
     return f"{mount}: a frame of {size} bytes; the bound is 1 to 65,536"
 
 
-_SCAN_KINDS = {"mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG}
+_SCAN_KINDS = {
+    "mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG, "webm": SCAN_WEBM, "matroska": SCAN_WEBM,
+}
+
+
+def find_frames(str kind, data):
+    """How many frames of this kind these bytes hold, and why they cannot go on (None: they can).
+
+    Reads them once; takes as long as that."""
+    cdef Buffer run = Buffer(data)
+    cdef scan_t scan
+    cdef cut_t cut
+    cdef size_t used = 0
+    cdef int64_t step = 1
+    scan_open(&scan, _SCAN_KINDS[kind])
+    while step > 0:
+        step = scan_next(&scan, run.bytes + used, run.size - used, &cut)
+        used += <size_t>step if step > 0 else 0
+    return scan.frames_total, scan_reason(step).decode() if step < 0 else None
 
 
 _BODY_KINDS = {"raw": BODY_RAW, "sized": BODY_SIZED, "chunked": BODY_CHUNKED}
@@ -1054,9 +1351,7 @@ cdef class Source:
         if cutter_open(&self.cutter, stream.stream, _SCAN_KINDS[kind]) != 0:
             raise MemoryError("no memory for a source")
         if epoch:
-            self.framed = framed_open(
-                stream.stream, epoch, origin, &stream.engine.intake.recorder
-            )
+            self.framed = framed_open(stream.stream, epoch, origin, &stream.engine.intake.recorder)
             if self.framed == NULL:
                 raise MemoryError("no memory for a framed source")
 
@@ -1102,6 +1397,27 @@ cdef class Source:
             stream_mark(self.stream.stream, now_us())
             stream_push(self.stream.stream, run.bytes, <uint32_t>run.size, 0, FRAME_TITLE)
             pthread_mutex_unlock(&intake.lock)
+
+    def begin_anew(self, uint64_t least):
+        """The source goes on in a new epoch, this one or a higher one (the wall clock's), with the
+        header pages and the title in force. The epoch; 0: not now, in the midst of header pages or
+        with too many epochs still being heard. Also while a socket is attached."""
+        cdef intake_t* intake = &self.stream.engine.intake
+        cdef uint64_t epoch = max(least, wall_ms(), load_u64(&self.stream.stream.epoch_highest) + 1)
+        cdef int status = STREAM_FULL
+        self.stream.check_source()
+        with nogil:
+            pthread_mutex_lock(&intake.lock)
+            if self.framed == NULL and cutter_may_begin_anew(&self.cutter):
+                status = cutter_begin_anew(
+                    &self.cutter, epoch, self.stream.engine.engine.node_id[0], now_us()
+                )
+            pthread_mutex_unlock(&intake.lock)
+        if status != 0:
+            return 0
+        note(&self.stream.engine.engine, self.stream.stream.key, RECORD_EPOCH_BEGUN, EPOCH_ANEW,
+             RECORD_NOBODY, epoch, 0, 0)
+        return epoch
 
     def attach(self, int fd, str body, uint64_t size_bytes, uint64_t ahead_us_max, data=b""):
         """Takes the first bytes of a body; from then on the engine reads the rest from this socket
@@ -1227,6 +1543,7 @@ cdef class RingView:
     cdef ring_t* ring
     cdef uint64_t position
     cdef Py_ssize_t size
+    cdef int held                   # buffers given out, and not given back yet
 
     @staticmethod
     cdef RingView wrap(Stream stream, ring_t* ring):
@@ -1254,9 +1571,23 @@ cdef class RingView:
         PyBuffer_FillInfo(
             buffer, self, <void*>ring_at(self.ring, self.position), self.size, 1, flags
         )
+        self.held += 1
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        self.held -= 1
 
     def __len__(self):
         return self.size
+
+    @property
+    def epoch(self):
+        """Of the ring, in ms."""
+        return self.ring.epoch
+
+    @property
+    def is_held(self):
+        """Whether a memoryview or an array still shows it."""
+        return self.held > 0
 
     @property
     def first_position(self):
@@ -1266,33 +1597,6 @@ cdef class RingView:
     def is_whole(self):
         """Whether no byte of this run has been overwritten so far."""
         return not ring_was_overtaken(self.ring, self.position)
-
-
-def measure_push(Stream stream, data, uint32_t pushes):
-    """Times `pushes` pushes of one frame inside the core: (seconds, checksum of what is held).
-
-    The first 4 bytes of each frame are its number (little endian). The checksum is the sum of all
-    readable bytes, read back after the clock has stopped.
-    """
-    cdef bytearray frame = bytearray(data)
-    cdef uint8_t* run = frame
-    cdef uint32_t size = <uint32_t>len(frame)
-    cdef uint32_t i
-    cdef int status = 0
-    cdef uint64_t begin
-    cdef uint64_t end
-    stream.check_source()
-    if size < 4:
-        raise SourceError(f"a frame of {size} bytes has no room for its number")
-    with nogil:
-        begin = now_us()
-        for i in range(pushes):
-            memcpy(run, &i, 4)
-            status |= stream_push(stream.stream, run, size, 20000, 1)
-        end = now_us()
-    if status < 0:
-        raise SourceError(place_problem(status, stream.mount, size))
-    return (end - begin) / 1e6, sum(memoryview(stream.view()))
 
 
 # --- the backbone ---------------------------------------------------------------------------------
@@ -1406,13 +1710,27 @@ cdef class Backbone:
             total = view_expelled(&self.bone, <char*>names)
         return total, [names[i].decode("ascii", "replace") for i in range(EXPELLED_MAX)]
 
+    def heard(self, int fd, uint64_t cookie):
+        """(Whole messages of this descriptor's connections, modulo 2**32; any of this one's?)"""
+        return guest_told(&self.bone.guests, fd), guest_spoke(&self.bone.guests, fd, cookie)
+
+    def above(self, uint32_t upstream, *, bint stir=False):
+        """Of an upstream: messages published and answers that came whole (modulo 2**32), descriptor
+        and port of the connection on which it answers (-1: none); and the turns that the thread has
+        begun, which takes one more where it is stirred."""
+        cdef upstream_t* up = &self.bone.upstreams[upstream % UPSTREAMS_MAX]
+        if stir:
+            self.wake()
+        return (load_u32(&up.published), load_u32(&up.answered), <int>load_u32(&up.dealer_fd) - 1,
+                load_u32(&up.dealer_port), load_u64(&self.bone.counters.turns_total))
+
     @property
     def node_id(self):
         """This node's id, 32 hexadecimal digits."""
         return node_hex(self.engine.engine.node_id)
 
-    def snapshot(self):
-        """What the thread saw at the end of a turn: upstreams, streams, counters."""
+    def snapshot(self, *, bint rivals_only=False):
+        """What the thread saw at the end of a turn; of streams all or those with two epochs."""
         cdef backbone_view_t view
         cdef bint taken
         check_process()
@@ -1424,7 +1742,7 @@ cdef class Backbone:
         try:
             if not taken:
                 raise MemoryError("no memory for a snapshot of the backbone")
-            return {"node_id": self.node_id, **backbone_dict(&view)}
+            return {"node_id": self.node_id, **backbone_dict(&view, rivals_only)}
         finally:
             view_free(&view)
 
@@ -1443,15 +1761,15 @@ cdef class Backbone:
         return load_u64(&self.bone.recorder.washed_total)
 
 
-cdef dict backbone_dict(backbone_view_t* view):
+cdef dict backbone_dict(backbone_view_t* view, bint rivals_only):
     told = [upstream_dict(&view.upstreams[i], view.now_us) for i in range(view.upstreams_count)]
     return {
         "upstream": None if not told
         else {**told[view.first], "directory_known": bool(view.directory_known)},
-        "upstreams": told,
-        "load": view.load, "subscriptions": view.subscriptions,
+        "upstreams": told, "load": view.load, "subscriptions": view.subscriptions,
         "answers_held_bytes": view.held_bytes, "directory_version": view.directory_version,
-        "links": [link_dict(&view.links[i], view.now_us) for i in range(view.links_count)],
+        "links": [link_dict(&view.links[i], view.now_us) for i in range(view.links_count)
+                  if not rivals_only or view.links[i].rival_epoch or view.links[i].shadowed],
         "counters": counters_dict(view.counters),
     }
 
@@ -1477,8 +1795,7 @@ cdef int upstream_open(
 
 cdef dict upstream_dict(upstream_t* up, uint64_t now):
     return {
-        "address": up.address.decode(),
-        "state": UPSTREAM_STATES[up.peer.state],
+        "address": up.address.decode(), "state": UPSTREAM_STATES[up.peer.state],
         "node_id": node_hex(up.node_id) if up.node_id[0] else None,
         "versions": [up.speaks.least, up.speaks.own] if up.speaks.own else None,
         "sign_age_ms": (now - up.peer.sign_us) // 1000 if up.peer.sign_us else None,
@@ -1518,10 +1835,9 @@ cdef dict link_dict(link_view_t* view, uint64_t now):
         "state": LINK_STATES[view.state], "hops": view.hops, "subscribed": bool(view.subscribed),
         "from_upstream": bool(view.from_upstream), "downstream": bool(view.downstream),
         "epoch": view.epoch or None, "told_epoch": view.told_epoch or None,
-        "told_up": bool(view.told_up), "target_sequence": view.target_sequence,
-        "feeding": None if view.feeding == PARENT_NONE else view.feeding,
-        "switches": view.switches, "sent_sequence": view.sent_sequence,
-        "tail_whole": bool(view.tail_whole),
+        "told_up": bool(view.told_up), "tail_whole": bool(view.tail_whole),
+        "feeding": None if view.feeding == PARENT_NONE else view.feeding, "switches": view.switches,
+        "target_sequence": view.target_sequence, "sent_sequence": view.sent_sequence,
         "hole_ms": (now - view.hole_us) // 1000 if view.hole_us else 0,
         "rival_epoch": view.rival_epoch or None, "shadowed": view.shadowed,
     }

@@ -85,6 +85,14 @@ def head_parse(bytes data):
     return status, names[head.method], path, bool(head.icy), head.minor
 
 
+def head_relays(bytes data):
+    """Whether a whole head says that it is of a server that passes the stream on."""
+    cdef uint64_t size = head_end(data)
+    cdef Copy run = Copy(data[:size])
+    cdef head_t head
+    return bool(size and room_head_parse(&head, run.bytes, size) == 0 and head.relays)
+
+
 def head_place(bytes data):
     """(at, range) of a whole head: at is None, "live", "bad" or the numbers of its place; range
     None, ("from", N) or ("probe", bytes)."""
@@ -451,7 +459,7 @@ RECORD_KINDS = {
     "repair_asked": RECORD_REPAIR_ASKED, "repair_done": RECORD_REPAIR_DONE, "skip": RECORD_SKIP,
     "repair_gone": RECORD_REPAIR_GONE, "repair_later": RECORD_REPAIR_LATER, "drop": RECORD_DROP,
     "repair_timeout": RECORD_REPAIR_TIMEOUT, "refuse": RECORD_REFUSE,
-    "source_refused": RECORD_SOURCE_REFUSED,
+    "source_refused": RECORD_SOURCE_REFUSED, "fallback": RECORD_FALLBACK, "move": RECORD_MOVE,
 }
 
 

@@ -10,12 +10,9 @@ from libc.string cimport memcpy, memset
 
 from relay._core.backbone_record cimport before_t, gone_reason, switch_reason
 from relay._core.engine cimport now_us
-from relay._core.guests cimport (
-    guest_account, guest_adds, guest_comes, guest_drops, guest_has, guest_is, guest_leaves,
-    guest_name, guest_next, guests_close, guests_most, guests_open, guests_t,
-)
 from relay._core.hop cimport *
 from relay._core.hop_step cimport *
+from relay._core.hop_wish cimport hop_wish, hop_wish_reaches
 from relay._core.versions cimport *
 from relay._core.wire cimport *
 
@@ -57,68 +54,6 @@ def why_switched(int feeding, int to, states, answers, *, int trying=8, uint64_t
 def why_gone(int state, uint64_t sign_age_us, uint64_t silence_us):
     """gone_reason."""
     return gone_reason(state, sign_age_us, silence_us)
-
-
-cdef class Guests:
-    """Who holds which topics; connections are descriptors with cookies."""
-
-    cdef guests_t guests
-
-    def __cinit__(self, int count_max, int each_max):
-        if guests_open(&self.guests, count_max, each_max) != 0:
-            raise MemoryError
-
-    def __dealloc__(self):
-        guests_close(&self.guests)
-
-    def adds(self, uint64_t key, int fd, bytes name=b"", uint64_t cookie=1):
-        """0, or who has to go: -1 this child has too many, -2 all of them have."""
-        guest_comes(&self.guests, fd, cookie, name)
-        return guest_adds(&self.guests, fd, key)
-
-    def drops(self, uint64_t key, int fd):
-        """0, or -3: this connection does not hold it."""
-        return guest_drops(&self.guests, fd, key)
-
-    def knows(self, int fd, uint64_t cookie):
-        """Whether it is still this connection."""
-        return bool(guest_is(&self.guests, fd, cookie))
-
-    def leaves(self, int fd):
-        """The connection has ended: what it held."""
-        cdef uint64_t key = 0
-        keys = []
-        while guest_leaves(&self.guests, fd, &key):
-            keys.append(key)
-        return keys
-
-    def has(self, uint64_t key):
-        """Whether anybody holds it."""
-        return bool(guest_has(&self.guests, key))
-
-    def most(self):
-        """(name, connections that are not cut yet, and now are) of who holds most."""
-        cdef uint32_t account = guests_most(&self.guests)
-        cdef int fd = guest_next(&self.guests, account, -1)
-        fds = []
-        while fd >= 0:
-            fds.append(fd)
-            fd = guest_next(&self.guests, account, fd)
-        return guest_name(&self.guests, account), fds
-
-    def held(self, int fd, bytes name=b""):
-        """How many this child holds, each as often as its connections do."""
-        return self.guests.held[guest_account(&self.guests, fd, name)]
-
-    @property
-    def count(self):
-        """How many all of them hold."""
-        return self.guests.count
-
-    @property
-    def places(self):
-        """How much of its room was ever used."""
-        return self.guests.used
 
 
 def wire_decode(data, int least=VERSION_LEAST, int own=VERSION_OWN):
@@ -416,8 +351,9 @@ cdef class Hop:
             raise KeyError(name)
         return 0
 
-    def peer(self, int parent, *, bint up=True, int load=0):
+    def peer(self, int parent, *, bint up=True, int load=0, bint drains=False):
         """Changes an upstream."""
+        self.peers[parent].drains = drains
         self.peers[parent].state = PEER_UP if up else PEER_LOST
         self.peers[parent].answers = True
         self.peers[parent].load = load
@@ -442,6 +378,16 @@ cdef class Hop:
         self.parent = act.parent
         self.cause = act.cause
         return HOP_ACTS[act.what], act.from_sequence, act.to_sequence, act.lost
+
+    def wish(self, uint64_t now, uint64_t wished=0):
+        """The epoch that is wished for now (0: none), and of whom; `wished`: by a child."""
+        if wished:
+            self.hop.wished_epoch = wished
+        cdef uint64_t epoch = hop_wish(&self.hop, &self.view, now)
+        return epoch, [
+            i for i in range(self.hop.feed.parents_count)
+            if epoch and hop_wish_reaches(&self.hop, &self.view, i, epoch)
+        ]
 
     def told(self, uint64_t epoch, uint64_t wall=0, int parent=0):
         return bool(hop_told(&self.hop, parent, epoch, wall))

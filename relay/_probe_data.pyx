@@ -17,25 +17,28 @@ from relay._core.engine cimport (
     engine_t, now_us,
 )
 from relay._core.frames cimport (
-    SCAN_ADTS, SCAN_MPEG, SCAN_OGG, cut_t, scan_bit_rate_bps, scan_next, scan_open, scan_reason,
-    scan_t,
+    SCAN_ADTS, SCAN_MPEG, SCAN_OGG, SCAN_WEBM, cut_t, scan_bit_rate_bps, scan_next, scan_open,
+    scan_reason, scan_t,
 )
 from relay._core.listener cimport listener_t
 from relay._core.retire cimport (
     retire_close, retire_later, retire_open, retire_sweep, retire_t, turn_begin, turn_end,
 )
 from relay._core.ring cimport (
-    FRAME_PRESENT, FRAME_TITLE, PLACE_NO_MEMORY, audio_bytes, frame_t, header_t, ring_at,
-    ring_burst_sequence, ring_close, ring_entry_was_overtaken, ring_header, ring_open,
-    ring_read_entry, ring_readable_end, ring_sequence_at, ring_start_after, ring_t,
+    FRAME_PRESENT, FRAME_TITLE, PLACE_NO_MEMORY, RING_HEADERS, RING_TITLES, audio_bytes, frame_t,
+    header_t, ring_at, ring_burst_sequence, ring_close, ring_entry_was_overtaken, ring_header,
+    ring_open, ring_read_entry, ring_readable_end, ring_sequence_at, ring_start_after, ring_t,
     ring_tail_position, ring_tail_sequence, ring_title, ring_was_overtaken, title_t,
 )
 from relay._core.ring_writer cimport (
-    ring_give_up, ring_place, ring_place_run, ring_push, ring_resized,
+    ring_give_up, ring_place, ring_place_run, ring_push, ring_resized, ring_set_header,
+    ring_set_title,
 )
 from relay._core.stream cimport (
-    eventfd_write, hub_next, hub_sleep, hub_take, hub_tell, stream_drop, stream_open, stream_t,
+    eventfd_write, hub_next, hub_sleep, hub_take, hub_tell, stream_begin_epoch, stream_drop,
+    stream_open, stream_set_info, stream_t,
 )
+from relay._core.thread cimport pthread_t
 
 from relay.errors import SourceError
 
@@ -80,7 +83,9 @@ cdef uint32_t size_u32(Buffer run) noexcept:
     return <uint32_t>run.size if run.size < 0xFFFFFFFF else 0xFFFFFFFF
 
 
-_SCAN_KINDS = {"mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG}
+_SCAN_KINDS = {
+    "mpeg": SCAN_MPEG, "adts": SCAN_ADTS, "ogg": SCAN_OGG, "webm": SCAN_WEBM, "matroska": SCAN_WEBM,
+}
 
 
 cdef class Scanner:
@@ -190,6 +195,84 @@ cdef class RetireProbe:
 
 cdef void count_freed(void* thing) noexcept nogil:
     (<uint64_t*>thing)[0] += 1
+
+
+# --- a writer without the GIL, beside readers that hold it ----------------------------------------
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef void (*handler_fn)(int) noexcept nogil
+    handler_fn signal(int number, handler_fn handler)
+    int pthread_kill(pthread_t thread, int number)
+    int SIGUSR2
+
+cdef enum:
+    TEXT_BYTES_MAX = 4096
+    STILL_US_MAX = 5000       # the writer may wait for a lock that the reader has
+    REWRITE_US_MAX = 8000000
+
+cdef uint32_t stands_still = 0
+
+
+cdef void replace_rings(stream_t* stream, int epochs) noexcept nogil:
+    # One epoch more, and the ring before the newest is gone; two, and so is the newest. (Not both
+    # in one go: what was freed first may be mapped again.)
+    cdef int i
+    for i in range(epochs):
+        stream_begin_epoch(stream, stream.epoch_highest + 1, 1, 0, 0, 0)
+
+
+cdef void replace_texts(stream_t* stream, uint8_t letter, uint32_t size) noexcept nogil:
+    # In all places where the newest ring may have one.
+    cdef uint8_t text[TEXT_BYTES_MAX]
+    cdef int i
+    memset(text, letter, size)
+    stream_set_info(stream, text, size)
+    for i in range(RING_TITLES):
+        ring_set_title(stream.ring, text, size, stream.ring.titles_total + 1, 0)
+    for i in range(RING_HEADERS):
+        ring_set_header(stream.ring, text, size, 0)
+
+
+cdef void stand_still(int number) noexcept nogil:
+    # A signal handler: in the reader's thread, wherever that happens to be, until it may go on.
+    cdef uint64_t until = now_us() + STILL_US_MAX
+    store_u32(&stands_still, 1)
+    while load_u32(&stands_still) and now_us() < until:
+        sched_yield()
+
+
+cdef bint stop_reader(pthread_t reader) noexcept nogil:
+    # Has it stopped in time?
+    cdef uint64_t until = now_us() + STILL_US_MAX
+    pthread_kill(reader, SIGUSR2)
+    while not load_u32(&stands_still) and now_us() < until:
+        sched_yield()
+    return load_u32(&stands_still) == 1
+
+
+def rewrite(size_t pointer, bint rings, uint32_t times, size_t reader, uint32_t size=4000):
+    """As the writer of this stream (`_core.pointer_of`) puts others in the place of its rings, or
+    of its texts, each of one letter throughout; without the GIL, while the reader's thread
+    (`threading.get_ident()`) stands still in the midst of whatever it does. So many times, on a
+    busy machine for as long as REWRITE_US_MAX allows; how often it stood still."""
+    cdef stream_t* stream = <stream_t*>pointer
+    cdef uint64_t until = now_us() + REWRITE_US_MAX
+    cdef uint32_t stopped = 0
+    cdef uint32_t i
+    assert size <= TEXT_BYTES_MAX
+    signal(SIGUSR2, stand_still)
+    with nogil:
+        for i in range(times):
+            stopped += stop_reader(<pthread_t>reader)
+            if rings:
+                replace_rings(stream, 1 + <int>(i % 2))
+            else:
+                replace_texts(stream, <uint8_t>(65 + i % 26), size)
+            store_u32(&stands_still, 0)
+            if now_us() > until:
+                break
+            usleep(20)
+    return stopped
 
 
 cdef extern from "slots.h" nogil:

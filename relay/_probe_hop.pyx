@@ -1,5 +1,5 @@
-# _probe_hop.pyx: what benchmarks/backbone.py does at the two ends of a hop: pushes frames as fast
-# as asked, and sees when which of them can be read.
+# _probe_hop.pyx: what benchmarks do at the two ends of a hop: push frames as fast as asked, and see
+# when which of them can be read.
 #
 # Rules of this room
 #   1. For benchmarks only: the package never imports it, nothing at run time depends on it.
@@ -16,6 +16,9 @@ from libc.string cimport memcpy, memset
 from relay._core.atomics cimport add_u32, load_u32, load_u64
 from relay._core.engine cimport now_us
 from relay._core.histogram cimport histogram_add, histogram_quantile_us, histogram_t
+from relay._core.hold cimport (
+    hold_is_crowd, hold_until_us, held_t, holds_add, holds_due, holds_next_us, holds_t,
+)
 from relay._core.retire cimport (
     RETIRE_PYTHON, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, turn_begin, turn_end,
 )
@@ -78,6 +81,64 @@ cdef inline int push(
     memcpy(frame, &now, 8)
     memcpy(frame + 8, &stream.ring.head_sequence, 8)
     return stream_push(stream, frame, size, <uint32_t>duration_us, 1)
+
+
+def is_crowd(bint was_crowd, uint64_t messages, uint64_t period_us):
+    """Does a node that moved so many messages let lone frames wait?"""
+    return hold_is_crowd(was_crowd, messages, period_us)
+
+
+def hold_until(uint32_t duration_us, uint64_t held_us):
+    """Until when a lone frame of this duration waits, that has waited since held_us."""
+    return hold_until_us(duration_us, held_us)
+
+
+cdef class Holds:
+    """Who waits: the numbers from 1 on, on the test's clock."""
+
+    cdef holds_t holds
+    cdef held_t held[256]
+
+    def add(self, uint32_t number, uint64_t until_us, uint64_t now_us):
+        """This one waits, until then."""
+        holds_add(&self.holds, &self.held[number], &self.held[number], until_us, now_us)
+
+    def due(self, uint64_t now_us):
+        """Who has waited long enough, in this order."""
+        numbers = []
+        cdef void* who = holds_due(&self.holds, now_us)
+        while who != NULL:
+            numbers.append(<held_t*>who - self.held)
+            who = holds_due(&self.holds, now_us)
+        return numbers
+
+    @property
+    def next_us(self):
+        """When the first of them is due; None: nobody waits."""
+        return holds_next_us(&self.holds) if self.holds.count else None
+
+
+def measure_push(size_t pointer, data, uint32_t pushes):
+    """Times `pushes` pushes of one frame, a source's: seconds. The first 4 bytes of each are its
+    number (little endian)."""
+    cdef bytearray frame = bytearray(data)
+    cdef uint8_t* run = frame
+    cdef uint32_t size = <uint32_t>len(frame)
+    cdef uint32_t i
+    cdef int status = 0
+    cdef uint64_t begin
+    cdef uint64_t end
+    if size < 4:
+        raise ValueError(f"a frame of {size} bytes has no room for its number")
+    with nogil:
+        begin = now_us()
+        for i in range(pushes):
+            memcpy(run, &i, 4)
+            status |= stream_push(<stream_t*>pointer, run, size, 20000, 1)
+        end = now_us()
+    if status < 0:
+        raise ValueError(f"a frame of {size} bytes was refused: {status}")
+    return (end - begin) / 1e6
 
 
 def push_lap(size_t pointer, size_t turn_lock, Frame frame, int duration_us, int frames):
@@ -291,8 +352,9 @@ cdef class Watcher:
                 stream_ring_drop(self.watched[i].stream, self.watched[i].ring)
             free(self.watched)
 
-    def hear(self, uint64_t frames, uint64_t timeout_us):
-        """Waits until so many frames have come; how late they were, how many, and their sum."""
+    def hear(self, uint64_t frames, uint64_t timeout_us, uint32_t look_us=LOOK_US):
+        """Waits until so many frames have come; how late they were, how many, and their sum.
+        Looks each `look_us`, which is in how late they were; of many streams, each look costs."""
         cdef heard_t heard
         cdef uint64_t begin = now_us()
         cdef uint64_t i
@@ -302,7 +364,7 @@ cdef class Watcher:
             while heard.frames + heard.missed < frames and now_us() - begin < timeout_us:
                 for i in range(self.count):
                     look(&self.watched[i], &heard)
-                usleep(LOOK_US)
+                usleep(look_us)
         return {
             "frames": heard.frames, "missed": heard.missed, "sum": heard.total,
             "p50_ms": histogram_quantile_us(&heard.late, 0.5) / 1e3,

@@ -13,18 +13,22 @@ from relay._core.anchor cimport (
     ANCHOR_REASONS, BEGIN_AT, BEGIN_SEND_ON, anchor_begin, anchor_live, anchor_location,
     anchor_probe, begin_set, begin_t, place_write,
 )
-from relay._core.atomics cimport load_u32, load_u64, store_u32, store_u64
+from relay._core.atomics cimport add_u32, load_u32, load_u64, store_u32, store_u64
 from relay._core.connection cimport shard_t
 from relay._core.engine cimport (
-    engine_add_rule, engine_close, engine_open, engine_t, now_us as clock_us,
+    chain_t, engine_close, engine_open, engine_set_rule, engine_t, now_us as clock_us, rule_t,
 )
 from relay._core.fallback cimport (
-    FALLBACK_MEMBERS, FALLBACK_NONE, fallback_format, fallback_step, fallback_t, sight_t,
+    FALLBACK_MEMBERS, FALLBACK_NONE, fallback_change, fallback_format, fallback_step, fallback_t,
+    sight_t,
 )
-from relay._core.fallback_look cimport stream_format
-from relay._core.fallback_move cimport shard_place
+from relay._core.fallback_look cimport rule_change, stream_format
+from relay._core.fallback_move cimport (
+    left_mark as c_left_mark, left_position as c_left_position, shard_place,
+)
 from relay._core.http_head cimport head_end, head_parse, head_t
 from relay._core.icy cimport ICY_METAINT
+from relay._core.intro cimport intro_close, intro_open, intro_t
 from relay._core.listener cimport (
     END_REASONS, END_STREAM, FLOWING, FLOW_BLOCKED, FLOW_DONE, FLOW_MORE, PART_COPY, flow_add,
     flow_open, flow_t, listener_enter_at, listener_gather, listener_leave_fallback,
@@ -35,8 +39,11 @@ from relay._core.observe cimport (
     BUSY_STEPS, SEEN_GAP, SEEN_KINDS, SEEN_LATENESS, busy_quantile_permille, observe,
     observe_add_up, observe_busy, observe_lateness, observed_t,
 )
+from relay._core.orders_step cimport shard_send_over
+from relay._core.recorder cimport recorder_close, recorder_open
 from relay._core.ring cimport FRAME_TITLE, ring_close, ring_open, ring_t
 from relay._core.ring_writer cimport ring_give_up
+from relay._core.sound cimport sound_of_frame, sound_of_header
 from relay._core.stream cimport (
     stream_begin_epoch, stream_config_t, stream_drop, stream_end_epoch, stream_mark, stream_open,
     stream_place, stream_push, stream_set_info, stream_t,
@@ -195,10 +202,12 @@ cdef class OneListener:
     cdef engine_t engine
     cdef stream_t* stream
     cdef listener_t listener
+    cdef intro_t intro
     cdef bint is_open
 
     def __cinit__(self, *, bint icy=True, uint64_t burst_us=1000000, uint64_t lag_us_max=5000000,
-                  uint64_t ring_us=20000000, uint64_t ring_bytes_max=1 << 26, tuple first=(0, 0)):
+                  uint64_t ring_us=20000000, uint64_t ring_bytes_max=1 << 26, tuple first=(0, 0),
+                  int fallbacks=0):
         cdef stream_config_t config
         memset(&config, 0, sizeof(config))
         if engine_open(&self.engine, 4) != 0:
@@ -229,6 +238,7 @@ cdef class OneListener:
             listener_leave_fallback(&self.listener)
             stream_drop(self.stream)
         free(self.listener.rest)
+        intro_close(&self.intro)
         engine_close(&self.engine)
 
     def push(self, bytes data, uint32_t duration_us, uint32_t flags=1, uint64_t now_us=0):
@@ -249,6 +259,12 @@ cdef class OneListener:
     def readable_us(self, uint64_t position):
         """When this byte became readable, by the marks of the newest ring."""
         return marks_find(&self.stream.ring.marks, position)
+
+    def hear_intro(self, bytes data):
+        """From here on it hears these bytes first."""
+        if intro_open(&self.intro, data, len(data), 0) != 0:
+            raise ValueError(f"no intro of {len(data)} bytes")
+        self.listener.intro = &self.intro
 
     def title(self, bytes text):
         """A title from here on."""
@@ -367,66 +383,151 @@ cdef int parse(head_t* head, bytes request) except -1:
     return 0
 
 
-cdef class TwoStreams(OneListener):
-    """The same with a fallback: another stream, and a rule that the test sets as it likes."""
+cdef shard_t* shard_of(engine_t* engine) except NULL:
+    """As much of a shard as moving a listener needs."""
+    cdef shard_t* shard = <shard_t*>calloc(1, sizeof(shard_t))
+    if shard == NULL or recorder_open(&shard.recorder, 64, 64) != 0:
+        raise MemoryError("no memory for a shard")
+    shard.engine = engine
+    return shard
 
-    cdef stream_t* music
+
+cdef stream_t* fallback_open(
+    engine_t* engine, const stream_config_t* config, bytes mount,
+) except NULL:
+    """A stream with a ring and a format."""
+    cdef bytes info = b"Content-Type: audio/mpeg\r\n"
+    cdef stream_t* stream = stream_open(mount, <uint32_t>len(mount), config, &engine.retire,
+                                        &engine.hub)
+    if stream == NULL or stream_begin_epoch(stream, 1, 0, 0, 0, 0) != 0:
+        raise MemoryError("no stream")
+    stream_set_info(stream, info, <uint32_t>len(info))
+    return stream
+
+
+cdef uint32_t rule_open(engine_t* engine, stream_t** streams, uint32_t count) except 0:
+    """A rule over them, or another chain for the one that is there, as if it had looked: it holds a
+    reference on each."""
+    cdef chain_t chain
+    cdef rule_t* rule
+    memset(&chain, 0, sizeof(chain))
+    chain.count, chain.after_us = min(count, <uint32_t>FALLBACK_MEMBERS), 1000000
+    for i in range(chain.count):
+        chain.keys[i] = streams[i].key
+    number = engine_set_rule(engine, &chain, False)
+    rule = &engine.rules[number - 1]
+    changes = rule_change(engine, rule)
+    for i in range(1 if changes else 0, chain.count):
+        rule.streams[i] = streams[i]
+        add_u32(&streams[i].refs, 1)
+    store_u32(&rule.version, rule.version + changes)
+    return number
+
+
+cdef class Chain(OneListener):
+    """The same with fallbacks: so many other streams, and a rule that the test sets as it likes."""
+
+    cdef stream_t* streams[2 * FALLBACK_MEMBERS]    # by number; 0 is the listener's own
     cdef shard_t* shard
 
-    def __cinit__(self, **options):
-        cdef uint64_t keys[2]
+    def __cinit__(self, uint32_t fallbacks=1, **options):
         cdef stream_config_t config = self.stream.config
-        self.shard = <shard_t*>calloc(1, sizeof(shard_t))
-        self.music = stream_open(b"/music", 6, &config, &self.engine.retire, &self.engine.hub)
-        self.shard.engine = &self.engine
-        keys[0], keys[1] = self.stream.key, self.music.key
-        self.stream.config.fallback = engine_add_rule(&self.engine, keys, 2, 1000000)
-        self.engine.rules[0].streams[0], self.engine.rules[0].streams[1] = self.stream, self.music
-        self.stream.refs = self.music.refs = 2
-        for stream in range(2):
-            self.inform(stream, b"Content-Type: audio/mpeg\r\n")
-        stream_begin_epoch(self.music, 1, 0, 0, 0, 0)
+        assert 0 < fallbacks < 2 * FALLBACK_MEMBERS     # those that fit are in the chain at first
+        self.shard = shard_of(&self.engine)
+        self.streams[0] = self.stream
+        for number in range(1, fallbacks + 1):
+            self.streams[number] = fallback_open(&self.engine, &config, b"/music%d" % number)
+        self.stream.config.fallback = rule_open(&self.engine, self.streams, fallbacks + 1)
+        self.inform(0, b"Content-Type: audio/mpeg\r\n")
         self.listener.promise = stream_format(self.stream)
 
     def __dealloc__(self):
-        if self.music != NULL:
-            listener_leave_ring(&self.listener)
-            listener_leave_fallback(&self.listener)
-            stream_drop(self.music)
+        listener_leave_ring(&self.listener)
+        listener_leave_fallback(&self.listener)
+        for number in range(1, 2 * FALLBACK_MEMBERS):
+            if self.streams[number] != NULL:
+                stream_drop(self.streams[number])
+        if self.shard != NULL:
+            recorder_close(&self.shard.recorder)
         free(self.shard)
 
     def inform(self, int stream, bytes info):
         """The header lines of the stream with this number; 0 is the listener's own."""
-        stream_set_info(self.music if stream else self.stream, info, <uint32_t>len(info))
+        stream_set_info(self.streams[stream], info, <uint32_t>len(info))
 
     def push_to(self, int stream, bytes data, uint32_t duration_us, uint32_t flags=1):
         """The next frame of this stream; its status."""
-        return stream_push(self.music if stream else self.stream, <const uint8_t*><const char*>data,
+        return stream_push(self.streams[stream], <const uint8_t*><const char*>data,
                            <uint32_t>len(data), duration_us, flags)
 
     def epoch_of(self, int stream, uint64_t epoch, bint ends=False):
         """The source of this stream leaves, and returns unless it `ends`."""
-        cdef stream_t* it = self.music if stream else self.stream
+        cdef stream_t* it = self.streams[stream]
         stream_end_epoch(it, 0)
         return 0 if ends else stream_begin_epoch(it, epoch, 0, 0, 0, 0)
 
-    def rule(self, uint32_t at, best=None):
-        """What the decision is from here on."""
-        self.engine.rules[0].decided.at = at
-        self.engine.rules[0].decided.best = FALLBACK_NONE if best is None else best
+    def rule(self, uint32_t at, best=None, uint32_t version=0):
+        """What the decision is from here on; an odd `version`: its chain is changing."""
+        cdef rule_t* rule = &self.engine.rules[0]
+        rule.version, rule.decided.at = version, at
+        rule.decided.best = FALLBACK_NONE if best is None else best
 
     def remove(self, int stream):
         """Take this stream off the node."""
-        store_u32(&(self.music if stream else self.stream).closed, 1)
+        store_u32(&self.streams[stream].closed, 1)
 
     cdef bint place_listener(self, flow_t* flow, uint64_t now_us) noexcept:
         return shard_place(self.shard, &self.listener, flow, now_us)
 
     @property
     def moves(self):
-        """(to the fallback, back, listeners on it now, live rings of the fallback)."""
+        """(to a fallback, back, listeners on one now, live rings of the first of them)."""
         return (self.shard.counters.fallbacks_total, self.shard.counters.returns_total,
-                load_u32(&self.stream.away), load_u32(&self.music.rings))
+                load_u32(&self.stream.away), load_u32(&self.streams[1].rings))
+
+
+cdef class Chains(Chain):
+    """The same where the chain is changed at run time."""
+
+    def change(self, *fallbacks):
+        """The streams with these numbers are the chain from here on."""
+        cdef stream_t* chain[FALLBACK_MEMBERS]
+        for i, number in enumerate((0, *fallbacks)):
+            chain[i] = self.streams[<int>number]
+        rule_open(&self.engine, chain, <uint32_t>len(fallbacks) + 1)
+
+    def scramble(self):
+        """Keys and count as another thread may see them halfway through a change."""
+        self.engine.rules[0].keys[1] = 0
+        store_u32(&self.engine.rules[0].decided.count, 0)
+
+
+cdef class TwoMounts(Chain):
+    """The same where the other stream is a mount to which an administrator sends the listener."""
+
+    def __cinit__(self, **options):
+        self.stream.listeners = self.shard.counters.listeners = 1
+        self.stream.refs += 1     # the listener's own: it goes along, or stays behind
+
+    def __dealloc__(self):
+        listener_leave_ring(&self.listener)
+        listener_leave_fallback(&self.listener)
+        stream_drop(self.listener.stream)
+
+    def send_over(self):
+        """The administrator moves it from its own stream to the other, which has no rule; whether
+        it may go."""
+        return shard_send_over(self.shard, &self.listener, self.streams[1])
+
+    @property
+    def places(self):
+        """(listeners of its own stream, of the other, of these away, moves that are done)."""
+        return (load_u32(&self.stream.listeners), load_u32(&self.streams[1].listeners),
+                load_u32(&self.streams[1].away), self.shard.counters.moves_total)
+
+    def bound(self, uint32_t listeners_max):
+        """The other stream takes so many listeners."""
+        self.streams[1].config.listeners_max = listeners_max
 
 
 # --- which stream a mount's listeners hear ---
@@ -442,13 +543,17 @@ cdef class Fallback:
         self.fallback.count = chain + 1
         self.fallback.after_us = after_us
 
+    def change(self, uint32_t chain, uint64_t after_us):
+        """Another chain, of so many fallbacks; 0: none any more."""
+        fallback_change(&self.fallback, chain + 1, after_us)
+
     def step(self, uint64_t now_us, *sights):
         """One look; each sight is a dict of fields of sight_t. What was decided, as a dict."""
         cdef sight_t seen[FALLBACK_MEMBERS]
         cdef fallback_t* decided = &self.fallback
         assert len(sights) == decided.count
         for i, sight in enumerate(sights):
-            seen[i] = sight_t(False, False, False, 0, 0, 0, 0, 0, 0)
+            seen[i] = sight_t(False, False, False, 0, 0, 0, 0, 0, 0, 0)
             seen[i].open = sight.get("open", False)
             seen[i].begins = sight.get("begins", False)
             seen[i].idle = sight.get("idle", False)
@@ -456,6 +561,7 @@ cdef class Fallback:
             seen[i].position = sight.get("position", 0)
             seen[i].format = sight.get("format", 0)
             seen[i].serial = sight.get("serial", 0)
+            seen[i].sound = sight.get("sound", 0)
             seen[i].listeners = sight.get("listeners", 0)
             seen[i].away = sight.get("away", 0)
         changed = fallback_step(decided, seen, now_us)
@@ -465,6 +571,23 @@ cdef class Fallback:
             "wanted": [i for i in range(decided.count) if decided.wanted >> i & 1],
             "unfit": [decided.members[i].unfit for i in range(decided.count)],
         }
+
+
+def sound(bytes data):
+    """What a frame (MPEG, ADTS) or the first header page (Ogg) tells of its sound; 0: nothing."""
+    cdef const uint8_t* at = <const uint8_t*><const char*>data
+    found = sound_of_frame(at, <uint64_t>len(data))
+    return found if found else sound_of_header(at, <uint64_t>len(data))
+
+
+def left_mark(uint64_t key, uint64_t epoch, uint64_t position):
+    """left_mark."""
+    return c_left_mark(key, epoch, position)
+
+
+def left_position(uint64_t mark, uint64_t key, uint64_t epoch, uint64_t head_position):
+    """left_position."""
+    return c_left_position(mark, key, epoch, head_position)
 
 
 def format_key(bytes info):

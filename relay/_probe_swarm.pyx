@@ -15,7 +15,8 @@ from relay._swarm.frame cimport (
     FRAME_BYTES as ROOM_FRAME_BYTES, FRAME_US as ROOM_FRAME_US, frame_find, frame_write, mark_t,
 )
 from relay._swarm.listener cimport (
-    FLAG_SETTLED, PLAYING, listener_arrival, listener_judge, listener_t, listener_walk, rules_t,
+    FLAG_SETTLED, PLAYING, SETTLE_US, listener_arrival, listener_judge, listener_t, listener_walk,
+    rules_t,
 )
 from relay._swarm.mount cimport (
     mount_book, mount_head, mount_lag_us, mount_t, mount_title_owed, mount_told,
@@ -139,11 +140,12 @@ cdef class Ear:
         self.listener.state = PLAYING
         self.rules.frames = True
         self.rules.late_us = late_us
+        self.listener.judged_by_us = SETTLE_US
 
     def read_on(self, uint64_t now_us):
         """It lagged on our will, and reads again."""
         self.listener.flags &= <uint8_t>~<int>FLAG_SETTLED
-        self.listener.first_us = now_us
+        self.listener.judged_by_us = now_us + SETTLE_US
         self.checker.may_skip = True
 
     def __dealloc__(self):

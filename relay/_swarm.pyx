@@ -92,6 +92,7 @@ cdef dict told_tally(const tally_t* tally):
     told["lateness"] = told_histogram(&tally.lateness)
     told["gap"] = told_histogram(&tally.gap)
     told["lag"] = told_histogram(&tally.lag)
+    told["skip"] = told_histogram(&tally.skip)
     return told
 
 

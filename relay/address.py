@@ -27,13 +27,13 @@ SHOWN_CHARACTERS_MAX = 120
 SHOWN_ITEMS_MAX = 8
 MASK = '"********"'
 SECRET = "secret:"  # what a secret key begins with, so that none is taken for a public one
+_ACCOUNT = re.compile(r"://[^\s\"]*@")  # user and password of a URL, or what is meant as such
 _HEXADECIMAL = re.compile("[0-9A-Fa-f]{64}")  # a CURVE key has 32 bytes
 _KEY_FORM = "64 hexadecimal digits, as relay keygen writes them"
 
 # Paths that Relay answers itself, on every node; a mount may not hide them.
-FIXED_PATHS = frozenset({"/", "/metrics", "/healthz", "/readyz"})
+FIXED_PATHS = frozenset({"/", "/7.html", "/metrics", "/healthz", "/readyz"})
 FIXED_PREFIXES = ("/admin", "/api/", "/status")
-FIXED_SUFFIXES = (".m3u", ".pls", ".xspf")
 
 
 def is_secret(name: str) -> bool:
@@ -74,8 +74,10 @@ def show_scalar(value: object) -> str:
 def printable(text: str) -> str:
     """The text on one line, cut at 200 characters, with escapes for what cannot be printed.
 
-    A secret key that was written in the wrong place is masked here as well.
+    A secret key that was written in the wrong place is masked here as well, and so is the account
+    in a URL.
     """
+    text = _ACCOUNT.sub("://********@", text)
     text = re.sub(f"{SECRET}[0-9A-Fa-f]+", f"{SECRET}********", text[:1000])
     escaped = text[:200].replace("\\", "\\\\").replace('"', '\\"')
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in escaped)
@@ -277,6 +279,18 @@ def _wrong_host(host: str) -> str:
     return ""
 
 
+def is_host(host: str) -> bool:
+    """Whether this is a host name or an address (IPv6 in brackets); nothing is looked up."""
+    return not _wrong_host(host)
+
+
+def without_account(value: Any) -> Any:
+    """A setting as a repr may tell it: URLs, alone or in a tuple, without user and password."""
+    if isinstance(value, tuple):
+        return tuple(without_account(item) for item in value)
+    return _ACCOUNT.sub("://********@", value) if isinstance(value, str) else value
+
+
 def _is_bracketed_ipv6(host: str) -> bool:
     inside = re.fullmatch(r"\[([0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]{1,15})?)\]", host)
     try:
@@ -306,7 +320,9 @@ def check_mount(mount: str) -> None:
         raise MountError(f"{show(mount)}: {why}")
 
 
-def _wrong_mount(mount: str) -> str:
+def _wrong_mount(mount: object) -> str:
+    if not isinstance(mount, str):
+        return "a mount is text, such as /live"
     if not mount.startswith("/"):
         return "a mount begins with /"
     size_bytes = len(mount.encode(errors="surrogatepass"))
@@ -324,8 +340,4 @@ def _wrong_mount(mount: str) -> str:
 
 def is_fixed_path(path: str) -> bool:
     """Whether the path belongs to Relay's own pages, and so to no stream."""
-    return (
-        path in FIXED_PATHS
-        or path.startswith(FIXED_PREFIXES)
-        or path.lower().endswith(FIXED_SUFFIXES)
-    )
+    return path in FIXED_PATHS or path.startswith(FIXED_PREFIXES)

@@ -26,6 +26,7 @@ import zmq.backend.cython._zmq as zmq_module
 
 from relay import _core
 from relay.address import why_unbound
+from relay.endless import Endless
 from relay.errors import ConfigError, RelayError
 from relay.gate import Gate, counters
 from relay.keys import Keys
@@ -45,6 +46,9 @@ SUBSCRIPTION_BYTES_MAX_KEYS = 320
 # child that never pauses held it for 3.6 s with 1,000, for ever with 0, for 0.3 s with 10.
 SUBSCRIPTIONS_QUEUED_MAX = 10
 CHILDREN_FULL_MAX = 8  # so many children's worth of subscriptions are kept, all together
+# Connections without a word, beside some for nobody in particular: of a listed child one, which has
+# nothing to ask, and one that is half open; of all there may be where links have no keys.
+SILENT_EACH, SILENT_OPEN = 2, 8192
 GOODBYE_LINGER_MS = 100
 REDUNDANCIES = ("standby", "merge")
 
@@ -111,6 +115,7 @@ class Backbone:
         self._sockets: list[zmq.Socket[bytes]] = []
         self._core: _core.Backbone | None = None
         self._gate: Gate | None = None
+        self._endless = Endless()
         self._expelled_total = 0
         self._expelled_lock = threading.Lock()  # the gate's thread looks, and who asks for facts
         self._pid = os.getpid()
@@ -128,9 +133,11 @@ class Backbone:
         return None if self._gate is None else self._gate.keys.public
 
     def _guard(self, *sockets: zmq.Socket[bytes]) -> None:
-        if self._gate is not None:
-            for socket in sockets:
+        for socket in sockets:
+            if self._gate is not None:
                 self._gate.guard(socket)
+            else:
+                self._endless.watch(self._context, socket)
 
     def _bind(self, bind: str, advertise: str | None) -> tuple[int, int, int, str]:
         """(XPUB, ROUTER, the ROUTER's port, what beacons announce)."""
@@ -173,6 +180,8 @@ class Backbone:
             received_max=RUNS_QUEUED_MAX,
         )
         curve = self._gate.present(sub, address, key) if self._gate else None
+        if self._gate is None:
+            self._endless.watch(self._context, sub, address)
         try:
             sub.connect(address)
         except zmq.ZMQError as error:
@@ -181,13 +190,20 @@ class Backbone:
             ) from None
         return sub.underlying, f"tcp://{host}", address, curve
 
-    def snapshot(self) -> dict[str, Any]:
-        """Addresses, upstreams, links and counters at the end of a turn; blocks for that turn."""
+    def snapshot(self, *, rivals_only: bool = False) -> dict[str, Any]:
+        """Addresses, upstreams, links and counters at the end of a turn; blocks for that turn.
+
+        Args:
+            rivals_only: of the links only those with competing epochs: of thousands, all cost
+                milliseconds.
+        """
         if self._core is None:
             raise RelayError("the backbone is closed")
-        seen: dict[str, Any] = self._core.snapshot()
+        seen: dict[str, Any] = self._core.snapshot(rivals_only=rivals_only)
         self._turn_away()
         seen["counters"] |= counters() if self._gate is None else self._gate.snapshot()
+        seen["counters"]["endless_total"] = self._endless.cut_total
+        seen["counters"]["silent_total"] = self._endless.silent_total
         return {"address": self.address, "repair_address": self.repair_address, **seen}
 
     def _turn_away(self) -> None:
@@ -218,17 +234,20 @@ class Backbone:
         return 0 if self._core is None else self._core.washed_total
 
     def goodbye(self) -> None:
-        """Tells the children that this node goes, so that they switch at once; does not block."""
+        """Tells the children that this node goes; does not block. They are fed until others feed
+        them, 0.5 s at most; then the last goodbye is said."""
         if self._core is not None:
             self._core.goodbye()
 
     def close(self) -> None:
-        """Says goodbye, joins the thread, closes the sockets; blocks for at most 0.2 s."""
+        """Says goodbye, joins the thread, closes the sockets; blocks for at most 0.2 s, and for
+        0.5 s more while children look for another parent (see goodbye)."""
         if os.getpid() != self._pid:
             return  # a forked child has neither the thread nor the sockets
         core, self._core = self._core, None
         if core is not None:
             core.stop()
+        self._endless.close()
         if self._gate is not None:
             self._gate.unwatch()
         for socket in self._sockets:
@@ -291,6 +310,7 @@ def open_backbone(
         if keys is not None:
             backbone._gate = Gate(backbone._context, keys, children)
             backbone._gate.look = backbone._turn_away
+            backbone._gate.comes = backbone._endless.comes
         xpub, router, port, told = backbone._bind(bind, advertise) if bind else (0, 0, 0, "")
         above = [backbone._connect(upstream) for upstream in upstreams]
         if backbone._gate is not None:
@@ -312,6 +332,10 @@ def open_backbone(
             xpub_port=int((backbone.address or ":0").rpartition(":")[2]),
             guest_topics_max=subscriptions_max,
         )
+        ports = {port, int((backbone.address or ":0").rpartition(":")[2])} if bind else ()
+        backbone._endless.follow(backbone._core, ports, [address for _, _, address, _ in above])
+        backbone._endless.silent_max += SILENT_EACH * len(children) if keys else SILENT_OPEN
+        backbone._endless.start()
     except BaseException:
         backbone.close()
         raise

@@ -22,24 +22,24 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
+from relay import settings
 from relay.address import (
     Address,
     check_mount,
     is_fixed_path,
-    is_secret,
     parse_base_url,
     parse_host_port,
-    parse_secret,
     parse_tcp,
-    parse_upstream,
     show,
 )
+from relay.config_backbone import REPAIR_WAIT_MS_MAX, BackboneConfig, check_backbone
+from relay.config_sources import Sid
 from relay.errors import ConfigError
 from relay.options import Catalog, Draft, read_toml
-from relay.stream_checks import RING_READABLE, chain_of, check_streams
-from relay.trust import Trust, check_child, check_trust, trust_of
+from relay.options import Table as _Table
+from relay.stream_checks import RING_READABLE, chain_of, check_streams, is_in_chain
 
 __all__ = [
     "CATALOG",
@@ -56,8 +56,6 @@ __all__ = [
     "parse_tcp",
 ]
 
-REPAIR_WAIT_MS_MAX = 1500
-UPSTREAMS_MAX = 8
 REDIRECTS_MAX = 16
 
 
@@ -73,19 +71,6 @@ def _check_password(text: str) -> None:
 
 def _check_bind(text: str) -> None:
     parse_host_port(text)
-
-
-def _check_advertise(text: str) -> None:
-    if parse_host_port(text, port_min=1).is_unspecified:
-        raise ConfigError(
-            f"{show(text)}: stands for every address of this machine, which nobody can reach; "
-            "write the one that downstream nodes use"
-        )
-
-
-def _check_backbone(text: str) -> None:
-    if text != "none":
-        parse_tcp(text, port_min=0)
 
 
 def _check_fallback(text: str | None) -> None:
@@ -105,17 +90,6 @@ def host_name() -> str:
     """The name of this machine, or `relay` where it has none that fits a label."""
     name = socket.gethostname()[:64]
     return name if name and name.isprintable() else "relay"
-
-
-class _Table(Struct, frozen=True, kw_only=True):
-    """Fields are settings; a repr tells all of them but the passwords."""
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        values = ((name, getattr(self, name)) for name in self.__struct_fields__)
-        return [(n, "********" if is_secret(n) and v is not None else v) for n, v in values]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in self.__rich_repr__())})"
 
 
 class NodeConfig(_Table, frozen=True, kw_only=True):
@@ -151,7 +125,7 @@ class NodeConfig(_Table, frozen=True, kw_only=True):
     ] = 0
 
 
-class HttpConfig(_Table, frozen=True, kw_only=True):
+class HttpConfig(settings.DoorSettings, _Table, frozen=True, kw_only=True):
     """`[http]`: the door for sources, listeners and pages."""
 
     bind: Annotated[
@@ -180,11 +154,16 @@ class HttpConfig(_Table, frozen=True, kw_only=True):
         Meta(
             ge=16,
             le=65536,
-            description="Heads held that drip in or are a second late; the oldest goes first.",
+            description="Heads held that drip in or are late; at most a quarter of the file limit.",
         ),
     ] = 2048
     heads_per_address_max: Annotated[
-        int, Meta(ge=1, le=65536, description="The same for one address, or one IPv6 /64.")
+        int,
+        Meta(
+            ge=1,
+            le=65536,
+            description="The same for one address or IPv6 /64; one a thread at least.",
+        ),
     ] = 64
     head_timeout_s: Annotated[
         float, Meta(ge=0.1, le=120, description="Time a peer has to finish its request head.")
@@ -220,120 +199,7 @@ class HttpConfig(_Table, frozen=True, kw_only=True):
         return tuple(parse_base_url(text) for text in self.redirect)
 
 
-class BackboneConfig(_Table, frozen=True, kw_only=True):
-    """`[backbone]`: the ZeroMQ links between nodes."""
-
-    bind: Annotated[
-        str,
-        Meta(
-            description="Address for downstream nodes, or none; port 0 takes any free one.",
-            extra={
-                "flag": "backbone",
-                "form": "tcp://HOST:PORT or none",
-                "check": _check_backbone,
-            },
-        ),
-    ] = "tcp://127.0.0.1:9000"
-    upstream: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="The nodes to receive streams from, up to 8, and their public keys; each "
-            "stream from the nearest.",
-            extra={"form": "list of tcp://HOST:PORT[#KEY]", "check": parse_upstream},
-        ),
-    ] = ()
-    redundancy: Annotated[
-        Literal["standby", "merge"],
-        Meta(
-            description="Of several upstreams one feeds a stream and the others stand by, or all "
-            "do and the first copy of each frame counts.",
-        ),
-    ] = "standby"
-    advertise: Annotated[
-        str | None,
-        Meta(
-            description="Address that downstream nodes can reach, where NAT hides the bind.",
-            extra={"form": "HOST:PORT", "default": "the bind", "check": _check_advertise},
-        ),
-    ] = None
-    secret_key_file: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=4096)] | None,
-        Meta(
-            description="This node's secret key, as `relay keygen` wrote it; with it, links are "
-            "encrypted and closed to strangers.",
-            extra={"form": "path of a file", "default": "none"},
-        ),
-    ] = None
-    secret_key: Annotated[
-        str | None,
-        Meta(
-            description="The secret key itself, for who cannot have a file.",
-            extra={"form": "secret:KEY", "default": "none", "check": parse_secret},
-        ),
-    ] = None
-    children: Annotated[
-        dict[str, str],
-        Meta(
-            description="Who may attach: a name of yours, and that node's public key.",
-            extra={"form": "table of NAME=KEY", "check": check_child},
-        ),
-    ] = field(default_factory=dict)
-    insecure: Annotated[
-        bool,
-        Meta(
-            description="Let the backbone bind off loopback without keys; anyone there gets in.",
-            extra={"flag": "insecure-backbone"},
-        ),
-    ] = False
-    silence_ms: Annotated[
-        int,
-        Meta(ge=200, le=10_000, description="Silence after which an upstream counts as lost."),
-    ] = 400
-    repair_wait_ms: Annotated[
-        Annotated[int, Meta(ge=0, le=10_000)] | None,
-        Meta(
-            description="How long missing frames are waited for before they count as lost.",
-            extra={"default": f"half of burst_ms, at most {REPAIR_WAIT_MS_MAX}"},
-        ),
-    ] = None
-    prefetch: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="Mounts kept warm on this node while nobody listens.",
-            extra={"form": "list of mounts", "check": check_mount},
-        ),
-    ] = ()
-    subscriptions_max: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Streams that one downstream node may ask for.")
-    ] = 4096
-
-    @property
-    def address(self) -> Address | None:
-        """Where to wait for downstream nodes; None for no backbone."""
-        return None if self.bind == "none" else parse_tcp(self.bind, port_min=0)
-
-    @property
-    def upstream_addresses(self) -> tuple[Address, ...]:
-        """The upstream nodes."""
-        return tuple(parse_upstream(text)[0] for text in self.upstream)
-
-    @property
-    def has_keys(self) -> bool:
-        """Whether links are encrypted and both ends known."""
-        return self.secret_key is not None or self.secret_key_file is not None
-
-    @property
-    def trust(self) -> Trust:
-        """What protects the links: keys, that nobody else is on this machine, or nothing."""
-        return trust_of(self)
-
-    @property
-    def advertise_address(self) -> Address | None:
-        """What to tell downstream nodes instead of the bind; None to tell the bind."""
-        return None if self.advertise is None else parse_host_port(self.advertise, port_min=1)
-
-
-class DefaultsConfig(_Table, frozen=True, kw_only=True):
+class DefaultsConfig(settings.SharedSettings, frozen=True, kw_only=True):
     """`[defaults]`: every stream, unless its own table says otherwise."""
 
     burst_ms: Annotated[
@@ -342,7 +208,7 @@ class DefaultsConfig(_Table, frozen=True, kw_only=True):
     ] = 3000
     pace_ms: Annotated[
         Annotated[int, Meta(ge=10, le=1000)] | Literal["auto"],
-        Meta(description="How often a listener is served; auto: chosen from the load."),
+        Meta(description="How often a listener is served, in steps of 10; auto: by the load."),
     ] = "auto"
     pace_ms_min: Annotated[
         int, Meta(ge=10, le=1000, description="The fastest pace that auto chooses.")
@@ -396,6 +262,10 @@ class DefaultsConfig(_Table, frozen=True, kw_only=True):
     anchor: Annotated[
         bool, Meta(description="Send listeners to a URL that tells where they begin, by a 302.")
     ] = False
+    icy_ogg: Annotated[
+        bool,
+        Meta(description="Title blocks in Ogg, too, for players that ask; some cannot take them."),
+    ] = False
 
     @property
     def pace_fixed_ms(self) -> int | None:
@@ -423,12 +293,23 @@ class StreamConfig(DefaultsConfig, frozen=True, kw_only=True):
             extra={"default": "http.source_password", "check": _check_password},
         ),
     ] = None
+    shoutcast_sid: Sid = None
     fallback: Annotated[
         str | None,
         Meta(
             description="Mount of the same format that its listeners hear while it is silent; a "
             "chain of up to 4.",
             extra={"form": "mount", "default": "none", "check": _check_fallback},
+        ),
+    ] = None
+    pull: settings.PullUrls = ()
+    pull_on_demand: settings.PullOnDemand = False
+    pull_idle_s: settings.PullIdle = 10.0
+    intro: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=4096)] | None,
+        Meta(
+            description="File that each new listener hears first, in the format of the mount.",
+            extra={"form": "path of a file", "default": "none"},
         ),
     ] = None
 
@@ -438,6 +319,7 @@ TABLES: dict[str, type[_Table]] = {
     "http": HttpConfig,
     "backbone": BackboneConfig,
     "defaults": DefaultsConfig,
+    "directory": settings.DirectoryConfig,
 }
 CATALOG = Catalog(TABLES, StreamConfig)
 """Every option there is: what the command line, the docs and the messages are made from."""
@@ -453,6 +335,7 @@ class Config(_Table, frozen=True, kw_only=True):
     http: HttpConfig = field(default_factory=HttpConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
+    directory: settings.DirectoryConfig = field(default_factory=settings.DirectoryConfig)
     streams: dict[str, StreamConfig] = field(default_factory=dict)
 
     @classmethod
@@ -504,9 +387,7 @@ class Config(_Table, frozen=True, kw_only=True):
 
     def in_fallback(self, mount: str) -> bool:
         """Whether this mount has a fallback, or is one."""
-        told = self.streams.get(mount)
-        has = told is not None and told.fallback is not None
-        return has or any(other.fallback == mount for other in self.streams.values())
+        return is_in_chain(mount, self.streams)
 
     def repair_wait_ms(self, mount: str) -> int:
         """How long a hole in this stream is waited for."""
@@ -518,6 +399,11 @@ class Config(_Table, frozen=True, kw_only=True):
         """What the source of this mount must know."""
         return self.for_stream(mount).source_password or self.http.source_password
 
+    def source_timeout_s(self, mount: str) -> float:
+        """Silence after which the source of this mount counts as lost."""
+        own_ms = self.for_stream(mount).source_timeout_ms
+        return self.http.source_timeout_s if own_ms is None else own_ms / 1000
+
     def with_passwords(self, make: Callable[[], str]) -> tuple[Self, dict[str, str]]:
         """Fill in the passwords that nobody gave.
 
@@ -526,9 +412,8 @@ class Config(_Table, frozen=True, kw_only=True):
         """
         missing = [n for n in ("source_password", "admin_password") if not getattr(self.http, n)]
         made = {name: make() for name in missing}
-        http = msgspec.structs.replace(self.http, **made)
-        words = {name.replace("_", " "): password for name, password in made.items()}
-        return msgspec.structs.replace(self, http=http), words
+        filled = msgspec.structs.replace(self, http=msgspec.structs.replace(self.http, **made))
+        return filled, {name.replace("_", " "): password for name, password in made.items()}
 
 
 _Finding = tuple[set[str], str]  # the keys that a cross check looked at, and its line
@@ -549,41 +434,6 @@ def _cross_checks(config: Config, own: dict[str, dict[str, Any]]) -> Iterator[_F
             f"node.streams_max = {node.streams_max}: must be at least {len(streams)}, "
             "the number of [streams] tables",
         )
-    yield from _check_overlap(http, config.backbone)
-    yield from check_trust(config.backbone)
-    yield from _check_upstream(config.backbone)
+    yield from check_backbone(config.backbone, http.bind)
+    yield from settings.check_directory(config.directory, http.base_url)
     yield from check_streams(config.defaults, streams, own)
-
-
-def _check_overlap(http: HttpConfig, backbone: BackboneConfig) -> Iterator[_Finding]:
-    bind = backbone.address
-    if bind is not None and bind.overlaps(http.address):
-        yield (
-            {"backbone.bind", "http.bind"},
-            f"backbone.bind = {show(backbone.bind)}: takes the port of http.bind = "
-            f"{show(http.bind)}; give one of them another with --backbone or --http",
-        )
-
-
-def _check_upstream(backbone: BackboneConfig) -> Iterator[_Finding]:
-    keys = {"backbone.upstream", "backbone.bind"}
-    if len(backbone.upstream) > UPSTREAMS_MAX:
-        yield (
-            keys,
-            f"backbone.upstream = {show(backbone.upstream)}: a node has at most {UPSTREAMS_MAX} "
-            f"upstreams, this is {len(backbone.upstream)}",
-        )
-    nodes = [text.partition("#")[0] for text in backbone.upstream]
-    twice = {text for text in nodes if nodes.count(text) > 1}
-    if twice:
-        yield (
-            keys,
-            f"backbone.upstream = {show(backbone.upstream)}: names {sorted(twice)[0]} twice; "
-            "name each node once",
-        )
-    if backbone.bind in nodes:
-        yield (
-            keys,
-            f"backbone.upstream = {show(backbone.bind)}: is this node's own backbone; "
-            "give it another with --backbone (backbone.bind)",
-        )

@@ -36,7 +36,7 @@ from relay.media import SHAPES, need_av
 from relay.programme import Chunk, Codec, encode, title_at
 from relay.push import PaceClock
 
-READY_S = 15.0
+READY_S = 60.0
 RESTART_S = 2.0  # with its start within a burst (3 s): who listens behind it hears no gap
 END_S = 3.0  # between SIGTERM and SIGKILL
 TITLE_S = 15
@@ -331,14 +331,17 @@ class Broadcast:
 
 
 def send_paced(
-    connection: Connection, chunks: Iterator[Chunk], stopped: Callable[[float], bool]
+    connection: Connection,
+    chunks: Iterator[Chunk],
+    stopped: Callable[[float], bool],
+    pace: PaceClock | None = None,
 ) -> None:
     """Send chunks in real time until `stopped(seconds)` says so; then end the connection.
 
     Raises:
         PushError: The connection is lost.
     """
-    pace = PaceClock()
+    pace = pace or PaceClock()
     try:
         for chunk in chunks:
             if stopped(pace.delay_s(chunk.media_s)):

@@ -33,5 +33,5 @@ class EpochLostError(SourceError):
     """A mount has had a newer epoch than the one sent: the source must begin a new one."""
 
 
-class UpstreamError(RelayError):
-    """The node we receive from: lost, of another protocol version, or a loop."""
+class OvertakenError(RelayError):
+    """What a view shows was overwritten meanwhile: what was made of it is worth nothing."""

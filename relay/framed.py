@@ -16,7 +16,6 @@ Rules of this room
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -29,6 +28,7 @@ from relay import _core
 from relay.backoff import Backoff
 from relay.errors import ConfigError, EpochLostError, RelayError, SourceError
 from relay.icecast import SEND_S, Connection, PushError, Target, parse_url
+from relay.running import check_process, in_thread, is_forked
 from relay.source import LocalSource
 from relay.source_http import BACKLOG_S_MAX, FRAMING_VERSION
 
@@ -316,9 +316,10 @@ class RemoteSource:
         """End the epoch everywhere. Blocks until each connected origin has all, at most so long.
 
         Returns:
-            whether at least one origin has the whole of it. Twice is no error.
+            whether at least one origin has the whole of it. Twice is no error, nor in a forked
+            child, where nothing is to be closed.
         """
-        if self._source is None or self._engine is None:
+        if self._source is None or self._engine is None or is_forked():
             return False
         self._source.close()
         until = time.monotonic() + timeout_s
@@ -342,7 +343,7 @@ class RemoteSource:
         return self.open()
 
     async def __aexit__(self, *error: object) -> None:
-        await asyncio.to_thread(self.close)
+        await in_thread(self.close)
 
     # --- sending -----------------------------------------------------------------------------
 
@@ -398,6 +399,7 @@ class RemoteSource:
         return self._opened().epoch
 
     def _opened(self) -> LocalSource:
+        check_process()
         if self._source is None:
             raise RelayError("open the source first: with relay.RemoteSource(…) as live")
         return self._source

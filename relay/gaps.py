@@ -12,7 +12,8 @@ Rules of this room
      look that comes late proves nothing: the engine goes on without us. That the node itself
      stood still, the backbone's thread tells.
   5. An epoch that ended and goes on is silence until then. Whoever writes records both; should the
-     second be missing, a head that moves says as much.
+     second be missing, a head that moves says as much. One that gives way to a newer one need not
+     have ended. The silence began before that, where looks have not seen the head move since.
 """
 
 from __future__ import annotations
@@ -136,12 +137,20 @@ class _Stream:
     parent: int = recorder.NOBODY
     silent: bool = False  # longer than the burst, and it goes on
     lost_meanwhile: bool = False  # its upstream was away since the head moved
+    epoch: int = 0  # the newest that is known
+    still: bool = False  # the last look has not seen the head move, though it might have
     burst_us: int = 0
     ended: Record | None = None  # the epoch that is over, while no other has begun …
     ended_seen: bool = False  # … and the heads of this look are younger than its record
     open: dict[str, Gap] = field(default_factory=dict)  # by "stream" and "skips"
     gaps: deque[Gap] = field(default_factory=lambda: deque(maxlen=GAPS_MAX))
     totals: dict[Cause, int] = field(default_factory=dict)
+
+    def since(self, one: Record) -> Record:
+        """This record, from when on nothing had come."""
+        if not self.still:
+            return one
+        return one._replace(at_us=self.moved_us, wall_us=self.moved_wall_us)
 
 
 class GapBook:
@@ -151,6 +160,7 @@ class GapBook:
         self._streams: dict[int, _Stream] = {}
         self._parents: dict[int, int] = {}  # who feeds which stream
         self._down: set[int] = set()  # upstreams that are lost now
+        self._early: dict[int, Record] = {}  # epochs that ended before their stream was looked at
         self._pause_us = 0  # how long this node stood still, found at this look
         self._paused_until_us = 0  # what ends before this may be our own fault
 
@@ -179,6 +189,7 @@ class GapBook:
             the gaps that are over and were not returned before.
         """
         self._pause_us = 0
+        self._early.clear()
         for one in sorted(records, key=lambda one: one.at_us):
             self._heard(one)
         seen = set()
@@ -210,14 +221,20 @@ class GapBook:
             self._parents[one.stream] = one.parent
         known = self._streams.get(one.stream)
         if known is None:
+            if one.kind == recorder.EPOCH_ENDED:
+                self._early[one.stream] = one
+            elif one.kind == recorder.EPOCH_BEGUN:
+                self._early.pop(one.stream, None)
             return
         if one.kind == recorder.SWITCH:
             known.parent = one.parent
         elif one.kind == recorder.LOST:
             self._add(known, one, one.at_us, "lost", one.reason_name or "", one.b, one.c)
         elif one.kind == recorder.EPOCH_ENDED:
-            known.ended, known.ended_seen = one, False
+            known.ended, known.ended_seen = known.since(one), False
         elif one.kind == recorder.EPOCH_BEGUN:
+            if known.ended is None and one.a > known.epoch:
+                known.ended = known.since(one)._replace(a=known.epoch)
             self._begun(known, one.a, one.at_us, one.wall_us)
         elif one.kind == recorder.SKIP and one.reason == 0:
             self._skipped(known, one)
@@ -227,11 +244,12 @@ class GapBook:
         if known.ended is None:
             return
         ended, known.ended = known.ended, None
+        known.epoch = epoch
         if epoch != ended.a:
             self._add(known, ended, at_us, "epoch", "a new epoch")
         elif at_us - ended.at_us > known.burst_us:
             self._add(known, ended, at_us, "epoch", "the epoch had ended, and goes on")
-        known.silent = False
+        known.silent = known.still = False
         known.moved_us, known.moved_wall_us = at_us, wall_us
 
     def _add(
@@ -273,11 +291,13 @@ class GapBook:
         if key not in self._streams:
             self._streams[key] = _Stream(mount, (epoch, sequence), now_us, wall_us)
             self._streams[key].parent = self._parents.get(key, recorder.NOBODY)
+            self._streams[key].ended = self._early.get(key)
         known = self._streams[key]
         known.is_here, known.listeners, known.burst_us = is_here, listeners, burst_ms * 1000
         if known.ended_seen and source_up and (epoch, sequence) != known.at:
             self._begun(known, epoch, now_us, wall_us)
         known.ended_seen = known.ended is not None
+        known.epoch = max(known.epoch, epoch)  # the head may have been read before the record
         waits = source_up and known.ended is None
         known.lost_meanwhile |= waits and known.parent in self._down
         moved = (epoch, sequence) != known.at
@@ -291,6 +311,7 @@ class GapBook:
             known.at = (epoch, sequence)
             known.moved_us, known.moved_wall_us = now_us, wall_us
             known.silent = known.lost_meanwhile = False
+        known.still = waits and not moved
 
     def _silence(self, known: _Stream, key: int, now_us: int) -> None:
         paused = self._paused_until_us > known.moved_us

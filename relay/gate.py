@@ -9,7 +9,9 @@ Rules of this room
   4. A refusal is counted by reason and logged once per address and minute; no key is logged whole.
   5. Before one on the list is let in, `look` is called: whoever cuts children says there who was
      cut since (turn_away), so that nobody is back before his minute has begun.
-  6. Knows addresses and public keys; nothing of streams or messages.
+  6. A child comes so often in so many seconds and no oftener: what it may have at once is bounded
+     by those who hear its messages (guests.pxd, endless.py), who need time to see it.
+  7. Knows addresses and public keys; nothing of streams or messages.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import socket as sockets
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,14 +38,18 @@ DOMAIN = b"relay"
 LOG_S = 60.0
 LOGGED_MAX = 1024  # addresses and reasons remembered
 TURNED_AWAY_S = 60.0
-REASONS = ("key", "turned_away", "none", "broken", "unfinished")
+# Of one child. A node of ours dials two sockets anew each 1 to 4 s at most while it hears nothing.
+HANDSHAKES_MAX = 64
+HANDSHAKES_S = 10.0
+REASONS = ("key", "turned_away", "often", "none", "broken", "unfinished")
 """Why a handshake was refused: a key that is not listed; the key of a child that was cut a moment
-ago; no key; something else than keys of ours (another server key, garbage); not finished in time,
-or broken off."""
+ago; of one that has come HANDSHAKES_MAX times in HANDSHAKES_S; no key; something else than keys of
+ours (another server key, garbage); not finished in time, or broken off."""
 
 _EVENT = struct.Struct("=HI")
 _EVENTS = (
     zmq.EVENT_ACCEPTED
+    | zmq.EVENT_CONNECTED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -51,6 +58,7 @@ _EVENTS = (
 _WORDS = {
     "key": "a key that is not among backbone.children",
     "turned_away": "the key of a child that was cut a moment ago",
+    "often": f"the key of a child that came {HANDSHAKES_MAX} times in {HANDSHAKES_S:g} s",
     "none": "no key",
     "broken": "a handshake that is none, or for a node with another key",
     "unfinished": "a handshake that was not finished",
@@ -93,7 +101,10 @@ class Gate:
         self.refused = dict.fromkeys(REASONS, 0)
         self._names = {bytes.fromhex(key): name for name, key in children.items()}
         self._away: dict[str, float] = {}  # name: until when; at most one entry a child
+        self._came = {name: deque[float](maxlen=HANDSHAKES_MAX) for name in children}
         self.look: Callable[[], None] = lambda: None
+        # there is a connection: of a child (accepted), or to this upstream
+        self.comes: Callable[[int, str], None] = lambda fd, upstream: None
         self._context = context
         self._seldom = Seldom()
         self._peers: dict[tuple[int, int], str] = {}  # (watch, descriptor): address
@@ -208,13 +219,22 @@ class Gate:
         reason = "key"
         if domain == DOMAIN and mechanism == b"CURVE" and name is not None:
             self.look()  # it may be the one that was cut a moment ago
-            reason = "turned_away"
-        if reason != "key" and self._away.get(name or "", 0.0) < time.monotonic():
-            self.handshakes_total += 1
-            assert name is not None
-            return [*head, b"200", b"OK", name.encode(), b""]
+            reason = self._why_not(name, time.monotonic())
+            if not reason:
+                self.handshakes_total += 1
+                return [*head, b"200", b"OK", name.encode(), b""]
         self._refuse(reason, plain_address(raw.decode(errors="replace")), credentials)
         return [*head, b"400", b"not listed", b"", b""]
+
+    def _why_not(self, name: str, now_s: float) -> str:
+        """Why a child that is listed does not get in now; "": it does, and that is remembered."""
+        came = self._came[name]
+        if self._away.get(name, 0.0) >= now_s:
+            return "turned_away"
+        if len(came) == HANDSHAKES_MAX and now_s - came[0] < HANDSHAKES_S:
+            return "often"
+        came.append(now_s)
+        return ""
 
     def _look(self, monitor: zmq.Socket[bytes]) -> None:
         event, value = _EVENT.unpack(monitor.recv_multipart()[0][: _EVENT.size])
@@ -225,6 +245,7 @@ class Gate:
         place = number, value
         if event == zmq.EVENT_ACCEPTED:
             self._peers[place] = _peer_of(value)
+            self.comes(value, "")
         elif event == zmq.EVENT_DISCONNECTED:
             self._peers.pop(place, None)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
@@ -256,7 +277,10 @@ class Gate:
         )
 
     def _look_up(self, event: int, value: int, upstream: str) -> None:
-        """What became of our own handshake with an upstream."""
+        """A connection to an upstream, and what became of our own handshake with it."""
+        if event == zmq.EVENT_CONNECTED:
+            self.comes(value, upstream)
+            return
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             why = f"does not know this node: list its public key there ({self.keys.public})"
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:

@@ -309,7 +309,8 @@ def need_av() -> None:
         import av  # noqa: F401
     except ImportError:
         raise SourceError(
-            "sending audio needs PyAV, which is not installed: pip install 'relay-audio[media]'"
+            "encoding and decoding need PyAV, which is not installed: "
+            "pip install 'relay-audio[media]'"
         ) from None
 
 

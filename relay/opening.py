@@ -15,6 +15,7 @@ from relay import _core
 from relay.address import Address, why_unbound
 from relay.config import Config
 from relay.errors import ConfigError
+from relay.intro import read_intro
 
 if TYPE_CHECKING:
     from relay.backbone import Backbone
@@ -32,8 +33,9 @@ def listeners_that_fit(heads_max: int, files_max: int) -> int:
     return max(0, files_max - heads_max - FILES_RESERVED)
 
 
-def open_engine(config: Config) -> _core.Engine:
-    """The data plane, with the settings of every mount; its threads do not run yet."""
+def open_engine(config: Config, *, asks: bool = False) -> _core.Engine:
+    """The data plane, with the settings of every mount; its threads do not run yet. `asks`: Python
+    says who may listen."""
     files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     http = config.http
     engine = _core.Engine(
@@ -66,8 +68,17 @@ def open_engine(config: Config) -> _core.Engine:
             fallback_after_ms=stream.fallback_after_ms,
             own_serial=mount is not None and config.in_fallback(mount),
             anchor=stream.anchor,
+            asks=asks or stream.listener_add is not None or stream.listener_remove is not None,
+            icy_ogg=stream.icy_ogg,
+            intro=_intro_of(config, mount),
+            ogg_page_ms=stream.ogg_page_ms,
         )
     return engine
+
+
+def _intro_of(config: Config, mount: str | None) -> tuple[()] | tuple[bytes, str]:
+    told = None if mount is None else config.for_stream(mount).intro
+    return () if mount is None or told is None else read_intro(told, mount)
 
 
 def open_http(engine: _core.Engine, config: Config) -> Address:

@@ -19,10 +19,29 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from relay.address import check_mount, is_secret, printable, show, show_scalar, toml_key
+from relay.address import (
+    check_mount,
+    is_secret,
+    printable,
+    show,
+    show_scalar,
+    toml_key,
+    without_account,
+)
 from relay.errors import ConfigError, MountError
 
 FILE_BYTES_MAX = 1 << 20
+
+
+class Table(Struct, frozen=True, kw_only=True):
+    """Fields are settings; a repr tells all of them but passwords and the accounts in URLs."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        values = ((n, without_account(getattr(self, n))) for n in self.__struct_fields__)
+        return [(n, "********" if is_secret(n) and v is not None else v) for n, v in values]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in self.__rich_repr__())})"
 
 
 class Option(Struct, frozen=True):
@@ -38,6 +57,7 @@ class Option(Struct, frozen=True):
     env: str
     form: str
     check: Callable[[Any], None] | None
+    alone: bool  # of a list: a single item may stand without brackets
 
     @property
     def key(self) -> str:
@@ -72,6 +92,8 @@ class Option(Struct, frozen=True):
         """
         if text and (self.is_list or self.is_table) and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
+        elif self.alone and isinstance(value, str):
+            value = [value]
         if text and self.is_table and isinstance(value, list | tuple):
             value = dict(_name_and_value(item) for item in value)
         try:
@@ -152,6 +174,7 @@ def option_of(table: str, told: msgspec.structs.FieldInfo) -> Option:
         env="RELAY_" + flag.replace("-", "_").upper(),
         form=extra.get("form") or _form(kind),
         check=extra.get("check"),
+        alone=extra.get("alone", False),
     )
 
 

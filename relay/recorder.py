@@ -34,14 +34,20 @@ class Kind(NamedTuple):
 
 
 GONE = ("silent", "goodbye", "loop", "version")
-SWITCHES = ("first", "lost", "silent", "better", "unfit", "answered")
+SWITCHES = ("first", "lost", "silent", "better", "unfit", "answered", "leaving")
 LOSSES = ("gone", "wait", "outage")
-ENDS = ("none", "closed", "reset", "stalled", "torn", "stream", "garbage", "shutdown", "memory")
+ENDS = (
+    *("none", "closed", "reset", "stalled", "torn", "stream", "garbage", "shutdown", "memory"),
+    "killed",
+)
 REFUSALS = (
     "not_found", "full", "upstream", "malformed", "too_large", "method", "busy", "descriptors",
 )  # fmt: skip
 ASKED = ("repair", "backfill", "join")
-SOURCE_ENDS = ("ended", "closed", "lost", "whole", "broken", "silent", "shutdown")
+SOURCE_ENDS = (
+    *("ended", "closed", "lost", "whole", "broken", "silent", "shutdown", "killed"),
+    "taken",
+)
 CAUSES = ("source", "hop", "own overload", "listener")
 SPAN = ("from_sequence", "to_sequence", "waited_us")
 
@@ -53,7 +59,9 @@ KINDS: dict[int, Kind] = {
     SWITCH: Kind("switch", SWITCHES, ("hops", "load", "silence_us")),
     LOST: Kind("lost", LOSSES, ("from_sequence", "frames", "media_us")),
     EPOCH_BEGUN: Kind(
-        "epoch_begun", ("here", "above"), ("epoch", "first_sequence", "head_sequence")
+        "epoch_begun",
+        ("here", "above", "newer", "anew"),
+        ("epoch", "first_sequence", "head_sequence"),
     ),
     EPOCH_ENDED: Kind("epoch_ended", ("here", "above", "newer"), ("epoch", "head_sequence", "")),
     9: Kind("shadowed", (), ("epoch", "winner_epoch", "")),
@@ -64,7 +72,8 @@ KINDS: dict[int, Kind] = {
     15: Kind("goodbye"),
     PAUSED: Kind("paused", (), ("paused_us", "", "")),
     GAP: Kind("gap", CAUSES, ("duration_us", "frames", "listeners")),
-    32: Kind("join_asked", ("repair", "backfill", "join")),
+    18: Kind("fallback", ("away", "back"), ("from_member", "to_member", "silence_us")),
+    32: Kind("join_asked", ("repair", "backfill", "join", "above"), ("above_epoch", "", "")),
     33: Kind("hole", (), ("from_sequence", "to_sequence", "")),
     34: Kind("repair_asked", ASKED, ("from_sequence", "to_sequence", "")),
     35: Kind("repair_done", ASKED, SPAN),
@@ -75,6 +84,7 @@ KINDS: dict[int, Kind] = {
     40: Kind("drop", ENDS, ("busy_permille", "lag_us", "sent_bytes")),
     41: Kind("refuse", REFUSALS, ("status", "", "")),
     SOURCE_REFUSED: Kind("source_refused", (), ("status", "", "")),
+    43: Kind("move", ("away", "back"), ("silence_us", "", "")),
 }
 """By number. From 32 on all of one stream, reason and upstream within 100 ms are one record."""
 
@@ -146,6 +156,8 @@ _SENTENCES: dict[str, str] = {
     "switch better": "{upstream} is better than {left} ({hops} hops, load {load} ‰): taken",
     "switch unfit": "{left} no longer fits: switched to {upstream} ({hops} hops, load {load} ‰)",
     "switch answered": "{upstream} answered in the place of {left}: switched to it",
+    "switch leaving": "{left} is about to stop: switched to {upstream} ({hops} hops, load {load} "
+    "‰), nothing new for {silence_us}",
     "lost gone": "lost {frames} frames ({media_us}) from sequence {from_sequence}: no upstream "
     "has them, last asked {upstream}",
     "lost wait": "lost {frames} frames ({media_us}) from sequence {from_sequence}: {upstream} did "
@@ -153,6 +165,8 @@ _SENTENCES: dict[str, str] = {
     "lost outage": "lost {frames} frames ({media_us}) from sequence {from_sequence}: an outage "
     "longer than the ring, begun anew from {upstream}",
     "epoch_begun here": "epoch {epoch} begun by a source here",
+    "epoch_begun anew": "epoch {epoch} begun by the source here, above one of another origin that "
+    "is silent",
     "epoch_begun above": "epoch {epoch} begun from {upstream}, at sequence {first_sequence}",
     "epoch_ended here": "epoch {epoch} ended here, at sequence {head_sequence}",
     "epoch_ended above": "epoch {epoch} ended, at sequence {head_sequence}",
@@ -170,6 +184,8 @@ _SENTENCES: dict[str, str] = {
     "{listeners} listeners",
     "gap listener": "GAP of {duration_us}: {listeners} listeners too slow",
     "join_asked": "asked {upstream} for its ring",
+    "join_asked above": "wished {upstream} to go on as epoch {above_epoch} or above: nothing new "
+    "comes of the one before",
     "hole": "hole from {from_sequence} to {to_sequence}",
     "repair_asked": "asked {upstream} for [{from_sequence}, {to_sequence}) ({reason})",
     "repair_done": "{upstream} gave [{from_sequence}, {to_sequence}) ({reason}), "
@@ -181,6 +197,10 @@ _SENTENCES: dict[str, str] = {
     "skip hole": "listener skipped {skipped_us}: over lost frames",
     "drop": "listener dropped: {reason}, {lag_us} behind (shard {busy_permille} ‰ busy)",
     "refuse": "refused at the door: {reason} ({status})",
+    "fallback away": "silent for {silence_us}: its listeners hear member {to_member} of its chain",
+    "fallback back": "its listeners hear their own stream again, after member {from_member}",
+    "move away": "a listener moved on along the chain, after {silence_us} without audio",
+    "move back": "a listener moved back to its own stream, after {silence_us} without audio",
     "source_refused": "source refused ({status})",
 }
 

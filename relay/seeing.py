@@ -57,8 +57,8 @@ class Seeing:
         self._cursors: tuple[list[int], list[int]] = ([], [])
         self.gaps_total: dict[Cause, int] = {}
 
-    def tick(self) -> None:
-        """Look for gaps and tell those that are over."""
+    def tick(self) -> list[Gap]:
+        """Look for gaps, tell those that are over, and return them."""
         heads = self._engine.heads()
         self._mounts |= {head[0]: head[1] for head in heads}
         if len(self._mounts) > MOUNTS_MAX:
@@ -76,6 +76,12 @@ class Seeing:
                 len(gaps) - GAP_LINES_MAX,
                 extra={"event": "gaps"},
             )
+        return gaps
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """Their addresses, in the order of the settings."""
+        return self._upstreams
 
     def counters(self) -> dict[str, int]:
         """Gaps by cause, and records that were overwritten before their time."""

@@ -28,7 +28,7 @@ from relay.config import Config
 from relay.errors import ConfigError
 from relay.node import Node
 from relay.notify import Supervisor, status_line
-from relay.opening import FILES_RESERVED, listeners_that_fit
+from relay.opening import FILES_RESERVED, heads_that_fit, listeners_that_fit
 
 BACKLOG = 4096  # what the engine asks of listen()
 LISTENERS_FEW = 100  # a node with less room than this is warned about
@@ -103,13 +103,23 @@ def check_limits(config: Config, files_max: int, somaxconn: Path = SOMAXCONN) ->
     Raises:
         ConfigError: listeners_max + heads_max + 512 is more than the file limit.
     """
-    wanted, heads_max = config.node.listeners_max, config.http.heads_max
+    wanted, heads_max = config.node.listeners_max, heads_that_fit(config.http.heads_max, files_max)
     fit = listeners_that_fit(heads_max, files_max)
     if wanted > fit:
+        lower = f"lower it to {fit}, or " if fit > 0 else ""
         raise ConfigError(
             f"node.listeners_max = {wanted}: with heads_max {heads_max} and {FILES_RESERVED} in "
             f"reserve that is {wanted + heads_max + FILES_RESERVED} files, and this process may "
-            f"open {files_max}; lower it to {fit}, or raise the limit (ulimit -n)"
+            f"open {files_max}; {lower}raise the limit (ulimit -n)"
+        )
+    if heads_max < config.http.heads_max:
+        log.warning(
+            "http.heads_max = %d is more than a quarter of the %d files that this process may "
+            "open: %d hold; raise the limit (ulimit -n)",
+            config.http.heads_max,
+            files_max,
+            heads_max,
+            extra={"event": "heads_lowered", "heads_max": heads_max, "files_max": files_max},
         )
     if fit < LISTENERS_FEW:
         log.warning(

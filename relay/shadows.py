@@ -32,13 +32,18 @@ class Shadows:
         self._told: set[tuple[str, str, int]] = set()
 
     def tell(self, seen: Mapping[str, Any], streams: Iterable[Stream]) -> None:
-        """Log what is new in this snapshot of the backbone, one line each. Does not block."""
+        """Log what is new in this snapshot of the backbone, one line each. Does not block.
+
+        Args:
+            seen: of the links at least those with competing epochs.
+            streams: all of the node.
+        """
+        links = {link["mount"]: link for link in seen["links"]}
         local = {}
-        for stream in streams:
+        for stream in streams if links else ():
             state = stream.snapshot()
             if state["writer"] == "local":
                 local[stream.mount] = state["epoch"]
-        links = {link["mount"]: link for link in seen["links"]}
         addresses = [upstream["address"] for upstream in seen["upstreams"]]
         for news in self.look(links, addresses, local):
             log.warning(news.text, extra={"event": "source_shadowed", "mount": news.mount})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from relay.auth import REALM, as_text
+from relay.auth import REALM, SOURCE_USER, as_text, basic
 from relay.errors import SourceError
 
 HEAD_BYTES_MAX = 8192
@@ -27,7 +27,10 @@ METHODS = "GET, HEAD, OPTIONS, PUT, SOURCE, POST"
 
 _END = re.compile(rb"\r?\n\r?\n")
 _REQUEST = re.compile(r"([A-Z]{1,16}) ([\x21-\x7e]{1,2048}) (HTTP/1\.[01]|ICE/1\.0)")
+# Icecast 1's protocol, older than HTTP in this trade, and still libshout's `xaudiocast`.
+_XAUDIOCAST = re.compile(r"SOURCE ([^\x00-\x20\x7f]{1,512}) (/[\x21-\x7e]{0,2047})")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110 §5.6.2: token
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[^\r\n]{0,256}\r\n")  # RFC 9112 §7.1
 _SINGLE = frozenset({"authorization", "content-length", "transfer-encoding", "content-type"}) | {
     "relay-framing",
     "relay-epoch",
@@ -68,6 +71,11 @@ class Request:
         return "keep-alive" in tokens or (self.version == "HTTP/1.1" and "close" not in tokens)
 
     @property
+    def is_xaudiocast(self) -> bool:
+        """Whether it is no HTTP, but `SOURCE password /mount`: it waits for an OK of its own."""
+        return self.version == "xaudiocast"
+
+    @property
     def has_empty_body(self) -> bool:
         """Whether a body was announced, and is empty: a probe, no source."""
         return bool(re.fullmatch(r"0+", self.headers.get("content-length", "").strip()))
@@ -94,13 +102,17 @@ def parse_head(data: bytes | bytearray) -> tuple[Request, int] | None:
         return None
     lines = as_text(bytes(data[: end.start()])).replace("\r\n", "\n").split("\n")
     found = _REQUEST.fullmatch(lines[0])
+    if found is None and (old := _XAUDIOCAST.fullmatch(lines[0])) is not None:
+        told = {**parse_fields(lines[1:]), "authorization": basic(SOURCE_USER, old[1])}
+        return Request("SOURCE", old[2], "xaudiocast", told), end.end()
     if found is None:
         raise RequestError("the first line is no HTTP request")
     version = "HTTP/1.0" if found[3] == "ICE/1.0" else found[3]
-    return Request(found[1], found[2], version, _parse_fields(lines[1:])), end.end()
+    return Request(found[1], found[2], version, parse_fields(lines[1:])), end.end()
 
 
-def _parse_fields(lines: list[str]) -> dict[str, str]:
+def parse_fields(lines: list[str]) -> dict[str, str]:
+    """Header lines as names in lower case and values; RequestError when they are none."""
     if len(lines) > FIELDS_MAX:
         raise RequestError(f"{len(lines)} header fields; at most {FIELDS_MAX}", 431)
     fields: dict[str, str] = {}
@@ -113,6 +125,17 @@ def _parse_fields(lines: list[str]) -> dict[str, str]:
             raise RequestError(f"{name} is given twice")  # RFC 9112 §6.3: smuggling
         fields.setdefault(name, value.strip(" \t"))
     return fields
+
+
+def blank_line(data: bytes | bytearray) -> tuple[int, int] | None:
+    """Where the lines before the first blank line end, and where what follows it begins.
+
+    Of none at all, as some SHOUTcast encoders send, the blank line is the first.
+    """
+    if data.startswith((b"\n", b"\r\n")):
+        return 0, data.index(b"\n") + 1
+    end = _END.search(data, 0, HEAD_BYTES_MAX)
+    return None if end is None else (end.start(), end.end())
 
 
 class Reply(NamedTuple):
@@ -142,8 +165,20 @@ def reply_unauthorized(*, keep: bool = False) -> Reply:
     return reply(401, "user or password is wrong", keep=keep, lines=lines)
 
 
+def refusal_of(request: Request, outcome: Reply) -> bytes:
+    """A refusal as this client reads it.
+
+    libshout takes an OK anywhere in an answer for a welcome, and a mount may have one in its name:
+    who speaks xaudiocast is told the status alone.
+    """
+    if not request.is_xaudiocast:
+        return outcome.raw
+    return f"ERROR - {outcome.status} {REASONS.get(outcome.status, 'Refused')}\r\n".encode()
+
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 OK = b"HTTP/1.0 200 OK\r\n\r\n"
+XAUDIOCAST_OK = b"OK\r\n\r\n"  # some look at the first two bytes alone
 REASONS = {
     200: "OK",
     400: "Bad Request",
@@ -223,3 +258,22 @@ def body_of(request: Request) -> Body:
     if not re.fullmatch(r"[0-9]{1,18}", length):
         raise RequestError("Content-Length is not a number")
     return Body("sized", int(length))
+
+
+def first_audio(body: Body, data: bytes | bytearray) -> tuple[bytes, bool]:
+    """The audio at the front of a body, as far as it has come, and whether that is all of it.
+
+    What is no chunk ends it here; the engine tells what is wrong with it.
+    """
+    if body.kind == "raw":
+        return bytes(data), False
+    if body.kind == "sized":
+        return bytes(data[: body.size_bytes]), len(data) >= body.size_bytes
+    audio = b""
+    while found := _CHUNK.match(data):
+        size = int(found[1], 16)
+        audio += data[found.end() : found.end() + size]
+        if size == 0:
+            return audio, True
+        data = data[found.end() + size :].removeprefix(b"\r\n")
+    return audio, False

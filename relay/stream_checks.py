@@ -36,7 +36,8 @@ def check_streams(
             yield from _check_pace(table, stream)
         if own[mount].keys() & {*_PACES, "burst_ms", "lag_ms_max", "ring_s"}:
             yield from _check_lag(table, stream)
-    yield from _check_fallbacks(streams)
+    yield from check_fallbacks(streams)
+    yield from _check_pulls(streams, own)
 
 
 def _keys(table: str, *names: str) -> set[str]:
@@ -85,6 +86,12 @@ def chain_of(mount: str, streams: Mapping[str, Settings]) -> tuple[str, ...]:
     return tuple(chain)
 
 
+def is_in_chain(mount: str, streams: Mapping[str, Settings]) -> bool:
+    """Whether this mount has a fallback, or is one."""
+    has = _fallback(mount, streams) is not None
+    return has or any(other.fallback == mount for other in streams.values())
+
+
 def _fallback(mount: str, streams: Mapping[str, Settings]) -> str | None:
     told = streams.get(mount)
     return None if told is None else told.fallback
@@ -102,7 +109,7 @@ def _chain_problem(mount: str, streams: Mapping[str, Settings]) -> str | None:
     return None
 
 
-def _check_fallbacks(streams: Mapping[str, Settings]) -> Iterator[Finding]:
+def check_fallbacks(streams: Mapping[str, Settings]) -> Iterator[Finding]:
     """Hold chains short and without loops, their silence within the linger, and no places."""
     every = {f"streams.{show_scalar(mount)}.fallback" for mount in streams}
     for mount, stream in streams.items():
@@ -123,4 +130,29 @@ def _check_fallbacks(streams: Mapping[str, Settings]) -> Iterator[Finding]:
                 _keys(table, "fallback_after_ms", "linger_s"),
                 f"{table}.fallback_after_ms = {stream.fallback_after_ms}: must be at most linger_s "
                 f"= {stream.linger_s:g}, or its listeners are gone before they hear a fallback",
+            )
+
+
+# --- pulls ---------------------------------------------------------------------------------------
+
+
+def _check_pulls(
+    streams: Mapping[str, Settings], own: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Finding]:
+    """Hold that what is said about a pull is said about one, and no address twice."""
+    for mount, stream in streams.items():
+        table = f"streams.{show_scalar(mount)}"
+        for name in {"pull_on_demand", "pull_idle_s"} & own[mount].keys():
+            if not stream.pull:
+                value = show(getattr(stream, name))
+                yield (
+                    {f"{table}.{name}", f"{table}.pull"},
+                    f"{table}.{name} = {value}: this mount pulls nothing; give it pull = "
+                    '"http://…", or leave this out',
+                )
+        twice = {url for url in stream.pull if stream.pull.count(url) > 1}
+        if twice:
+            yield (
+                {f"{table}.pull"},
+                f"{table}.pull = {show(stream.pull)}: names {show(min(twice))} twice",
             )

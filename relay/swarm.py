@@ -201,7 +201,7 @@ class Swarm:
         self._windows: dict[str, Window] = {}
         self._window = "start"
         self._cpu_s = time.process_time()
-        self._source_busy_us = 0
+        self._source_busy_us, self._window_s = 0, time.monotonic()
         self._finished: Report | None = None
 
     # --- who comes ---
@@ -437,10 +437,13 @@ class Swarm:
         self._windows[window.name] = window
         self._cpu_s = time.process_time()
         self._source_busy_us = self._loop.health()["source_busy_us"]
+        self._window_s = time.monotonic()
 
     def _told_window(self) -> Window:
         health = self._loop.health()
         run_us = max(1, health["run_us"])
+        # that thread writes on between two runs, too
+        source_busy_us = health["source_busy_us"] - self._source_busy_us
         delay_us = (
             health["tick_delay"]["max_us"],
             health["join_delay_us_max"],
@@ -450,7 +453,7 @@ class Swarm:
             name=self._window,
             seconds=health["run_us"] / 1e6,
             busy_share=health["busy_us"] / run_us,
-            source_share=(health["source_busy_us"] - self._source_busy_us) / run_us,
+            source_share=source_busy_us / 1e6 / (time.monotonic() - self._window_s),
             cpu_s=time.process_time() - self._cpu_s,
             delay_ms=max(delay_us) / 1000,
             groups={

@@ -308,5 +308,7 @@ def main(url: str, mounts: int, as_json: bool, quiet: bool, **options: object) -
             report = perform(swarm, it, tell=not quiet)
     click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
     if not report.valid:
+        if as_json:
+            click.echo("NOT VALID: " + "; ".join(report.reasons), err=True)
         sys.exit(EXIT_NOT_VALID)
     sys.exit(EXIT_FAULT if report.faults else 0)

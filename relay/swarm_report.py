@@ -52,7 +52,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     playing: int  # at the end of the window
     waiting: int  # asked, and without audio yet
     stalled: int  # stopped reading on our will, and are still connected
-    stalled_ended: int  # … and were ended by the server
+    stalled_ended: int  # … and were seen to be ended; no FIN comes through a shut window
     lagging: int  # stopped reading on our will, and will read on
     behind: int  # at any check: bytes are not the head's advance within pace and tolerance
     unequal: int  # at the end: bytes are not the head's advance
@@ -80,6 +80,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     lateness_ms: Histogram  # each frame of the sample: arrival minus write
     gap_ms: Histogram
     lag_ms: Histogram  # of all: age of the oldest byte at each arrival
+    skip_ms: Histogram  # of the sample: what each forward jump spans, a loss or allowed
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +174,7 @@ def group(
     counters["behind"] += behind
     histograms: dict[str, Any] = {
         f"{name}_ms": histogram(told[name], above_us)
-        for name in ("connect", "first_audio", "refusal", "lateness", "gap", "lag")
+        for name in ("connect", "first_audio", "refusal", "lateness", "gap", "lag", "skip")
     }
     began = told["began_us"]
     return Group(
@@ -318,6 +319,7 @@ ROWS: tuple[tuple[str, Callable[[Group], str]], ...] = (
         else "",
     ),
     ("skips", lambda g: str(g.skips) if g.frames_checked else ""),
+    ("skipped, lost", lambda g: _spread(g.skip_ms) if g.skip_ms.total else ""),
     (
         "skipped after a lag",
         lambda g: f"{_times(g.skips_allowed, 'time')}, {_times(g.frames_skipped, 'frame')}"

@@ -15,10 +15,14 @@ import os
 import random
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_engine import FakeEngine, FakeSource
+from hypothesis import settings
 from tools.clock import FakeClock
 from tools.listeners import Crowd
 from tools.namespaces import why_no_namespaces
@@ -26,6 +30,11 @@ from tools.nodes import Nodes, child_env
 from tools.proxy import Proxies
 
 import relay
+
+settings.register_profile("relay", deadline=None)  # a busy machine decides no test
+settings.load_profile("relay")
+
+pytest_plugins = ["relay.testing"]  # the library's own fixtures, as its users have them
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS_CORE = re.compile(
@@ -137,6 +146,46 @@ def curl() -> str:
 
 
 @pytest.fixture(scope="session")
+def mpv() -> str:
+    """A real mpv."""
+    return outside("mpv", "mpv")
+
+
+@pytest.fixture(scope="session")
+def mpg123() -> str:
+    """A real mpg123."""
+    return outside("mpg123", "mpg123")
+
+
+@pytest.fixture(scope="session")
+def ogg123() -> str:
+    """A real ogg123."""
+    return outside("vorbis-tools", "ogg123")
+
+
+@pytest.fixture(scope="session")
+def ezstream_path() -> str:
+    """An encoder that sends files, over Icecast's protocol or SHOUTcast's."""
+    return outside("ezstream", "ezstream")
+
+
+@pytest.fixture(scope="session")
+def ices_path() -> str:
+    """Icecast's own source client."""
+    return outside("ices2", "ices2")
+
+
+@pytest.fixture(scope="session")
+def gst_launch() -> str:
+    """GStreamer's pipelines by hand, with the element that is a source."""
+    launch = outside("gstreamer1.0-tools", "gst-launch-1.0")
+    asked = [outside("gstreamer1.0-tools", "gst-inspect-1.0"), "--exists", "shout2send"]
+    if subprocess.run(asked, timeout=60, check=False).returncode:
+        pytest.skip("shout2send is missing: apt-get install gstreamer1.0-plugins-good")
+    return launch
+
+
+@pytest.fixture(scope="session")
 def ss() -> str:
     """The tool that tells what the kernel holds for each socket."""
     return outside("iproute2", "ss")
@@ -171,6 +220,20 @@ def requires_root_netns() -> None:
 def clock() -> FakeClock:
     """A clock that moves only when the test says so."""
     return FakeClock()
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each node of this process gets a fake engine; the list holds them in order."""
+    made: list[Any] = []
+
+    def make(**options: Any) -> FakeEngine:
+        made.append(FakeEngine(**options))
+        return made[-1]
+
+    monkeypatch.setattr("relay._core.Engine", make)
+    monkeypatch.setattr("relay._core.Source", FakeSource)
+    return made
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from relay.config import Config
-from relay.errors import MountError
+from relay.errors import ConfigError, MountError
+from relay.following import Moment
+from relay.listeners import Listener, Roll
 from relay.web.facts import Facts, StreamFacts
 
 HOSTILE = "<script>alert('x')</script>\"&"
@@ -72,6 +74,9 @@ class FakeDesk:
         self.wrong: list[str] = []
         self.titles: list[tuple[str, str]] = []
         self.more: dict[str, Any] = {}
+        self.done: list[tuple[Any, ...]] = []
+        self.fallbacks: dict[str, str | None] = {}
+        self.script_says: bool | None = None
 
     def facts(self) -> Facts:
         """What the test said."""
@@ -99,8 +104,68 @@ class FakeDesk:
         """What the test said."""
         return self.wrong
 
-    def set_title(self, mount: str, text: str) -> None:
+    async def knows_source(
+        self, mount: str, account: tuple[str, str], address: str, agent: str
+    ) -> bool | None:
+        """What the test says a script says; nobody is asked otherwise."""
+        self.done.append(("knows_source", mount, account, agent))
+        return self.script_says
+
+    def set_title(self, mount: str, text: str, url: str = "") -> None:
         """Remember."""
+        if url:
+            self.done.append(("url", url))
         if mount not in {s.mount for s in self.streams}:
             raise MountError(f'mount "{mount}" has no source on this node')
         self.titles.append((mount, text))
+
+    def end_source(self, mount: str) -> None:
+        """Remember."""
+        self._known(mount)
+        self.done.append(("end_source", mount))
+
+    def fallback_chain(self, mount: str) -> tuple[str, ...]:
+        """What was set."""
+        told = self.fallbacks.get(mount)
+        return () if told is None else (told,)
+
+    def set_fallback(self, mount: str, fallback: str | None) -> None:
+        """Remember; no loop of one."""
+        self._known(mount)
+        if fallback == mount:
+            raise ConfigError("leads in a loop")
+        self.fallbacks[mount] = fallback
+        self.done.append(("set_fallback", mount, fallback))
+
+    def moment(self, mount: str) -> Moment | None:
+        """What the test said of the stream."""
+        for told in self.streams:
+            if told.mount == mount:
+                return Moment(told.state == "live", told.epoch, told.title, told.listeners)
+        return None
+
+    async def roll(self, mount: str) -> Roll:
+        """Two listeners, one of them hostile."""
+        self._known(mount)
+        agents = ("VLC/3", HOSTILE)
+        told = [
+            Listener(n, "192.0.2.1", n, agent, 61.5, 20, 9) for n, agent in enumerate(agents, 7)
+        ]
+        return Roll(len(told), told)
+
+    async def end_listeners(self, mount: str, number: int) -> int:
+        """Remember; there is 7 and 8."""
+        self._known(mount)
+        self.done.append(("end_listeners", mount, number))
+        return int(number in {7, 8})
+
+    async def move_listeners(self, mount: str, to: str, number: int) -> tuple[int, int]:
+        """Remember; one has to stay."""
+        self._known(mount)
+        self._known(to)
+        self.done.append(("move_listeners", mount, to, number))
+        return 3, 1
+
+    def _known(self, mount: str) -> None:
+        if mount not in {s.mount for s in self.streams}:
+            raise MountError(f'mount "{mount}" is not on this node')

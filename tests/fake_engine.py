@@ -11,7 +11,7 @@ import contextlib
 import os
 from typing import Any
 
-from relay.errors import MountError, SourceError
+from relay.errors import MountError, RelayError, SourceError
 
 
 class FakeStream:
@@ -27,13 +27,17 @@ class FakeStream:
         self.fallback: str | None = None
         self.stands_in = False
         self.info_bytes = b""
+        self.header_bytes = b""
         self.epoch: int | None = None
         self.epochs = 0
+        self.epoch_wished = 0
         self.titles: list[str] = []
         self.fed = bytearray()
         self.media_us = 0
         self.frames: list[tuple[bytes, int, int, int, int] | None] = []
         self.tail = 0
+        self.is_gone = False
+        self.forgets = False  # what is left of an epoch when the next one begins
 
     def claim(self) -> None:
         """Become the writer."""
@@ -68,6 +72,17 @@ class FakeStream:
         self.titles.append(text)
         self.frames.append(None)
 
+    def title_at(self, position: int) -> str | None:
+        """The title that holds at this byte."""
+        held, at, titles = None, 0, iter(self.titles)
+        for frame in self.frames:
+            if frame is None:
+                held = next(titles, held)
+            elif at >= position:
+                return held
+            at += 0 if frame is None else len(frame[0])
+        return held
+
     def set_info(self, data: bytes) -> None:
         """Remember the header lines."""
         self.info_bytes = bytes(data)
@@ -75,6 +90,15 @@ class FakeStream:
     def info(self) -> bytes:
         """The header lines."""
         return self.info_bytes
+
+    def header(self) -> bytes:
+        """The header pages: as the test set them, or those of the newest chain (flag 2)."""
+        pages, was_header = b"", False
+        for frame in filter(None, self.frames):
+            is_header = bool(frame[4] & 2)
+            pages = (pages if was_header else b"") + frame[0] if is_header else pages
+            was_header = is_header
+        return self.header_bytes or pages
 
     def reader(self) -> object:
         """A handle that counts."""
@@ -86,6 +110,30 @@ class FakeStream:
         if not self.tail <= sequence < len(self.frames):
             return None
         return self.frames[sequence]
+
+    def at_head(self) -> tuple[int, int, bool]:
+        """Epoch, head, whether it is off the node."""
+        return (self.epoch or 0), (len(self.frames) if self.epoch else 0), self.is_gone
+
+    def run(self, epoch: int, sequence: int, count: int, make: Any) -> Any:
+        """Frames that follow each other."""
+        if self.epoch is None:
+            return None
+        if epoch != self.epoch:
+            return self.epoch, self.tail, sequence, None if self.forgets else [], True
+        found: list[Any] = []
+        follows = None
+        while sequence < len(self.frames) and len(found) < count:
+            frame = self.read(sequence)
+            if frame is None and sequence < self.tail:
+                break
+            if frame is not None:
+                if follows not in (None, frame[1]):
+                    break
+                follows = frame[1] + len(frame[0])
+                found.append(make(epoch, sequence, frame[1], *frame[2:], frame[0]))
+            sequence += 1
+        return epoch, self.tail, sequence, found, sequence < len(self.frames)
 
     def burst_sequence(self, burst_ms: int) -> int:
         """Where a listener would begin."""
@@ -148,6 +196,12 @@ class FakeSource:
         """Set a title."""
         self.stream.title(text)
 
+    def begin_anew(self, least: int) -> int:
+        """A new epoch of the same source."""
+        self.stream.epochs += 1
+        self.stream.epoch = least
+        return least
+
     def attach(
         self, fd: int, body: str, size_bytes: int, ahead_us_max: int, data: bytes = b""
     ) -> None:
@@ -186,10 +240,20 @@ class FakeEngine:
         self.configured: dict[str | None, dict[str, int]] = {}
         self.source_queue: list[tuple[int, bytes, tuple[str, int]]] = []
         self.page_queue: list[tuple[int, bytes, tuple[str, int]]] = []
+        self._is_closed = False
         self.source_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.page_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.intake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.asker_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.asker_queue: list[tuple[int, bytes, tuple[str, int]]] = []
+        self.admitted: list[tuple[int, bytes]] = []
+        self.full = False  # what admit says: no room
+        self.visits: list[tuple[Any, ...]] = []
+        self.visits_lost = 0
+        self.keeps_visits = False
+        self.head_list: list[Any] = []
         self.rules: list[dict[str, Any]] = []  # what fallbacks() tells
+        self.fallbacks_set: list[tuple[str, tuple[str, ...], int]] = []
         self.calls: list[str] = []
         self.sweeps = 0
         self.washed_total = 0
@@ -207,8 +271,31 @@ class FakeEngine:
         return []
 
     def heads(self) -> list[Any]:
-        """No stream has a ring."""
-        return []
+        """What the test says."""
+        return list(self.head_list)
+
+    def take_asker(self) -> tuple[int, bytes, tuple[str, int]] | None:
+        """The next who wants to listen; without one the eventfd is reset."""
+        if not self.asker_queue:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.asker_fd)
+        return self.asker_queue.pop(0) if self.asker_queue else None
+
+    def admit(self, fd: int, data: bytes, *, ticket: int = 0) -> None:
+        """Remember; the descriptor is ours, unless too many wait."""
+        os.fstat(fd)
+        if self.full:
+            raise RelayError("512 connections wait to be taken in already")
+        self.admitted.append((fd, data))
+
+    def keep_visits(self, wanted: bool) -> None:
+        """Remember."""
+        self.keeps_visits = wanted
+
+    def take_visits(self) -> tuple[list[tuple[Any, ...]], int]:
+        """What the test says."""
+        found, self.visits = self.visits, []
+        return found, self.visits_lost
 
     def configure(self, mount: str | None = None, **settings: int) -> None:
         """Remember settings."""
@@ -234,12 +321,28 @@ class FakeEngine:
     def close(self) -> None:
         """Close the descriptors."""
         self.calls.append("close")
-        for fd in (self.source_fd, self.page_fd, self.intake_fd):
+        self._close_descriptors()
+
+    def __del__(self) -> None:
+        """Who made it for one example of many does not close it."""
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for fd in (self.source_fd, self.page_fd, self.intake_fd, self.asker_fd):
+            os.close(fd)
+        for fd, _ in self.admitted:
             os.close(fd)
 
     def fallbacks(self) -> list[dict[str, Any]]:
         """What was set, as the engine tells it."""
         return self.rules
+
+    def set_fallback(self, mount: str, chain: tuple[str, ...], after_ms: int) -> None:
+        """Remember."""
+        self.fallbacks_set.append((mount, chain, after_ms))
 
     def stand_in(self, mount: str, info: bytes) -> FakeStream:
         """Open a stream without a source."""
@@ -267,6 +370,7 @@ class FakeEngine:
         """Unlink a stream."""
         if self.table.get(stream.mount) is stream:
             del self.table[stream.mount]
+            stream.is_gone = True
 
     def hand_over(self, queue: str, fd: int, head: bytes) -> None:
         """Put a connection into a queue, as a shard does."""

@@ -172,6 +172,51 @@ def test_a_source_that_returns_is_one_gap_and_one_that_leaves_is_none() -> None:
     assert len(world.told) == 1
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_newer_epoch_in_place_of_a_silent_one_is_a_gap_since_the_last_frame(ends: bool) -> None:
+    """Two sources of one mount, and the one that is heard dies: its epoch ends only when the other
+    goes on above it, or is not even told to have ended."""
+    world = World()
+    world.run(2)
+    world.run(1.5, frames=0)
+    if ends:
+        world.record(recorder.EPOCH_ENDED, a=1)
+    world.record(recorder.EPOCH_BEGUN, a=2)
+    world.epoch, world.sequence = 2, 0
+    world.run(5)
+    (gap,) = world.told
+    assert (gap.cause, gap.why, gap.listeners) == ("source", "a new epoch", 3)
+    assert gap.duration_us == 1_500_000
+
+
+def test_an_epoch_that_ended_before_anybody_looked_is_not_forgotten() -> None:
+    """It began and ended within half a second: what follows is a gap all the same."""
+    world = World()
+    world.book = GapBook()
+    world.record(recorder.EPOCH_BEGUN, a=1)
+    world.record(recorder.EPOCH_ENDED, a=1)
+    world.source_up = False
+    world.look()
+    world.run(2, frames=0)
+    world.record(recorder.EPOCH_BEGUN, a=2)
+    world.source_up, world.epoch, world.sequence = True, 2, 0
+    world.run(5)
+    (gap,) = world.told
+    assert (gap.why, gap.duration_us) == ("a new epoch", 2_000_000)
+
+
+def test_a_newer_epoch_at_once_is_a_gap_without_a_length() -> None:
+    """A source that takes the mount over: the head had moved until then."""
+    world = World()
+    world.run(2)
+    world.record(recorder.EPOCH_BEGUN, a=2)
+    world.run(1)  # the heads were read before
+    world.epoch, world.sequence = 2, 0
+    world.run(5)
+    (gap,) = world.told
+    assert (gap.why, gap.duration_us) == ("a new epoch", 0)
+
+
 def test_an_epoch_that_ended_too_early_and_goes_on_is_one_gap_if_players_noticed() -> None:
     """The same epoch is begun again; from then on the stream is looked at as before."""
     for pause_s, gaps in ((10.0, 1), (1.0, 0)):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
 import zmq
 
-from relay.gate import DOMAIN, LOGGED_MAX, Gate, Seldom, plain_address
+from relay.gate import (
+    DOMAIN,
+    HANDSHAKES_MAX,
+    HANDSHAKES_S,
+    LOGGED_MAX,
+    Gate,
+    Seldom,
+    plain_address,
+)
 from relay.keys import Keys, make_secret
 
 CHILD, STRANGER = Keys(make_secret()), Keys(make_secret())
@@ -90,6 +99,23 @@ def test_child_that_was_turned_away_is_refused_for_a_minute(
     assert gate.answer(request(CHILD))[2] == b"400"
     assert gate.snapshot()["handshakes_refused"]["turned_away"] == 1
     now += 61
+    assert gate.answer(request(CHILD))[2] == b"200"
+
+
+def test_child_that_comes_too_often_waits_and_another_does_not(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many handshakes in so many seconds: who holds a key cannot open what it likes at once."""
+    now = 1000.0
+    monkeypatch.setattr("relay.gate.time.monotonic", lambda: now)
+    other = Keys(make_secret())
+    gate._names[other.public_bytes] = "edge-2"
+    gate._came["edge-2"] = deque(maxlen=HANDSHAKES_MAX)
+    told = [gate.answer(request(CHILD))[2] for _ in range(HANDSHAKES_MAX + 5)]
+    assert told == [b"200"] * HANDSHAKES_MAX + [b"400"] * 5
+    assert gate.snapshot()["handshakes_refused"]["often"] == 5
+    assert gate.answer(request(other))[2] == b"200"
+    now += HANDSHAKES_S
     assert gate.answer(request(CHILD))[2] == b"200"
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import socket
+from pathlib import Path
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay._probe_backbone import Guests
+from relay._probe_guests import Fair, Guests
 
+WIRE = Path(__file__).parents[1] / "docs" / "wire.md"
 OK, OVER, FULL, FALSE = 0, -1, -2, -3
 COUNT_MAX, EACH_MAX = 16, 4
 NAMES = {3: b"", 4: b"", 5: b"edge", 6: b"edge", 7: b"ill", 8: b"ill", 9: b"ill"}
@@ -129,3 +134,46 @@ def test_when_all_is_taken_who_holds_most_pays() -> None:
     assert guests.most() == (b"ill", [])
     assert sorted(guests.leaves(4) + guests.leaves(5)) == list(range(1, 11))
     assert guests.adds(18, 8, b"late") == OK
+
+
+def test_of_too_many_connections_of_a_child_to_one_port_the_oldest_goes() -> None:
+    """Of a name, and of one port; who has ended does not count; without a name nobody goes."""
+    guests = Guests(100, 10)
+    first = 500  # the order in which they came counts, not the number
+    fds = [first, *range(20, 20 + Guests.CROWD - 1)]
+    assert [guests.crowds(fd, b"ill") for fd in fds] == [-1] * Guests.CROWD
+    assert [guests.crowds(fd, b"ill", Guests.ASKS) for fd in range(40, 45)] == [-1] * 5
+    assert [guests.crowds(fd, b"edge") for fd in range(50, 55)] == [-1] * 5
+    assert guests.crowds(60, b"ill") == first
+    guests.leaves(first)
+    assert guests.crowds(60, b"ill") == -1
+    assert [guests.crowds(fd) for fd in range(100, 130)] == [-1] * 30
+
+
+def test_a_cut_that_comes_late_does_not_hit_the_newcomer() -> None:
+    """Its descriptor and port are those of the one that has gone, its cookie is not."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), server.accept()[0] as accepted:
+            gone = Guests.cookie(accepted.fileno(), port)
+        with socket.create_connection(("127.0.0.1", port)) as theirs, server.accept()[0] as ours:
+            fd, guests = ours.fileno(), Guests(10, 10)
+            here = Guests.cookie(fd, port)
+            assert here not in (0, gone)
+            assert not guests.cut(fd, port, gone)
+            assert not guests.cut(fd, port, 0)
+            theirs.sendall(b"x")
+            assert ours.recv(1) == b"x"
+            assert guests.cut(fd, port, here)
+            assert theirs.recv(1) == b""
+
+
+def test_the_memory_that_is_told_is_what_the_tables_take() -> None:
+    """In the bounds of docs/wire.md: for a topic, and for all connections and names."""
+    told = re.search(
+        r"subscriptions_max × (\d+) B, at most a seventh more, \+ ([\d.]+) MiB",
+        WIRE.read_text("utf-8"),
+    )
+    assert told is not None
+    assert int(told[1]) == Guests.TOPIC_BYTES
+    assert float(told[2]) == round((Guests.TABLES_BYTES + Fair.TABLE_BYTES) / 2**20, 1)

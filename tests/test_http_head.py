@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from relay._probe import head_end, head_parse
+from relay._probe import head_end, head_parse, head_relays
 
 pytestmark = pytest.mark.core
 
@@ -183,6 +183,38 @@ def test_a_source_may_say_ice_1_0() -> None:
         assert status(line + b"\r\n\r\n") == -400
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"SOURCE pw /live", (0, "SOURCE", b"/live", False, 0)),
+        (b"SOURCE /pw /caf%C3%A9", (0, "SOURCE", "/café".encode(), False, 0)),
+        (b"SOURCE p\xc3\xa4 /", (0, "SOURCE", b"/", False, 0)),
+    ],
+)
+def test_a_source_may_say_its_password_before_the_mount(line: bytes, told: object) -> None:
+    """Icecast 1's protocol, libshout's xaudiocast: `SOURCE password /mount`, ended by a bare LF."""
+    assert head_parse(line + b"\nx-audiocast-name: a\n\n") == told
+
+
+@pytest.mark.parametrize(
+    ("line", "refusal"),
+    [
+        (b"SOURCE pw live", 400),
+        (b"SOURCE  /live", 400),
+        (b"SOURCE /live", 400),
+        (b"SOURCE /live ", 400),
+        (b"SOURCE pw /%zz", 400),
+        (b"SOURCE pw /" + b"a" * PATH_BYTES_MAX, 414),
+        (b"GET pw /live", 400),
+        (b"PUT pw /live", 400),
+        (b"source pw /live", 400),
+    ],
+)
+def test_nobody_else_may(line: bytes, refusal: int) -> None:
+    """Without a password, without a mount, or with another method it is no request."""
+    assert status(line + b"\n\n") == -refusal
+
+
 def test_the_whole_preface_of_http_2_is_refused() -> None:
     """Its first blank line ends what is looked at (RFC 9113 §3.4)."""
     assert status(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") == -505
@@ -269,3 +301,24 @@ def test_a_head_of_the_full_size_is_understood() -> None:
 def test_what_follows_the_head_is_not_looked_at() -> None:
     """A body or a second request behind the blank line changes nothing."""
     assert head_parse(GET + b"\x00\r\rPOST") == head_parse(GET)
+
+
+@pytest.mark.parametrize(
+    ("agent", "relays"),
+    [
+        (b"Icecast 2.4.4", True),
+        (b"Icecast 2.4.0-kh15", True),
+        (b"icecast 2.5-beta3", True),
+        (b"Relay/0.1.0", True),
+        (b"Lavf/60.3.100", False),
+        (b"Icecast", False),
+        (b"Mozilla/5.0 (Icecast 2)", False),
+        (b"Relay", False),
+        (b"", False),
+    ],
+)
+def test_servers_that_pass_a_stream_on_are_known_by_their_agent(agent: bytes, relays: bool) -> None:
+    """Icecast, its KH branch, and our own pulls; nobody who merely names them."""
+    assert head_relays(request(b"/live", b"User-Agent: " + agent)) is relays
+    assert head_relays(request(b"/live", b"USER-AGENT:" + agent)) is relays
+    assert not head_relays(request(b"/live", b"X-User-Agent: " + agent))

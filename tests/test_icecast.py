@@ -146,8 +146,8 @@ def test_open_is_accepted_by_100_or_200(answer: bytes) -> None:
         (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "401 Unauthorized; check the"),
         (
             b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
-            b'\r\n"/a.m3u": Relay answers\x1b this path itself\nmore\n',
-            '400 Bad Request: "/a.m3u": Relay answers  this path itself; check the mount',
+            b'\r\n"/metrics": Relay answers\x1b this path itself\nmore\n',
+            '400 Bad Request: "/metrics": Relay answers  this path itself; check the mount',
         ),
         (
             b"HTTP/1.0 403 Forbidden\r\ncontent-type:text/plain\r\n\r\nmount is in use",

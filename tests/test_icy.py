@@ -46,7 +46,7 @@ def test_any_title_gives_one_exact_block(text: bytes) -> None:
 @given(st.text(max_size=600))
 def test_the_quotes_end_where_the_title_ends(text: str) -> None:
     """A player that reads up to the first `';` reads the whole title, whatever is in it."""
-    block = icy_block(text.encode("utf-8", "ignore"))
+    block = icy_block(text.replace("\0", " ").encode("utf-8", "ignore"))
     assert block[1:].rstrip(b"\0") == BEGIN + title(block) + END
 
 
@@ -55,7 +55,7 @@ def test_the_quotes_end_where_the_title_ends(text: str) -> None:
     [
         (b"';StreamUrl='http://evil';", b"',StreamUrl='http://evil',"),
         (b"'';';", b"'',',"),
-        (b"a\r\nb\x00c\x7fd", b"a  b c d"),
+        (b"a\r\nb\x01c\x7fd", b"a  b c d"),
         (b"Rock 'n' Roll", b"Rock 'n' Roll"),
         (b"it's; fine", b"it's; fine"),
         (b";'", b";'"),
@@ -93,3 +93,20 @@ def test_bytes_that_are_no_utf8_are_bounded_too() -> None:
     """5,000 continuation bytes hold no character: nothing of them is kept."""
     assert utf8_cut(b"\x80" * 5000, TEXT_BYTES_MAX) == 0
     assert icy_block(b"\x80" * 5000) == icy_block(b"")
+
+
+@given(st.text(max_size=4200), st.text(alphabet=st.characters(codec="ascii"), max_size=600))
+def test_a_url_stands_behind_the_title_where_there_is_room(title: str, url: str) -> None:
+    """The text of a title holds it behind a NUL; neither can end its quotes early."""
+    text, link = title.replace("\0", " ").encode()[:4000], url.replace("\0", "").encode()
+    block = icy_block(text + b"\0" + link)
+    assert block[0] * 16 == len(block) - 1 <= 4080
+    body = block[1:].rstrip(b"\0")
+    assert body.startswith(BEGIN)
+    _, _, behind = body[len(BEGIN) :].partition(END)
+    assert behind == b"" or behind.startswith(b"StreamUrl='")
+    if not link:
+        assert behind == b""
+    elif len(text) + len(link) < 4000:
+        read, end, rest = behind[11:].partition(END)
+        assert (len(read), end, rest) == (len(link), END, b"")

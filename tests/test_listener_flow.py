@@ -305,3 +305,64 @@ def test_a_skip_over_what_has_left_the_ring_is_told_by_its_rate() -> None:
 def test_a_record_of_a_listener_has_at_most_256_bytes() -> None:
     """The bound of the design: records are preallocated for all who fit."""
     assert LISTENER_BYTES <= 256
+
+
+# --- header pages with blocks between (icy_ogg) ---------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(1, 12_000), min_size=1, max_size=4),
+    st.lists(st.integers(0, 40_000), max_size=40),
+    st.integers(0, 30),
+)
+def test_header_pages_are_counted_and_blocks_stand_between_them(
+    pages: list[int], rooms: list[int], skip_after: int
+) -> None:
+    """Whatever a socket takes of them: without the blocks it is the Ogg stream."""
+    live = OneListener(icy=True, burst_us=200_000, lag_us_max=500_000)
+    header = b""
+    for number, words in enumerate(pages):
+        page = b"HEAD" * words
+        assert live.push(page, 0, 2 | (4 if number == 0 else 0)) == 1
+        header += page
+    live.title(b"now playing")
+    sent = bytearray()
+    now_us = 1_000_000
+    out = bytearray()
+
+    def push() -> None:
+        first = len(sent) // 4
+        data = b"".join((first + i).to_bytes(4, "little") for i in range(150))
+        assert live.push(data, FRAME_US, 1, now_us) == 1
+        sent.extend(data)
+
+    for _ in range(40):
+        push()
+    for number, room in enumerate(rooms):
+        now_us += 10_000
+        out += live.send(room, now_us, HEAD if number == 0 else b"")[1]
+        for _ in range(30 if number == skip_after else 1):
+            push()
+    for _ in range(60):
+        now_us += 10_000
+        out += live.send(EVERYTHING, now_us, HEAD if not rooms and not out else b"")[1]
+    assert out.startswith(HEAD)
+    strip = IcyStripper(METAINT)
+    body = strip.feed(bytes(out[len(HEAD) :]))
+    assert body.startswith(header)
+    audio = body[len(header) :]
+    runs = []
+    for at in range(0, len(audio), 4):
+        word = int.from_bytes(audio[at : at + 4], "little")
+        if not runs or runs[-1][1] != word:
+            runs.append([word, word])
+        runs[-1][1] = word + 1
+    assert all(begin % 150 == 0 and end % 150 == 0 for begin, end in runs)
+    assert runs[-1][1] == len(sent) // 4
+    assert strip.blocks in {len(body) // METAINT, (len(body) - 1) // METAINT}
+    if strip.blocks:
+        assert [title.block for title in strip.titles][:1] in (
+            [],
+            [b"StreamTitle='now playing';"],
+        )

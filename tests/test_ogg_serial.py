@@ -123,3 +123,50 @@ def test_ffmpeg_hears_a_returning_source_without_an_error(stream: Stream, ffmpeg
     heard = decode(ffmpeg, sent(stream, talk(0)) + sent(stream, talk(0)))
     assert heard.errors == ""
     assert heard.media_s == pytest.approx(4.0, abs=0.1)
+
+
+def test_a_source_that_begins_anew_goes_on_with_its_headers_under_another_serial(
+    stream: Stream, ffmpeg: str
+) -> None:
+    """In mid-chain: the pages of the new epoch are the old ones' successors, and a whole chain."""
+    data = talk(5)
+    parts = [page.data for page in pages(data)]
+    stream.begin()
+    source = Source(stream, "ogg")
+    source.feed(parts[0])
+    assert source.begin_anew(1) == 0, "not in the midst of header pages"
+    cut = len(parts) - 1  # ffmpeg writes a page a second
+    source.feed(b"".join(parts[1:cut]) + parts[cut][:40])
+    stream.title("still")
+    before = bytes(memoryview(stream.view()))
+    first = stream.snapshot()["epoch"]
+    assert source.begin_anew(first + 1) > first
+    source.feed(parts[cut][40:] + b"".join(parts[cut + 1 :]))
+    after = bytes(memoryview(stream.view()))
+    state = stream.snapshot()
+    stream.end()
+    assert before == b"".join(parts[:cut])
+    (serial,) = serials(after)
+    assert serial != 5
+    assert after == b"".join(renumbered(part, serial) for part in parts[:2] + parts[cut:])
+    assert (state["title"], state["source_up"]) == ("still", True)
+    heard = decode(ffmpeg, before + after)
+    assert heard.errors == ""
+    assert heard.media_s == pytest.approx(2.0, abs=0.1)
+
+
+def test_an_mpeg_source_that_begins_anew_loses_no_byte() -> None:
+    """A frame that two feeds share is in the new epoch, whole; each epoch is higher."""
+    stream = Engine().add_stream("/talk")
+    stream.claim()
+    data = encode("libmp3lame", "mp3", 44_100, seconds=1.0)
+    first = stream.begin()
+    source = Source(stream, "mpeg")
+    source.feed(data[:5001])
+    before = bytes(memoryview(stream.view()))
+    second = source.begin_anew(first + 1000)
+    source.feed(data[5001:])
+    assert second == first + 1000
+    assert data.endswith(bytes(memoryview(stream.view())))
+    assert before + bytes(memoryview(stream.view())) in data
+    assert source.begin_anew(1) > second

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,3 +171,55 @@ def test_view_outlives_its_stream_and_engine():
     assert view.is_whole()
     del view
     assert rings_mapped() == before
+
+
+# --- readers that hold the GIL --------------------------------------------------------------------
+
+STOPS, STOPS_MIN = 4000, 50
+READ = """
+import sys, threading
+from collections import deque
+from itertools import repeat, starmap
+from relay import _core
+from relay._probe_data import rewrite
+
+def letters(data):
+    assert len(set(data)) <= 1, "what was read was freed and written again meanwhile"
+
+engine = _core.Engine()
+engine.configure(ring_s=1)
+stream = engine.add_stream("/live")
+stream.begin(epoch=10)
+stream.push(b"frame", 20_000)
+what = sys.argv[1]
+read = {
+    "ring": stream.at_head,
+    "before": lambda: stream.run(1, 0, 1, None),
+    "info": lambda: letters(stream.info()),
+    "header": lambda: letters(stream.header()),
+    "title": lambda: letters(stream.snapshot()["title"] or ""),
+    "framed": lambda: letters(stream.framed_here()[0][-1000:]),
+}[what]
+stopped = []
+
+def write(times):
+    rings, reader = what in ("ring", "before"), threading.main_thread().ident
+    stopped.append(rewrite(_core.pointer_of(stream), rings, times, reader))
+
+write(1)  # there is something to be replaced
+writer = threading.Thread(target=write, args=(int(sys.argv[2]),))
+writer.start()
+while writer.is_alive():
+    deque(starmap(read, repeat((), 200)), 0)
+print(stopped[1])
+"""
+
+
+@pytest.mark.parametrize("what", ["ring", "before", "info", "header", "title", "framed"])
+def test_a_reader_in_python_is_a_reader_too(what: str, core_env: dict[str, str]) -> None:
+    """A thread without the GIL replaces what it looks for, several thousand times, each time while
+    it stands still in the midst of some look: nothing that it has found is freed before its end."""
+    command = [sys.executable, "-P", "-c", READ, what, str(STOPS)]
+    done = subprocess.run(command, env=core_env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{what}: {done.returncode} {done.stderr[-2000:]}"
+    assert int(done.stdout) >= STOPS_MIN

@@ -94,11 +94,23 @@ def test_more_listeners_than_files_are_refused() -> None:
 def test_few_files_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A node that hardly anyone can hear says so, with the sum and the next step."""
     config = Config.load(environ={})
-    check_limits(config, 2048 + 512 + 100, tmp_path / "missing")
+    check_limits(config, 4 * 2048, tmp_path / "missing")
     assert not caplog.records
-    check_limits(config, 256, tmp_path / "missing")
-    for words in ("may open 256 files", "heads_max 2048 and 512", "ulimit -n", "--heads-max"):
+    check_limits(config, 600, tmp_path / "missing")
+    for words in ("may open 600 files", "heads_max 150 and 512", "ulimit -n", "--heads-max"):
         assert words in caplog.text
+
+
+def test_heads_that_are_lowered_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At most a quarter of the files; and the sum for listeners is made with what holds."""
+    check_limits(
+        Config.load(overrides={"heads_max": 19_600}, environ={}), 20_000, tmp_path / "missing"
+    )
+    assert [record.event for record in caplog.records] == ["heads_lowered"]
+    assert "http.heads_max = 19600" in caplog.text
+    assert "5000 hold" in caplog.text
+    with pytest.raises(ConfigError, match=r"with heads_max 100 .*open 400; raise the limit"):
+        check_limits(Config.load(overrides={"listeners_max": 5}, environ={}), 400)
 
 
 def test_short_backlog_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,9 @@ from relay import _core
 from relay.config import Config
 from relay.errors import EpochLostError, MountError, SourceError
 from relay.recorder import EPOCH_BEGUN, EPOCH_ENDED, Record
-from relay.source import AWAY_S, FramedSource, LocalSource, Run, Sources
+from relay.source import FramedSource, LocalSource, Run
 from relay.source_http import EPOCH_AHEAD_MS, Framing, RequestError, framing_of, parse_head
+from relay.sources import AWAY_S, Sources
 
 NOW_MS = 1_700_000_000_000
 ORIGIN = 0xFEED
@@ -20,9 +21,10 @@ ORIGIN = 0xFEED
 class Desk:
     """The sources of a node whose clock the test holds, and a sender's body."""
 
-    def __init__(self) -> None:
+    def __init__(self, takeover: str = "never") -> None:
         self.engine = _core.Engine(streams_max=4)
-        self.sources = Sources(self.engine, Config.load(environ={}))
+        settings = {"defaults": {"takeover": takeover}}
+        self.sources = Sources(self.engine, Config.load(overrides=settings, environ={}))
         self.sender = _core.Engine(streams_max=1)
         self.origin = int(self.sender.node_id[16:], 16)
         self.cut = LocalSource(self.sender, "/live", "audio/mpeg")
@@ -66,6 +68,14 @@ def test_same_run_takes_over_and_the_epoch_goes_on(desk: Desk) -> None:
     assert state["counters"]["epochs_total"] == 1  # type: ignore[index]
     with pytest.raises(SourceError, match="closed"):
         desk.begin(first)
+
+
+def test_the_epoch_of_a_framed_source_is_its_senders(desk: Desk) -> None:
+    """It does not go on above another's: its other origin would still tell the old one."""
+    source = desk.open()
+    desk.begin(source)
+    assert source.begin_anew(desk.run.epoch + 5) == 0
+    assert source.epoch == desk.state()["epoch"] == desk.run.epoch
 
 
 def test_another_source_is_refused_while_this_one_is_there(desk: Desk) -> None:
@@ -253,3 +263,21 @@ def test_framing_that_is_none_is_refused_with_a_reason(lines: list[str], reason:
     """Before anything is claimed."""
     with pytest.raises(RequestError, match=reason):
         framing(*lines)
+
+
+def test_refused_run_ends_nobody() -> None:
+    """Its type is not carried: neither one that is cut here makes way for it, nor one away."""
+    desk = Desk("always")
+    live = desk.sources.open("/live", "audio/mpeg")
+    higher = Run(live.epoch + 1, ORIGIN)
+    with pytest.raises(SourceError, match="video/mp4"):
+        desk.open(higher, "video/mp4")
+    assert live.is_open
+    first = desk.open(higher)
+    assert not live.is_open
+    desk.sources.lost(first, 100.0)
+    with pytest.raises(SourceError, match="video/mp4"):
+        desk.open(Run(higher.epoch + 1, ORIGIN), "video/mp4")
+    assert desk.sources.is_away("/live")
+    desk.engine.close()
+    desk.sender.close()

@@ -6,14 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.auth import credentials
 from relay.source_http import (
     FIELDS_MAX,
     HEAD_BYTES_MAX,
+    REASONS,
+    SOURCE_USER,
     Body,
     Request,
     RequestError,
     body_of,
     parse_head,
+    refusal_of,
     reply,
     reply_unauthorized,
 )
@@ -97,6 +101,31 @@ def test_mount_is_the_decoded_path(target: str) -> None:
     assert with_fields(start=f"PUT {target} HTTP/1.1").mount == "/café"
 
 
+@pytest.mark.parametrize("password", ["pw", "/p:w", "pä", "x" * 512])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_password_before_the_mount_is_a_request_with_credentials(password: str, end: str) -> None:
+    """Icecast 1's protocol: the word of the first line wins over a header of that name."""
+    lines = [f"SOURCE {password} /caf%C3%A9", "x-audiocast-name: N", "Authorization: x", "", ""]
+    told = request(end.join(lines).encode())
+    assert (told.method, told.mount, told.is_xaudiocast) == ("SOURCE", "/café", True)
+    assert credentials(told.headers["authorization"]) == (SOURCE_USER, password)
+    assert told.headers["x-audiocast-name"] == "N"
+    assert (told.keeps_connection, told.expects_continue, body_of(told)) == (
+        (False, False, Body("raw"))
+    )
+
+
+def test_who_speaks_xaudiocast_never_reads_an_ok_in_a_refusal() -> None:
+    """libshout takes one anywhere for a welcome; of HTTP it reads the status."""
+    old, new = request(b"SOURCE pw /OK\n\n"), request(b"SOURCE /OK HTTP/1.0\n\n")
+    assert not new.is_xaudiocast
+    for status in REASONS.keys() - {200}:
+        refused = reply(status, "mount /OK is in use")
+        assert refusal_of(new, refused) == refused.raw
+        assert refusal_of(old, refused).startswith(b"ERROR - %d " % status)
+        assert b"OK" not in refusal_of(old, refused)
+
+
 def test_mount_that_is_not_utf8_is_refused() -> None:
     """A mount is text: others have to read it."""
     with pytest.raises(RequestError, match="not UTF-8"):
@@ -110,6 +139,10 @@ def test_mount_that_is_not_utf8_is_refused() -> None:
         b"PUT /x\r\n\r\n",
         b"put /x HTTP/1.1\r\n\r\n",
         b"PUT /x y HTTP/1.1\r\n\r\n",
+        b"PUT pw /x\r\n\r\n",
+        b"SOURCE pw x\r\n\r\n",
+        b"SOURCE p w /x\r\n\r\n",
+        b"SOURCE " + b"p" * 513 + b" /x\r\n\r\n",
         b"PUT /x HTTP/2.0\r\n\r\n",
         b"PUT /x\x00 HTTP/1.1\r\n\r\n",
         b"PUT /x HTTP/1.1\r\nno colon\r\n\r\n",

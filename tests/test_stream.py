@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -75,6 +77,21 @@ def test_epoch_is_always_higher_than_the_last(engine):
     assert all(a < b for a, b in itertools.pairwise(epochs))
     ahead = stream.begin(epoch=2**50)
     assert stream.begin() == ahead + 1
+
+
+def test_epoch_without_a_descriptor_for_its_ring_is_refused_and_begins_later(engine):
+    """As a source is that comes when the process has used up all it may open."""
+    stream = engine.add_stream("/live")
+    bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, bounds[1]))
+    try:
+        with pytest.raises(SourceError, match=r"/live: no memory .* no descriptor left"):
+            stream.begin()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, bounds)
+    assert stream.begin()
 
 
 def test_epoch_begins_anywhere_within_the_numbers(engine):

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine, FakeStream
 
-from relay.errors import MountError
-from relay.subscribe import BATCH_FRAMES, POLL_S, Frame, Skipped, Subscription
+from relay.errors import MountError, RelayError
+from relay.subscribe import (
+    BATCH_FRAMES,
+    PACE_MS,
+    Frame,
+    Position,
+    Pulse,
+    Skipped,
+    Start,
+    Subscription,
+)
 
 
 class Bench:
     """A stream, a subscription, and a sleep that runs the next step of the test."""
 
-    def __init__(self, burst_ms: int = 0, frames: int = 0) -> None:
+    def __init__(self, burst_ms: int = 0, frames: int = 0, start: Start = "live") -> None:
         self.engine: Any = FakeEngine()
         self.stream: FakeStream = self.engine.add_stream("/live")
         self.stream.claim()
         self.stream.begin()
         self.push(frames)
         self.steps: list[Any] = []
-        self.subscription = Subscription(self.engine, "/live", burst_ms=burst_ms, sleep=self.sleep)
+        self.subscription = Subscription(
+            self.engine, "/live", start=start, burst_ms=burst_ms, wait=self.wait, sleep=self.sleep
+        )
 
     def push(self, count: int, flags: int = 1) -> None:
         """Put frames at the head, each ten bytes that tell its sequence."""
         for _ in range(count):
             self.stream.push(b"%010d" % len(self.stream.frames), 20_000, flags)
 
-    async def sleep(self, seconds: float) -> None:
+    async def wait(self, reader: Subscription) -> None:
         """Run the next step."""
-        assert seconds == POLL_S
+        assert not reader.has_news()
+        self.sleep(PACE_MS / 1000)
+
+    def sleep(self, seconds: float) -> None:
+        """The same, in plain code."""
+        assert seconds == PACE_MS / 1000
         assert self.steps, "the reader waits, and the test has nothing more to do"
         self.steps.pop(0)()
 
@@ -131,20 +148,132 @@ async def test_new_epoch_is_read_from_its_beginning() -> None:
     assert items[0].epoch > first[0].epoch
 
 
-async def test_frames_read_while_the_epoch_changes_are_not_believed() -> None:
-    """Two epochs count from 0: what was read between them could be of either."""
+async def test_what_is_left_of_an_epoch_that_is_gone_is_named() -> None:
+    """Nobody knows how many frames it still had."""
     bench = Bench(burst_ms=3000, frames=3)
-    read = bench.stream.read
+    await bench.take(3)
+    bench.stream.forgets = True
+    bench.stream.begin()
+    assert sequences(await bench.take(2)) == ["epoch 0", 0]
 
-    def read_and_change(sequence: int) -> Any:
-        found = read(sequence)
-        if sequence == 2:
-            bench.stream.begin()
-        return found
 
-    bench.stream.read = read_and_change  # type: ignore[method-assign]
-    items = await bench.take(1)
-    assert sequences(items) == ["epoch 3"]
+async def test_reading_goes_on_at_a_place() -> None:
+    """Where an earlier reader stopped: the next frame, whatever came meanwhile."""
+    bench = Bench(burst_ms=3000, frames=5)
+    [*_, last] = await bench.take(3)
+    assert isinstance(last, Frame)
+    bench.push(2, flags=0)
+    later = Bench.__new__(Bench)
+    later.__dict__ |= bench.__dict__
+    later.subscription = Subscription(
+        bench.engine, "/live", start=last.after, wait=bench.wait, sleep=bench.sleep
+    )
+    assert sequences(await later.take(4)) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        (Position(1, 2), ["epoch 0", 0]),
+        (Position(1_700_000_000_001, 99), [5]),
+        (Position(1_700_000_000_001, 4), [4]),
+        (0, [0]),
+        (15, [2]),
+        (20, [2]),
+        (9999, [5]),
+    ],
+)
+async def test_each_place_to_begin(place: Start, expected: list[int | str]) -> None:
+    """Another epoch's, one that is not here yet, one in the ring; bytes within the epoch."""
+    bench = Bench(frames=5, start=place)
+    bench.steps = [lambda: bench.push(1)]
+    if expected == ["epoch 0", 0]:
+        bench.subscription._burst_ms = 3000
+    assert sequences(await bench.take(len(expected))) == expected
+
+
+async def test_a_place_that_has_left_the_ring_is_a_gap_with_a_number() -> None:
+    """As for any slow reader."""
+    bench = Bench(frames=9, start=Position(1_700_000_000_001, 2))
+    bench.stream.tail = 6
+    assert sequences(await bench.take(2)) == ["slow 4", 6]
+
+
+@pytest.mark.parametrize("start", ["now", -1, True, 1.5, None])
+def test_a_start_that_is_none_is_refused(start: Any) -> None:
+    """With what it may be."""
+    engine: Any = FakeEngine()
+    engine.add_stream("/live")
+    with pytest.raises(RelayError, match="'live', 'burst', a Position, or a byte position"):
+        Subscription(engine, "/live", start=start)
+
+
+def test_plain_code_reads_in_a_loop() -> None:
+    """`for`, with the same items and the same end."""
+    bench = Bench(burst_ms=3000, frames=2)
+    bench.steps = [lambda: bench.push(1), lambda: bench.engine.remove_stream(bench.stream)]
+    with bench.subscription as reader:
+        assert sequences(list(reader)) == [0, 1, 2]
+
+
+def test_what_is_here_comes_without_waiting() -> None:
+    """For hosts that look by themselves; a batch at most."""
+    bench = Bench(burst_ms=3000, frames=BATCH_FRAMES + 3)
+    assert len(bench.subscription.waiting()) == BATCH_FRAMES
+    assert sequences(bench.subscription.waiting())[-1] == BATCH_FRAMES + 2
+    assert bench.subscription.waiting() == []
+    assert not bench.subscription.has_news()
+    bench.push(1)
+    assert bench.subscription.has_news()
+
+
+async def test_all_who_wait_on_a_loop_are_woken_by_one_look() -> None:
+    """One timer; whose stream has not moved goes on waiting, whoever was cancelled is let go."""
+    engine: Any = FakeEngine()
+    loop = asyncio.get_running_loop()
+    pulse = Pulse(loop)
+    streams = {mount: engine.add_stream(mount) for mount in ("/a", "/b")}
+    for stream in streams.values():
+        stream.claim()
+        stream.begin()
+    readers = {m: Subscription(engine, m, burst_ms=9, wait=pulse.wait) for m in streams}
+    a, b, gone = (asyncio.ensure_future(anext(readers[m])) for m in ("/a", "/b", "/a"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    streams["/a"].push(b"x", 20_000)
+    assert (await a).data == b"x"  # type: ignore[union-attr]
+    assert not b.done()
+    readers["/b"].close()
+    with pytest.raises(StopAsyncIteration):
+        await b
+    assert pulse._timer is None
+
+
+@pytest.mark.parametrize("pace_ms", [10, 20, 250])
+async def test_a_reader_looks_at_its_own_pace(pace_ms: int) -> None:
+    """Again and again while nothing has come; plain code sleeps for as long."""
+    bench = Bench(frames=1)
+    pauses: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    class Soon:
+        """A loop that runs at once what is due later."""
+
+        create_future = loop.create_future
+
+        def call_later(self, pause_s: float, call: Any) -> Any:
+            bench.push(len(pauses) == 2)
+            pauses.append(pause_s)
+            return loop.call_soon(call)
+
+    def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        bench.push(1)
+
+    pulse = Pulse(Soon(), pace_ms / 1000)  # type: ignore[arg-type]
+    reader = Subscription(bench.engine, "/live", pace_ms=pace_ms, wait=pulse.wait, sleep=sleep)
+    assert sequences([await anext(reader), next(reader)]) == [1, 2]
+    assert pauses == [pace_ms / 1000] * 4
 
 
 async def test_reader_holds_a_bounded_batch() -> None:

@@ -45,7 +45,7 @@ def made(**told: Any) -> Group:
     tally = dict.fromkeys((*COPIED, "longest_gap_us", "worst_lag_us"), 0)
     tally |= dict.fromkeys(("began_us", "last_us", "settled_us"), 1_000_000)
     histograms = dict.fromkeys(
-        ("connect", "first_audio", "refusal", "lateness", "gap", "lag"), empty
+        ("connect", "first_audio", "refusal", "lateness", "gap", "lag", "skip"), empty
     )
     states = STATES | told.pop("states", {})
     return group(

@@ -14,6 +14,7 @@ import pytest
 from fake_desk import FakeDesk, stream
 from fake_engine import FakeEngine
 
+from relay.config import Config
 from relay.web.app import make_app
 from relay.web.door import PAGE_S, PAGES_MAX, PageDoor
 
@@ -166,6 +167,24 @@ async def test_metadata_is_taken_by_get_and_post(site: Site) -> None:
     assert reply.headers["www-authenticate"] == 'Basic realm="Icecast2 Server"'
 
 
+async def test_a_script_is_asked_about_who_sets_a_title(site: Site) -> None:
+    """Its word counts, not the password's; not about the admin, nor about who says nothing."""
+    query = "mode=updinfo&mount=/live&song=T"
+    site.desk.script_says = False
+    token = "Authorization: Basic " + base64.b64encode(b"source:pw").decode()
+    assert (await site.ask(f"/admin/metadata?{query}", token, "User-Agent: BUTT")).status == 401
+    site.desk.script_says = True
+    assert (await site.ask(f"/admin.cgi?pass=joe:his&{query}")).status == 200
+    assert site.desk.done == [
+        ("knows_source", "/live", ("source", "pw"), "BUTT"),
+        ("knows_source", "/live", ("", "joe:his"), ""),
+    ]
+    admin = "Authorization: Basic " + base64.b64encode(b"admin:apw").decode()
+    assert (await site.ask(f"/admin/metadata?{query}", admin)).status == 200
+    assert (await site.ask(f"/admin/metadata?{query}")).status == 401
+    assert len(site.desk.done) == 2
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("path", ["/admin/metadata", "/admin.cgi"])
 async def test_metadata_that_another_site_asks_for_is_refused(
@@ -196,7 +215,6 @@ async def test_metadata_without_a_mount_means_the_only_stream_that_has_a_source(
     [
         ("GET", "/nothing", 404, "GET / lists the streams"),
         ("GET", "/api/v1/none", 404, "GET / lists the streams"),
-        ("GET", "/admin/none", 404, "GET / lists the streams"),
         ("GET", "/none.m3u", 404, "GET / lists the streams"),
         ("POST", "/api/v1/status", 405, "this page takes GET"),
         ("DELETE", "/", 405, "this page takes GET"),
@@ -227,6 +245,22 @@ async def test_playlists_point_to_the_stream(site: Site) -> None:
     reply = await site.ask("/live.m3u")
     assert reply.headers["content-type"] == "audio/x-mpegurl"
     assert "http://h:8000/live\r\n" in reply.body
+
+
+async def test_the_settings_say_how_the_node_is_called(site: Site) -> None:
+    """Behind a proxy that ends TLS its own port and http lead nowhere; the Host header may lie."""
+    overrides = {"admin_password": "apw", "http": {"base_url": "https://radio.example/on/"}}
+    site.desk.config = Config.load(overrides=overrides, environ={})
+    url = "https://radio.example/on/live"
+    for kind in ("m3u", "pls", "xspf"):
+        assert url in (await site.ask(f"/live.{kind}")).body
+    told = (await site.ask("/status-json.xsl")).json()["icestats"]
+    assert (told["host"], told["source"]["listenurl"]) == ("radio.example", url)
+    admin = "Authorization: Basic " + base64.b64encode(b"admin:apw").decode()
+    stats = await site.ask("/admin/stats", admin)
+    assert f"<listenurl>{url}</listenurl>" in stats.body
+    ask = "/admin/buildm3u?mount=/live&username=u&password=p"
+    assert (await site.ask(ask, admin)).body == "https://u:p@radio.example/on/live\r\n"
 
 
 async def test_bodies_are_bounded(site: Site) -> None:
@@ -282,3 +316,12 @@ async def test_closed_door_leaves_no_descriptor(site: Site) -> None:
     with contextlib.suppress(ConnectionError):
         assert await asyncio.wait_for(read_all(ours), 5) == b""
     assert site.engine.page_queue == []
+
+
+async def test_requests_of_http_1_1_without_a_host_are_answered(site: Site) -> None:
+    """With this node's own address where one is needed."""
+    site.desk.more["http"] = "192.0.2.4:8000"
+    for target, words in (("/live.m3u", "http://192.0.2.4:8000/live\r\n"), ("/healthz", "ok")):
+        reply = await read_reply(site.hand_over(f"GET {target} HTTP/1.1\r\n\r\n".encode()))
+        assert reply.status == 200
+        assert words in reply.body

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from fake_engine import FakeEngine
 
-from relay.web.door import TAKE_MAX, HandedOver, PageDoor
+from relay.web.door import TAKE_MAX, HandedOver, PageDoor, with_host
 
 
 class Told(asyncio.Protocol):
@@ -51,7 +51,7 @@ async def test_who_sends_no_http_writes_no_line_into_the_log(
     door = PageDoor(engine, web.Application())
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    engine.hand_over("page", theirs.detach(), b"GET / HTTP/1.1\r\n\r\n")  # no Host
+    engine.hand_over("page", theirs.detach(), b"GET / HTTP/1.1\r\nHost: h\r\nno colon\r\n\r\n")
     await door.start()
     answer = await asyncio.get_running_loop().sock_recv(ours, 100)
     assert answer.startswith(b"HTTP/1.0 400 ")
@@ -80,3 +80,19 @@ async def test_a_flood_of_pages_is_taken_in_bites() -> None:
     await door.close()
     await door.close()
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "given"),
+    [
+        (b"GET / HTTP/1.1\r\nhost : h\r\n\r\n", None),
+        (b"GET / HTTP/1.1\r\nA: b\r\nHOST:h\r\n\r\n", None),
+        (b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost:\r\n\r\n"),
+        (b"POST / HTTP/1.1\nA: b\n\nhost: x", b"POST / HTTP/1.1\nHost:\r\nA: b\n\nhost: x"),
+        (b"GET / HTTP/1.1\r\nX-Host: h\r\n\r\n", b"GET / HTTP/1.1\r\nHost:\r\nX-Host: h\r\n\r\n"),
+        (b"GET / HT", None),
+    ],
+)
+def test_who_sends_no_host_is_given_an_empty_one(head: bytes, given: bytes | None) -> None:
+    """HTTP/1.1 without one is what some players send, and aiohttp refuses."""
+    assert with_host(head) == (head if given is None else given)

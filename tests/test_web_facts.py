@@ -8,7 +8,7 @@ import pytest
 from fake_desk import FakeDesk, stream
 from fake_engine import FakeStream
 
-from relay.web.facts import hop_facts, icestats_document, status_document, stream_facts
+from relay.web.facts import hop_facts, status_document, stream_facts
 
 
 def fed(**more: Any) -> dict[str, Any]:
@@ -113,17 +113,3 @@ def test_status_document_has_the_documented_fields() -> None:
         "gaps_total",
         "counters",
     } <= set(document["streams"][0])
-
-
-def test_icestats_has_one_two_or_no_source() -> None:
-    """Icecast 2.4: an object for one, a list for several, absent for none."""
-    base = "http://radio.example:8000"
-    assert "source" not in icestats_document(FakeDesk().facts(), base)["icestats"]
-    one = icestats_document(FakeDesk(stream()).facts(), base)["icestats"]["source"]
-    assert one["listenurl"] == "http://radio.example:8000/live"
-    assert (one["listeners"], one["bitrate"], one["title"]) == (3, 128, "First part")
-    assert one["dummy"] is None
-    two = FakeDesk(stream(), stream("/b"), stream("/gone", state="waiting")).facts()
-    found = icestats_document(two, base)["icestats"]["source"]
-    assert [source["listenurl"][-5:] for source in found] == ["/live", ":8000/b"[-5:]]
-    assert icestats_document(two, base, "/b")["icestats"]["source"]["listenurl"].endswith("/b")

@@ -69,6 +69,7 @@ SHORT = Form(
     house_s=6.0,
     icy_s=6.0,
     title_every_s=2.0,
+    lagging=0,  # 40 s by themselves
     auto_settle_s=5.0,
     storm_incumbents=1500,
     storm_joins=3000,

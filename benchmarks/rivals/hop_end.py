@@ -117,9 +117,9 @@ class End:
         self.watcher = _probe_hop.Watcher(chosen)
         return {"streams": len(chosen)}
 
-    def hear(self, frames: int, timeout_s: float) -> dict[str, Any]:
+    def hear(self, frames: int, timeout_s: float, look_us: int = 50) -> dict[str, Any]:
         """How late they were; returns when so many have come."""
-        found: dict[str, Any] = self.watcher.hear(frames, int(timeout_s * 1e6))
+        found: dict[str, Any] = self.watcher.hear(frames, int(timeout_s * 1e6), look_us)
         return found
 
     def state(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class HopForm(Sizes):
     streams: int = 2000
     watched: int = 200  # streams whose every frame is looked at
     settle_s: float = 3.0
+    round_s: float = 10.0  # longer than STREAMS_RING_S: memory is not touched for the first time
     window_s: float = 20.0
     memory_s: float = 45.0  # of media: rings, indexes and marks are full by then
     memory_ring_s: int = 10
@@ -48,6 +49,7 @@ TINY = HopForm(
     streams=50,
     watched=50,
     settle_s=0.2,
+    round_s=0.2,
     window_s=0.5,
     memory_s=1.5,
 )

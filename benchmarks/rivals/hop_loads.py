@@ -2,7 +2,8 @@
 
 Rules of this room
   1. Lateness is from the push at the source's end to the moment at which the frame can be read at
-     the last node's end, on one clock; a watcher looks each 50 µs, and what that costs is in it.
+     the last node's end, on one clock; a watcher looks each 50 µs (many streams: 1 ms), which is
+     in it.
   2. A node in between is `relay serve`, as an operator starts it; its CPU and memory are read from
      outside. Source and child are on the other core.
   3. A goal's number stands here once; sizes come from the form.
@@ -19,7 +20,7 @@ from typing import Any
 from .bench import each
 from .ends import End, Middle
 from .hop_runs import FRAME_BYTES, Hop, HopRun, Watch, judge, outcome
-from .hops import SINGLE_RATIO, HopBench, Runs, Stage, value
+from .hops import LOOP_RATIO, SINGLE_RATIO, HopBench, Runs, Stage, value
 from .measure import pss_bytes, spread
 from .servers import ServerError
 from .verdict import Line, at_most, never, shown, valid
@@ -36,6 +37,8 @@ BYTES_PER_S = 8000
 SECOND_FRAMES = 42  # of that, about
 LOAD_RING_BYTES = 200 << 20  # a third of a second at the load below, so that a watcher may be late
 LOAD_FRAME_US = 20
+STREAMS_RING_S = 8  # gone round once before the window begins
+MANY_LOOK_US = 1000  # at 200 streams: a look each 50 µs takes a quarter of the load's core
 MANY_REST_US = 1000  # of the source of many streams, between two rounds of pushes
 TIMEOUT_S = 30.0
 
@@ -88,26 +91,32 @@ def whole(figure: str, runs: Runs) -> Iterator[Line]:
 
 
 def load(bench: HopBench) -> Iterator[Line]:
-    """Four times what one message a frame reaches, as a steady load."""
-    figure, form = "load", bench.form
+    """Steady loads: four times what one message a frame reaches, and the goal beside a plain loop.
+
+    Where single messages are cheap, the first is more than a plain loop of full ones can carry.
+    """
     with Stage(bench) as stage:
         stage.add("single", stage.single, nodrop=True)
-        plain = stage.loops["single"]
-        singles = bench.take_turns(
-            figure,
-            {"single": partial(plain.run, "single", form.lap_frames, form.laps,
-                               form.foreign_share_max)},
-            outcome,
-        )["single"]  # fmt: skip
-    rates = valid(value("frames_per_s", singles))
-    wanted = SINGLE_RATIO * spread(rates).median if rates else 0.0
+        stage.add("loop", stage.packed)
+        runs = stage.in_turns("load")
+    for name, ratio, what in (
+        ("single", SINGLE_RATIO, "4 × one message a frame"),
+        ("loop", LOOP_RATIO, "0.7 × plain loop"),
+    ):
+        rates = valid(value("frames_per_s", runs[name]))
+        wanted = ratio * spread(rates).median if rates else None
+        yield from loaded(bench, f"load {what}", wanted)
+
+
+def loaded(bench: HopBench, figure: str, wanted: float | None) -> Iterator[Line]:
+    """One stream at so many frames/s over one hop."""
     runs: Runs = [None]
-    if rates:
+    if wanted is not None:
         cores = (bench.server_core, bench.swarm_core)
         with Hop(*cores, ring_bytes=LOAD_RING_BYTES, frame_us=LOAD_FRAME_US, before=100_000) as hop:
-            once = partial(paced_run, bench, figure, hop, wanted, form.load_s, 0)
+            once = partial(paced_run, bench, figure, hop, wanted, bench.form.load_s, 0)
             runs = bench.take_turns(figure, {"hop": partial(tried, figure, once)}, outcome)["hop"]
-    yield shown(figure, "frames/s: 4 × one message a frame", [wanted] if rates else [None])
+    yield shown(figure, "frames/s wanted", [wanted])
     yield shown(figure, "frames/s pushed", value("frames_per_s", runs))
     yield at_most(figure, "lateness p99, ms", value("p99_ms", runs), LOAD_P99_MS)
     yield shown(figure, "lateness p50, ms", value("p50_ms", runs))
@@ -166,11 +175,11 @@ class Chain:
 def streams_run(bench: HopBench) -> HopRun:
     """Many streams through one node for a window."""
     form, run = bench.form, HopRun("streams")
-    chain = Chain(bench, form.streams, FRAME_US, ring_s=20)
+    chain = Chain(bench, form.streams, FRAME_US, ring_s=STREAMS_RING_S)
 
     def use(upper: End, node: Middle, lower: End) -> None:
-        frames = chain.pace(upper, form.settle_s + form.window_s + 1.0)
-        time.sleep(form.settle_s)
+        frames = chain.pace(upper, form.round_s + form.window_s + 1.0)
+        time.sleep(form.round_s)
         before = lower.ask("state")["counters"]
         watched = lower.ask("watch", streams=form.watched)["streams"]
         wanted = int(watched * 1e6 / FRAME_US * form.window_s)
@@ -178,7 +187,9 @@ def streams_run(bench: HopBench) -> HopRun:
             bench.server_core: [node.pid], bench.swarm_core: [os.getpid(), upper.pid, lower.pid],
         })  # fmt: skip
         begin = time.monotonic()
-        heard = lower.ask("hear", frames=wanted, timeout_s=form.window_s + TIMEOUT_S)
+        heard = lower.ask(
+            "hear", frames=wanted, timeout_s=form.window_s + TIMEOUT_S, look_us=MANY_LOOK_US
+        )
         seconds = time.monotonic() - begin
         threads, foreign = watch.close()
         pushed = upper.answer()

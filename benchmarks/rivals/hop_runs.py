@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .ends import End, Keyring, Loop, record
-from .measure import cost_between, free_port, idle_s, thread_times
+from .measure import cost_between, free_port, idle_s, softirq_s, thread_times
 from .servers import ServerError
 
 FRAME_BYTES = 192
@@ -65,9 +65,12 @@ class Watch:
     """A span of time in the life of some processes: their CPU, and who else used their cores."""
 
     def __init__(self, cores: Mapping[int, Sequence[int]]) -> None:
-        """cores: the processes on each; our own counts where the load is."""
-        self.cores = {core: list(pids) for core, pids in cores.items()}
-        self.idle = {core: idle_s(core) for core in cores}
+        """cores: the processes on each; our own counts where the load is.
+
+        What the kernel carries there (softirq) is what these send: it is no other work.
+        """
+        self.cores = cores
+        self.own = {core: idle_s(core) + softirq_s(core) for core in cores}
         self.before = {pid: thread_times(pid) for pids in self.cores.values() for pid in pids}
         self.begin = time.monotonic()
 
@@ -76,7 +79,7 @@ class Watch:
         seconds = time.monotonic() - self.begin
         foreign, threads = 0.0, {}
         for core, pids in self.cores.items():
-            busy = seconds - (idle_s(core) - self.idle[core])
+            busy = seconds - (idle_s(core) + softirq_s(core) - self.own[core])
             for pid in pids:
                 cost = cost_between(self.before[pid], thread_times(pid))
                 threads[pid] = cost.threads_s

@@ -100,13 +100,26 @@ def cost_between(before: Mapping[int, Times], after: Mapping[int, Times]) -> Cos
     return Cost(0.0, sum(threads.values()), wait_ns / 1e9, 0.0, threads)
 
 
-def idle_s(core: int, text: str | None = None) -> float:
-    """How long a core has been idle since the machine began: proc_stat(5)."""
+IDLE, IOWAIT, SOFTIRQ = 3, 4, 6  # columns of /proc/stat: proc_stat(5)
+
+
+def core_s(core: int, *columns: int, text: str | None = None) -> float:
+    """How long a core has done this since the machine began, in steps of 10 ms."""
     for line in (text or Path("/proc/stat").read_text()).splitlines():
         name, *fields = line.split()
         if name == f"cpu{core}":
-            return (int(fields[3]) + int(fields[4])) / os.sysconf("SC_CLK_TCK")
+            return sum(int(fields[column]) for column in columns) / os.sysconf("SC_CLK_TCK")
     raise ValueError(f"no line `cpu{core}` in /proc/stat")
+
+
+def idle_s(core: int, text: str | None = None) -> float:
+    """How long a core has been idle since the machine began."""
+    return core_s(core, IDLE, IOWAIT, text=text)
+
+
+def softirq_s(core: int, text: str | None = None) -> float:
+    """How long it has carried packets and the like: the kernel books that apart from any thread."""
+    return core_s(core, SOFTIRQ, text=text)
 
 
 class Window:

@@ -8,11 +8,12 @@
 #   3. A turn at most every TURN_US while something is new; up to BUSY_US when it sends many small
 #      runs (then each message carries more frames).
 #   4. turn_lock is held during a turn, so that a snapshot sees whole turns only.
-#   5. Decides nothing but when to wake.
+#   5. Decides when to wake, and how long waits last that no stream has of its own: for an upstream
+#      that is away, and for children on a planned stop.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from relay._core.atomics cimport fence, load_pointer, load_u32, load_u64, store_u32
+from relay._core.atomics cimport fence, load_pointer, load_u32, store_u32
 from relay._core.backbone_ask cimport child_step
 from relay._core.backbone_child cimport (
     child_answers, child_published, links_restart, upstream_gone,
@@ -24,16 +25,17 @@ from relay._core.backbone_parent cimport (
     parent_beacon, parent_requests, parent_send, parent_subscriptions,
 )
 from relay._core.backbone_state cimport (
-    BACKBONE_READER, TOMBS_MAX, backbone_t, link_close_out, link_delete, link_note, link_of, link_t,
+    TOMBS_MAX, backbone_t, link_close_out, link_delete, link_note, link_of, link_stir, link_t,
     link_touch, tombs_purge,
 )
-from relay._core.engine cimport clock_gettime, now_us, timespec, wall_us
+from relay._core.engine cimport now_us, timespec, wall_us
+from relay._core.hold cimport hold_is_crowd, holds_due, holds_next_us
 from relay._core.parents cimport PAUSE_US, PEER_LOST, PEER_UP, peer_is_silent
 from relay._core.recorder cimport (
     RECORD_GOODBYE, RECORD_NOBODY, record, recorder_is_due, recorder_tick,
 )
 from relay._core.retire cimport (
-    pthread_mutex_lock, pthread_mutex_unlock, turn_begin, turn_end,
+    RETIRE_BACKBONE, pthread_mutex_lock, pthread_mutex_unlock, turn_begin, turn_end,
 )
 from relay._core.stream cimport (
     WRITER_LOCAL, hub_next, hub_take, stream_drop, stream_ring_drop, stream_t,
@@ -55,11 +57,12 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     TURN_US = 2000
-    BUSY_US = 20000
+    BUSY_US = 5000
     BUSY_MESSAGES = 64
     FULL_MESSAGE_BYTES = 16384
     BEACON_US = 100000
-    SWEEP_US = 10000
+    DRAIN_US = 400000         # so long at most children are fed on while they look for another
+    SWEEP_US = 10000          # from one look at all links to the next, at least
 
 cdef inline void backbone_streams(backbone_t* bone) noexcept nogil:
     # All streams that the node had before we began to listen.
@@ -84,14 +87,14 @@ cdef inline void backbone_dirty(backbone_t* bone) noexcept nogil:
             if link == NULL or link.stream != stream:
                 link = link_of(bone, stream)
             if link != NULL:
-                link_touch(bone, link)
+                link_stir(bone, link)
         stream_drop(stream)
         stream = after
 
 cdef inline void backbone_link(backbone_t* bone, link_t* link) noexcept nogil:
     # One link's share of this turn.
     if link.stream == NULL:
-        if link.version == 0:
+        if link.version == 0 and link.held.who == NULL:
             link_delete(bone, link)
         return
     if load_u32(&link.stream.closed):
@@ -125,6 +128,13 @@ cdef inline void backbone_touched(backbone_t* bone) noexcept nogil:
     if bone.touched != NULL:
         bone.again = True
 
+cdef inline void backbone_held(backbone_t* bone) noexcept nogil:
+    # Those whose frame has waited long enough.
+    cdef link_t* link = <link_t*>holds_due(&bone.holds, bone.now_us)
+    while link != NULL:
+        link_stir(bone, link)
+        link = <link_t*>holds_due(&bone.holds, bone.now_us)
+
 cdef inline void backbone_sweep(backbone_t* bone) noexcept nogil:
     # Links whose time has come; streams that have left the node; old epochs nobody repairs any
     # more.
@@ -148,7 +158,8 @@ cdef inline void backbone_sweep(backbone_t* bone) noexcept nogil:
         bone.sweep_us = bone.now_us + SWEEP_US
 
 cdef inline void backbone_outage(backbone_t* bone, upstream_t* up) noexcept nogil:
-    # The upstream has been lost for longer than the linger: its streams leave this node.
+    # The upstream has been lost for longer than the linger: streams that no other goes on with
+    # leave this node.
     cdef uint64_t slot = 0
     cdef link_t* link
     if up.peer.state == PEER_UP or up.peer.sign_us == 0:
@@ -191,10 +202,26 @@ cdef inline void backbone_beacon(backbone_t* bone) noexcept nogil:
         bone.beacon_us = now + BEACON_US
     bone.beacon_now = False
     if bone.xpub != NULL and not bone.goodbye_said:
-        bone.goodbye_said = load_u32(&bone.goodbye)
-        if bone.goodbye_said:
-            backbone_record_goodbye(bone)
-        parent_beacon(bone, BEACON_DRAINING | BEACON_GOODBYE if bone.goodbye_said else 0)
+        parent_beacon(bone, backbone_leaving(bone, now))
+
+cdef inline unsigned char backbone_leaving(backbone_t* bone, uint64_t now) noexcept nogil:
+    # A beacon's flags. On a planned stop children are told first and fed on, so that who comes next
+    # feeds them before we say goodbye: at the latest after DRAIN_US, and once nobody is left.
+    if load_u32(&bone.goodbye) == 0:
+        return 0
+    if bone.draining_us == 0:
+        bone.draining_us = now
+    if bone.demand.count and now - bone.draining_us < DRAIN_US:
+        return BEACON_DRAINING
+    bone.goodbye_said = True
+    backbone_record_goodbye(bone)
+    return BEACON_DRAINING | BEACON_GOODBYE
+
+cdef inline bint backbone_stays(backbone_t* bone) noexcept nogil:
+    # Not stopped, or children still look for another parent.
+    return load_u32(&bone.stop) == 0 or (
+        bone.xpub != NULL and bone.draining_us != 0 and not bone.goodbye_said
+    )
 
 cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
     cdef uint64_t now
@@ -208,6 +235,7 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
     if bone.xpub != NULL:
         parent_subscriptions(bone)
     backbone_dirty(bone)
+    backbone_held(bone)
     if bone.now_us >= bone.sweep_us:
         backbone_sweep(bone)
     backbone_touched(bone)
@@ -217,6 +245,10 @@ cdef inline void backbone_turn(backbone_t* bone) noexcept nogil:
         tombs_purge(bone)
     for i in range(bone.upstreams_count):
         ask_page(bone, &bone.upstreams[i])
+    if bone.xpub != NULL and not bone.goodbye_said and load_u32(&bone.goodbye) and (
+        bone.draining_us == 0 or bone.demand.count == 0
+    ):
+        bone.beacon_now = True
     now = now_us()
     if now >= bone.beacon_us or bone.beacon_now:
         if now >= bone.outage_us:
@@ -248,8 +280,10 @@ cdef inline void sleep_us(uint64_t wait_us) noexcept nogil:
 cdef inline uint64_t backbone_due_us(backbone_t* bone, uint64_t now) noexcept nogil:
     # The next timer: a beacon, a sweep, a page, an upstream's silence.
     cdef uint64_t due = bone.beacon_us if bone.beacon_us < bone.sweep_us else bone.sweep_us
+    cdef uint64_t held_due = holds_next_us(&bone.holds)
     cdef upstream_t* up
     cdef uint32_t i
+    due = due if due < held_due else held_due
     for i in range(bone.upstreams_count):
         up = &bone.upstreams[i]
         if up.pages.request != 0 or up.pages.since != up.pages.wanted:
@@ -282,11 +316,25 @@ cdef inline void backbone_wait(backbone_t* bone, uint64_t now) noexcept nogil:
         poll_add(items, &count, bone.upstreams[i].dealer)
     store_u32(&bone.engine.hub.asleep, 1)
     fence()
-    if load_pointer(<void**>&bone.engine.hub.dirty) != NULL or due <= now or load_u32(&bone.stop):
+    if load_pointer(<void**>&bone.engine.hub.dirty) != NULL or due <= now or (
+        not backbone_stays(bone)
+    ):
         due = now
     bone.api.poll(items, count, <long>((due - now + 999) // 1000))
     store_u32(&bone.engine.hub.asleep, 0)
     eventfd_read(bone.engine.hub.kept_fd, &value)
+
+cdef inline void backbone_load(backbone_t* bone, uint64_t now) noexcept nogil:
+    # How much the last second held.
+    cdef uint64_t messages = (
+        bone.counters.sent_messages_total + bone.counters.received_messages_total
+    )
+    cdef uint64_t period_us = now - bone.load_from_us
+    bone.load = <int>(bone.busy_us * 1000 // period_us)
+    bone.crowd = hold_is_crowd(bone.crowd, messages - bone.load_messages, period_us)
+    bone.load_from_us = now
+    bone.load_messages = messages
+    bone.busy_us = 0
 
 cdef inline void* backbone_main(void* argument) noexcept nogil:
     # The thread, until close().
@@ -300,21 +348,19 @@ cdef inline void* backbone_main(void* argument) noexcept nogil:
     pthread_mutex_lock(&bone.turn_lock)
     backbone_streams(bone)
     pthread_mutex_unlock(&bone.turn_lock)
-    while not load_u32(&bone.stop):
+    while backbone_stays(bone):
         messages = bone.counters.sent_messages_total + bone.counters.received_messages_total
         bytes = bone.counters.sent_bytes_total + bone.counters.received_bytes_total
         pthread_mutex_lock(&bone.turn_lock)
-        turn_begin(&bone.engine.retire, BACKBONE_READER)
+        turn_begin(&bone.engine.retire, RETIRE_BACKBONE)
         bone.now_us = now_us()
         backbone_turn(bone)
-        turn_end(&bone.engine.retire, BACKBONE_READER)
+        turn_end(&bone.engine.retire, RETIRE_BACKBONE)
         pthread_mutex_unlock(&bone.turn_lock)
         end_us = now_us()
         bone.busy_us += end_us - bone.now_us
         if end_us - bone.load_from_us >= 1000000:
-            bone.load = <int>(bone.busy_us * 1000 // (end_us - bone.load_from_us))
-            bone.load_from_us = end_us
-            bone.busy_us = 0
+            backbone_load(bone, end_us)
         if bone.again:
             continue
         if bone.moved:

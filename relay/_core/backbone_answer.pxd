@@ -8,19 +8,22 @@
 #   4. An answer has at most ANSWER_PACKS_MAX runs, one to a join JOIN_PACKS_MAX.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from relay._core.atomics cimport load_pointer, load_u32, load_u64
+from relay._core.atomics cimport load_pointer, load_u32, load_u64, store_u64
 from relay._core.backbone_pack cimport message_open, pack_measure, pack_message, pack_t
 from relay._core.backbone_state cimport (
-    backbone_t, directory_is_whole, is_ours, link_find, link_t, refuse,
+    backbone_t, directory_is_whole, is_ours, link_find, link_t, link_touch, refuse,
 )
-from relay._core.hop cimport hop_still_coming
+from relay._core.engine cimport wall_ms
+from relay._core.fair cimport fair_take
+from relay._core.hop cimport HOP_EPOCH_AHEAD_MS, hop_still_coming
 from relay._core.ring cimport (
     RING_HEADERS, frame_t, header_t, ring_burst_sequence, ring_read_entry, ring_t,
     ring_tail_sequence, ring_title, title_t,
 )
+from relay._core.stream cimport stream_t
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
@@ -44,7 +47,7 @@ cdef inline bint answer(backbone_t* bone, relay_msg_t* to, relay_msg_t* msg) noe
         return False
     bone.counters.sent_bytes_total += size
     bone.answered_bytes += size
-    bone.allowed_bytes -= <int64_t>size
+    fair_take(&bone.fair, bone.asker_account, size)
     return True
 
 cdef inline bint answer_bytes(
@@ -185,6 +188,26 @@ cdef inline void answer_join(
         ring.epoch, here.first_sequence, next_sequence,
     )
 
+cdef inline void parent_wished(
+    backbone_t* bone, link_t* link, const ring_t* ring, uint64_t epoch,
+) noexcept nogil:
+    # A child has heard the epoch before this one, and nothing more comes of it. Our source, if it
+    # is in a lower one, is to begin anew (relay/source.py does it); a relay passes the wish on.
+    cdef stream_t* stream = link.stream
+    if epoch > wall_ms() + HOP_EPOCH_AHEAD_MS + 1:
+        refuse(bone, WIRE_FIELD)
+        return
+    bone.counters.wishes_heard_total += 1
+    if not is_ours(link):
+        if epoch > link.hop.wished_epoch:
+            link.hop.wished_epoch = epoch
+        link_touch(bone, link)
+        bone.again = True
+    elif ring != NULL and ring.epoch + 1 < epoch and load_u32(&stream.source_up) and (
+        epoch > stream.epoch_wished
+    ):
+        store_u64(&stream.epoch_wished, epoch)
+
 cdef inline void parent_join(
     backbone_t* bone, relay_msg_t* to, const wire_head_t* head, reader_t* reader
 ) noexcept nogil:
@@ -201,6 +224,8 @@ cdef inline void parent_join(
         )
         return
     ring = <ring_t*>load_pointer(<void**>&link.stream.ring)
+    if ask.epoch and (ring == NULL or ring.epoch < ask.epoch):
+        parent_wished(bone, link, ring, ask.epoch)
     if ring == NULL or ring.epoch < ask.epoch or (
         not is_ours(link) and ring.epoch < link.hop.told_epoch
     ):

@@ -5,13 +5,12 @@
 #      fills.
 #   2. Decides nothing that waits: hop.pxd does; this room shows it the ring and does what it
 #      answers.
-#   3. At most WINDOW_MAX requests are open at one upstream, whatever the number of streams.
+#   3. At most WINDOW_MAX joins and repairs are open at one upstream, of all streams together.
 #   4. A link's step does at most ACTS_MAX things; what is left waits for the next.
 #   5. Every message is decoded whole before anything of it is used; what does not fit is counted.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from relay._core.atomics cimport load_u32, load_u64
 from relay._core.backbone_record cimport *
@@ -21,6 +20,7 @@ from relay._core.backbone_state cimport (
 from relay._core.engine cimport wall_ms
 from relay._core.hop cimport *
 from relay._core.hop_step cimport *
+from relay._core.hop_wish cimport hop_wish, hop_wish_reaches
 from relay._core.ring cimport ring_entry, ring_has, ring_t
 from relay._core.ring_writer cimport (
     ring_give_up, ring_hole_end_sequence, ring_set_header, ring_set_title,
@@ -29,12 +29,15 @@ from relay._core.stream cimport (
     WRITER_LINK, WRITER_LOCAL, stream_begin_epoch, stream_claim, stream_end_epoch,
     stream_forget_ring, stream_t, stream_unclaim,
 )
-from relay._core.upstream cimport upstream_ask, upstream_closed, upstream_t
+from relay._core.upstream cimport (
+    blob_forget, blob_grow, blob_t, upstream_ask, upstream_closed, upstream_t,
+)
 from relay._core.versions cimport version_between
 from relay._core.wire cimport *
 from relay._core.zmq_api cimport *
 
 cdef enum:
+    YIELD_US = 5000000        # so long a source that was refused is thought to come back
     ACTS_MAX = 16             # one for each upstream, and as many others
 
 # --- the view -------------------------------------------------------------------------------------
@@ -76,6 +79,18 @@ cdef inline void view_of(backbone_t* bone, link_t* link, hop_view_t* view) noexc
         view.held_us = view.ring_us     # the ring has gone round since: it is full
     if frames:
         view.frame_us = view.held_us // frames
+
+cdef inline bint child_is_calm(backbone_t* bone, link_t* link) noexcept nogil:
+    # Nothing that only a look at all of it would find: see hop_is_calm.
+    cdef stream_t* stream = link.stream
+    cdef ring_t* ring = stream.ring
+    if link.heard or bone.now_us >= link.due_us or not hop_is_calm(&link.hop) or (
+        not link_writes(link) or ring == NULL or ring.reserved_sequence != ring.head_sequence
+    ):
+        return False
+    return link.prefetch or load_u32(&stream.listeners) + load_u32(&stream.readers) + (
+        load_u32(&stream.downstream) + load_u32(&stream.lent)
+    ) != 0
 
 # --- asking ---------------------------------------------------------------------------------------
 
@@ -130,6 +145,32 @@ cdef inline void ask_stream(
         )
     else:
         hop_unasked(&link.hop, act.parent, bone.now_us)
+
+cdef inline void ask_above(
+    backbone_t* bone, link_t* link, const hop_view_t* view, uint64_t epoch,
+) noexcept nogil:
+    # A wish for this epoch or a higher one, to all whom it may reach. Nothing waits for an answer:
+    # whoever begins one tells it in the directory.
+    cdef uint8_t bytes[64]
+    cdef writer_t writer
+    cdef wire_ask_t join
+    cdef upstream_t* up
+    cdef uint32_t i
+    join.epoch = epoch
+    join.burst_us = 0
+    bone.request += 1
+    link.hop.wish_request = bone.request
+    for i in range(bone.upstreams_count):
+        up = &bone.upstreams[i]
+        if not hop_wish_reaches(&link.hop, view, i, epoch):
+            continue
+        writer = writer_of(bytes, 64)
+        put_head(&writer, KIND_JOIN, link.key, bone.request,
+                 version_between(&bone.speaks, &up.speaks))
+        put_join(&writer, &join)
+        if upstream_ask(up, bytes, &writer, bone.now_us):
+            bone.counters.wishes_asked_total += 1
+            link_record(bone, link, RECORD_JOIN_ASKED, ASKED_ABOVE, i, epoch, 0, 0)
 
 cdef inline void child_topic(
     backbone_t* bone, link_t* link, uint32_t parent, int option,
@@ -202,6 +243,26 @@ cdef inline void child_act(
         ask_stream(bone, link, act, view)
     count_lost(bone, link, lost, act.cause, view.head_sequence, view.frame_us)
 
+cdef inline void child_yield(
+    backbone_t* bone, link_t* link, const hop_view_t* view,
+) noexcept nogil:
+    # A source of this node asks for the mount, and no upstream is there that feeds it: the epoch
+    # ends here, and the writer's place is free. If an upstream returns with more of it before the
+    # source does, it goes on (child_resume).
+    cdef uint64_t waits_us = load_u64(&link.stream.source_waits_us)
+    if waits_us == 0 or bone.now_us > waits_us + YIELD_US or hop_is_fed(&link.hop, view) or (
+        not link_writes(link)
+    ):
+        return
+    if link.hop.state == HOP_LIVE:
+        link.hop.final_known = True
+        link.hop.final_sequence = view.head_sequence
+        stream_end_epoch(link.stream, bone.now_us)
+        link_record(bone, link, RECORD_EPOCH_ENDED, EPOCH_ABOVE, link.hop.feed.feeding,
+                    link.hop.epoch, view.head_sequence, 0)
+    link.hop.state = HOP_ENDED
+    link.hop.back_over = True
+
 cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
     # Shows the link to its decisions until nothing is left to do now.
     cdef hop_view_t view
@@ -211,7 +272,12 @@ cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
     cdef uint64_t timeouts = link.hop.timeouts
     cdef uint64_t switches = link.hop.feed.switches
     cdef before_t before
+    cdef uint64_t wish
     cdef int i
+    if child_is_calm(bone, link):
+        hop_note_head(&link.hop, link.stream.ring.head_sequence, bone.now_us)
+        return
+    link.heard = False
     for i in range(ACTS_MAX):
         view_of(bone, link, &view)
         link_before(link, &before)
@@ -227,8 +293,12 @@ cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
         child_act(bone, link, &act, &view)
         if act.what == HOP_JOIN or act.what == HOP_REPAIR or act.what == HOP_BACKFILL:
             break
+    wish = hop_wish(&link.hop, &view, bone.now_us)
+    if wish:
+        ask_above(bone, link, &view, wish)
     bone.counters.timeouts_total += link.hop.timeouts - timeouts
     bone.counters.moves_total += link.hop.feed.switches - switches
+    child_yield(bone, link, &view)
     if link.hop.state == HOP_ENDED and link.hop.back_over and link_writes(link):
         stream_unclaim(link.stream)     # whole: a local source may have the mount now
     link.due_us = hop_due_us(&link.hop, &view, bone.now_us)
@@ -237,9 +307,12 @@ cdef inline void child_step(backbone_t* bone, link_t* link) noexcept nogil:
 
 # --- answers --------------------------------------------------------------------------------------
 
-cdef inline void child_header(backbone_t* bone, link_t* link, reader_t* reader) noexcept nogil:
+cdef inline void child_header(
+    backbone_t* bone, link_t* link, const wire_head_t* head, reader_t* reader
+) noexcept nogil:
     # Pieces come in order on one connection; anything else begins anew with the next join.
     cdef wire_header_t piece
+    cdef blob_t* blob = &bone.upstreams[link.hop.asked_of].blob
     cdef int status = take_header(reader, &piece)
     if status != WIRE_OK:
         refuse(bone, status)
@@ -247,21 +320,9 @@ cdef inline void child_header(backbone_t* bone, link_t* link, reader_t* reader) 
     hop_answered(&link.hop, bone.now_us)
     if piece.epoch != link.hop.epoch or not link_writes(link) or link.stream.ring == NULL:
         return
-    if piece.offset == 0:
-        free(link.header)
-        link.header = <uint8_t*>malloc(piece.total_bytes)
-        link.header_bytes = piece.total_bytes
-        link.header_filled = 0
-    if link.header == NULL or piece.offset != link.header_filled or (
-        piece.total_bytes != link.header_bytes
-    ):
-        return
-    memcpy(link.header + piece.offset, piece.bytes, piece.size_bytes)
-    link.header_filled += piece.size_bytes
-    if link.header_filled == link.header_bytes:
-        ring_set_header(link.stream.ring, link.header, link.header_bytes, piece.end_sequence)
-        free(link.header)
-        link.header = NULL
+    if blob_grow(blob, head.request, &piece) and blob.filled_bytes == blob.size_bytes:
+        ring_set_header(link.stream.ring, blob.bytes, blob.size_bytes, piece.end_sequence)
+        blob_forget(blob)
 
 cdef inline bint child_may_write(link_t* link, uint64_t epoch) noexcept nogil:
     # A local epoch that is newer, or a local source, keeps the mount.
@@ -326,7 +387,7 @@ cdef inline void child_answer(
         child_here(bone, link, reader)
         return
     if head.kind == KIND_HEADER:
-        child_header(bone, link, reader)
+        child_header(bone, link, head, reader)
         return
     if head.kind == KIND_LATER or head.kind == KIND_UNKNOWN:
         bone.counters.answers_later_total += 1

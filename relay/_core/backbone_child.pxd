@@ -30,8 +30,8 @@ from relay._core.stream cimport (
     stream_mark, stream_place, stream_place_run, stream_resume_epoch, stream_t, stream_unclaim,
 )
 from relay._core.upstream cimport (
-    ADOPTED_NEW, ADOPTED_SAME, beacon_is_loop, dealer_connect, upstream_adopt, upstream_leave,
-    upstream_t,
+    ADOPTED_NEW, ADOPTED_SAME, beacon_is_loop, dealer_connect, dealer_look, upstream_adopt,
+    upstream_leave, upstream_t,
 )
 from relay._core.versions cimport versions_are_near, versions_told
 from relay._core.wire cimport *
@@ -263,6 +263,18 @@ cdef inline void child_adopt(
         refuse(bone, WIRE_TEXT)
     links_heard(bone, up, adopted == ADOPTED_NEW)
 
+cdef inline void child_drains(backbone_t* bone, upstream_t* up, bint drains) noexcept nogil:
+    # It is about to stop (or is another process now): whom it feeds looks for another in this turn.
+    cdef link_t* link
+    cdef uint64_t slot
+    if up.peer.drains == drains:
+        return
+    up.peer.drains = drains
+    for slot in range(bone.table_size):
+        link = bone.table[slot]
+        if link != NULL and link.stream != NULL and link.hop.feed.feeding == up.index:
+            link_touch(bone, link)
+
 cdef inline bint entry_is_rivals(link_t* link, upstream_t* up, uint64_t epoch) noexcept nogil:
     # Two sources that began in the same millisecond: this upstream's is the other one, as its
     # directory says (0: it does not know). How far that has come is nothing to us.
@@ -302,6 +314,7 @@ cdef inline void child_beacon(
         upstreams_tell(bone)
         up.pages.retry_us = 0
         links_heard(bone, up, False)
+    child_drains(bone, up, beacon.flags & BEACON_DRAINING != 0)
     up.pages.wanted = beacon.directory_version
     for i in range(beacon.count):
         entry = get_beacon_entry(beacon.entries + WIRE_BEACON_ENTRY_BYTES * i)
@@ -328,6 +341,7 @@ cdef inline void child_published(backbone_t* bone, upstream_t* up) noexcept nogi
             break
         reader = reader_of(<const uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg))
         bone.moved = True
+        store_u32(&up.published, up.published + 1)
         bone.counters.received_messages_total += 1
         bone.counters.received_bytes_total += bone.api.msg_size(&msg)
         status = take_head(&reader, &head, &bone.speaks)
@@ -360,11 +374,13 @@ cdef inline void child_answers(backbone_t* bone, upstream_t* up) noexcept nogil:
     cdef wire_head_t head
     cdef int status
     cdef int i
+    dealer_look(up)
     bone.api.msg_init(&msg)
     for i in range(RECEIVES_MAX):
         if up.dealer == NULL or bone.api.msg_recv(&msg, up.dealer, RELAY_ZMQ_DONTWAIT) < 0:
             break
         bone.moved = True
+        store_u32(&up.answered, up.answered + 1)
         up.unheard_us = 0
         bone.counters.received_messages_total += 1
         bone.counters.received_bytes_total += bone.api.msg_size(&msg)
@@ -394,7 +410,9 @@ cdef inline void child_dispatch(
         or head.kind == KIND_UNKNOWN or head.kind == KIND_GONE or head.kind == KIND_DONE
     ):
         link = link_find(bone, head.key)
-        if link == NULL or link.stream == NULL or link.hop.asked == HOP_NOTHING or (
+        if link != NULL and head.request == link.hop.wish_request and head.request:
+            pass            # nothing waits for it
+        elif link == NULL or link.stream == NULL or link.hop.asked == HOP_NOTHING or (
             head.request != link.hop.request or link.hop.asked_of != up.index
         ):
             bone.counters.unwanted_messages_total += 1

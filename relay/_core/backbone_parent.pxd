@@ -6,11 +6,12 @@
 #   2. Never waits for a child: XPUB drops for one that stalls, and it repairs.
 #   3. A node sends on only what its head has passed.
 #   4. Per turn: RECEIVES_MAX messages of each kind, PACKS_MAX runs a stream; then, after the live
-#      frames, ANSWER_TURN_BYTES and ANSWER_TURN_US of answers; ANSWER_RATE_BYTES of them a second.
+#      frames, ANSWER_TURN_BYTES and ANSWER_TURN_US of answers.
 #   5. An answer is begun only when the last one to this child about this key has left, its share
-#      of memory (pool.pxd) has room, and the rate allows it; until then it is told `later`.
+#      of memory (pool.pxd) has room, and its part of the rate (fair.pxd) allows it; until then it
+#      is told `later`. A child is its key where links have keys, else its connection.
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset, strlen
 
@@ -23,14 +24,19 @@ from relay._core.backbone_state cimport (
     link_t, link_touch, out_t, refuse,
 )
 from relay._core.engine cimport now_us
+from relay._core.fair cimport fair_grow, fair_may
 from relay._core.guests cimport (
-    GUEST_FULL, GUEST_OK, guest_adds, guest_comes, guest_cookie, guest_cut, guest_drops, guest_has,
-    guest_is, guest_leaves, guest_name, guest_next, guests_most,
+    GUEST_FULL, GUEST_OK, PORT_ASKS, PORT_TOPICS, guest_adds, guest_comes, guest_cookie,
+    guest_crowd, guest_cut, guest_drops, guest_has, guest_heard, guest_is, guest_leaves, guest_name,
+    guest_next, guests_most,
 )
 from relay._core.parents cimport PARENT_NONE, PEER_UP
-from relay._core.pool cimport share_find, share_has_room
+from relay._core.hold cimport hold_until_us, holds_add
+from relay._core.pool cimport share_find, share_id, share_may_begin
 from relay._core.recorder cimport RECORD_EXPELLED, RECORD_NOBODY, record
-from relay._core.ring cimport ring_t, ring_tail_sequence
+from relay._core.ring cimport (
+    FRAME_TITLE, frame_t, ring_read_entry, ring_t, ring_tail_sequence,
+)
 from relay._core.stream cimport stream_ring_drop, stream_ring_take, stream_t
 from relay._core.upstream cimport upstream_t
 from relay._core.versions cimport version_flags
@@ -40,8 +46,6 @@ from relay._core.zmq_api cimport *
 cdef enum:
     ANSWER_TURN_BYTES = 4194304
     ANSWER_TURN_US = 10000
-    ANSWER_RATE_BYTES = 134217728   # a second, to all children together: 1 Gbit/s
-    ANSWER_BURST_BYTES = 33554432   # at once, after a quiet time
     PACKS_MAX = 64
     GUESTS_US = 1000000       # connections that have ended are looked for so often at least
     PREVIOUS_US = 5000000     # how long the epoch before is kept for repairs
@@ -112,6 +116,20 @@ cdef inline bint out_send(backbone_t* bone, link_t* link, uint64_t head) noexcep
         out.sequence = ring_tail_sequence(out.ring)
     return True
 
+cdef inline bint link_holds(backbone_t* bone, link_t* link) noexcept nogil:
+    # Does the one frame that is there wait for the next?
+    cdef frame_t frame
+    cdef uint64_t until_us
+    if link.out.held_us == 0:
+        link.out.held_us = bone.now_us
+    if not ring_read_entry(link.out.ring, link.out.sequence, &frame) or frame.flags & FRAME_TITLE:
+        return False
+    until_us = hold_until_us(frame.duration_us, link.out.held_us)
+    if bone.now_us >= until_us:
+        return False
+    holds_add(&bone.holds, &link.held, link, until_us, bone.now_us)
+    return True
+
 cdef inline void parent_send(backbone_t* bone, link_t* link) noexcept nogil:
     # All that the stream has and its children have not been sent.
     cdef out_t* out = &link.out
@@ -132,6 +150,9 @@ cdef inline void parent_send(backbone_t* bone, link_t* link) noexcept nogil:
                 continue
         head = load_u64(&out.ring.head_sequence)
         if out.sequence < head:
+            if bone.crowd and up and out.sequence + 1 == head and link_holds(bone, link):
+                return
+            out.held_us = 0
             if not out_send(bone, link, head):
                 return
         else:
@@ -154,6 +175,7 @@ cdef inline void parent_subscriptions(backbone_t* bone) noexcept nogil:
         if bone.api.msg_recv(&msg, bone.xpub, RELAY_ZMQ_DONTWAIT) < 0:
             break
         fd = bone.api.msg_get(&msg, RELAY_ZMQ_SRCFD)
+        guest_heard(&bone.guests, fd)
         if fd >= 0:
             parent_subscription(bone, &msg, fd)
         else:
@@ -165,12 +187,43 @@ cdef inline void parent_subscriptions(backbone_t* bone) noexcept nogil:
         bone.guests_us = bone.now_us + GUESTS_US
         parent_guests(bone)
 
+cdef inline uint32_t guest_port(backbone_t* bone, int fd) noexcept nogil:
+    # The port of ours that this connection leads to.
+    return bone.xpub_port if bone.guests.guests[fd].port == PORT_TOPICS else bone.router_port
+
+cdef inline bint guest_out(backbone_t* bone, int fd) noexcept nogil:
+    # Show it the door. False: it has gone by itself.
+    bone.guests.guests[fd].cut = True
+    return guest_cut(fd, guest_port(bone, fd), bone.guests.guests[fd].cookie)
+
+cdef inline bint parent_meets(
+    backbone_t* bone, relay_msg_t* msg, int fd, uint8_t port,
+) noexcept nogil:
+    # Whose message is it? Of a child's connections to one port the oldest goes when it has too
+    # many. False: nobody's that is to be heard: its connection has gone, or has to go.
+    cdef uint64_t cookie = guest_cookie(
+        fd, bone.xpub_port if port == PORT_TOPICS else bone.router_port
+    )
+    cdef int oldest
+    if cookie == 0:
+        return False
+    if guest_is(&bone.guests, fd, cookie):
+        return not bone.guests.guests[fd].cut
+    parent_guest_left(bone, fd)
+    guest_comes(&bone.guests, fd, cookie, bone.api.msg_gets(msg, "User-Id"), port)
+    if guest_crowd(&bone.guests, fd) >= 0:
+        parent_guests(bone)     # those that have ended do not count
+        oldest = guest_crowd(&bone.guests, fd)
+        if oldest >= 0 and guest_out(bone, oldest):
+            bone.counters.crowded_total += 1
+    return True
+
 cdef inline void parent_guests(backbone_t* bone) noexcept nogil:
     # Who has gone holds nothing any more.
     cdef int fd
     for fd in range(bone.guests.fd_end):
         if bone.guests.guests[fd].cookie and not guest_is(
-            &bone.guests, fd, guest_cookie(fd, bone.xpub_port)
+            &bone.guests, fd, guest_cookie(fd, guest_port(bone, fd))
         ):
             parent_guest_left(bone, fd)
 
@@ -183,7 +236,6 @@ cdef inline void parent_guest_left(backbone_t* bone, int fd) noexcept nogil:
 cdef inline void parent_subscription(backbone_t* bone, relay_msg_t* msg, int fd) noexcept nogil:
     # What one connection says. It changes what that one holds, and nothing else; who holds too
     # much, asks for what is no topic, or gives back what it does not hold, has to go.
-    cdef uint64_t cookie = guest_cookie(fd, bone.xpub_port)
     cdef reader_t reader = reader_of(
         <uint8_t*>bone.api.msg_data(msg), bone.api.msg_size(msg)
     )
@@ -196,12 +248,7 @@ cdef inline void parent_subscription(backbone_t* bone, relay_msg_t* msg, int fd)
     )
     if no_topic:
         refuse(bone, WIRE_TOPIC)
-    if cookie == 0:
-        return                  # it has gone meanwhile
-    if not guest_is(&bone.guests, fd, cookie):
-        parent_guest_left(bone, fd)
-    guest_comes(&bone.guests, fd, cookie, bone.api.msg_gets(msg, "User-Id"))
-    if bone.guests.guests[fd].cut or (kind != KIND_STREAM and not no_topic):
+    if not parent_meets(bone, msg, fd, PORT_TOPICS) or (kind != KIND_STREAM and not no_topic):
         return
     if add == 1:
         status = guest_adds(&bone.guests, fd, 0 if no_topic else key)
@@ -223,12 +270,11 @@ cdef inline void parent_expel(backbone_t* bone, uint32_t account, int fd) noexce
     cdef char* place = bone.expelled[bone.counters.expelled_total % EXPELLED_MAX]
     cdef bint any = False
     if fd >= 0:
-        bone.guests.guests[fd].cut = True
-        any = guest_cut(fd, bone.xpub_port)
+        any = guest_out(bone, fd)
     else:
         fd = guest_next(&bone.guests, account, -1)
         while fd >= 0:
-            any |= guest_cut(fd, bone.xpub_port)
+            any |= guest_out(bone, fd)
             fd = guest_next(&bone.guests, account, fd)
     if any:
         snprintf(place, 65, "%s", guest_name(&bone.guests, account))
@@ -341,33 +387,16 @@ cdef inline void parent_beacon(backbone_t* bone, uint8_t flags) noexcept nogil:
 
 # --- requests -------------------------------------------------------------------------------------
 
-cdef inline uint64_t asker_id(backbone_t* bone, relay_msg_t* to, uint64_t key) noexcept nogil:
-    # FNV-1a over the routing id, which a child may choose itself, and the key; never 0.
-    cdef const uint8_t* bytes = <const uint8_t*>bone.api.msg_data(to)
-    cdef uint64_t id = <uint64_t>0xCBF29CE484222325 ^ key
-    cdef size_t i
-    for i in range(bone.api.msg_size(to)):
-        id = (id ^ bytes[i]) * <uint64_t>0x100000001B3
-    id ^= id >> 32
-    return id | <uint64_t>1 << 63
-
-cdef inline bint asker_ready(
-    backbone_t* bone, relay_msg_t* to, const wire_head_t* head,
-) noexcept nogil:
+cdef inline bint asker_ready(backbone_t* bone, const wire_head_t* head) noexcept nogil:
     # Has what this child asked about this key before left, and may it have more?
-    bone.asker = share_find(bone.pool, asker_id(bone, to, 0), NULL)
-    bone.asker_run = share_find(bone.pool, asker_id(bone, to, head.key | 1), bone.asker)
-    return bone.allowed_bytes > 0 and bone.asker != NULL and bone.asker_run != NULL and (
-        load_u32(&bone.asker_run.bytes) == 0 and share_has_room(bone.pool, bone.asker)
+    cdef uint32_t account = bone.asker_account
+    bone.asker = share_find(bone.pool, share_id(bone.pool, account, 0, False), NULL)
+    bone.asker_run = share_find(
+        bone.pool, share_id(bone.pool, account, head.key, True), bone.asker
     )
-
-cdef inline void answers_allow(backbone_t* bone, uint64_t now) noexcept nogil:
-    # What the time since the last turn adds to the answers that may be given.
-    cdef uint64_t more = (now - bone.allowed_us) * (ANSWER_RATE_BYTES // 1000000)
-    bone.allowed_us = now
-    bone.allowed_bytes += <int64_t>more if more < ANSWER_BURST_BYTES else ANSWER_BURST_BYTES
-    if bone.allowed_bytes > ANSWER_BURST_BYTES:
-        bone.allowed_bytes = ANSWER_BURST_BYTES
+    return fair_may(&bone.fair, account) and share_may_begin(
+        bone.pool, bone.asker, bone.asker_run
+    )
 
 cdef inline void parent_request(
     backbone_t* bone, relay_msg_t* to, const uint8_t* bytes, size_t size
@@ -381,7 +410,7 @@ cdef inline void parent_request(
     bone.counters.requests_total += 1
     if head.kind != KIND_JOIN and head.kind != KIND_REPAIR and head.kind != KIND_DIRECTORY:
         refuse(bone, WIRE_KIND)
-    elif not asker_ready(bone, to, &head):
+    elif not asker_ready(bone, &head):
         bone.counters.deferred_total += 1
         answer_range(bone, to, &head, KIND_LATER, 0, 0, 0, 0)
     elif head.kind == KIND_JOIN:
@@ -398,14 +427,17 @@ cdef inline void parent_requests(backbone_t* bone) noexcept nogil:
     cdef relay_msg_t msg
     cdef uint64_t begin = now_us()
     cdef uint64_t now
+    cdef int fd
     cdef int i
     bone.api.msg_init(&who)
     bone.api.msg_init(&msg)
     bone.answered_bytes = 0
-    answers_allow(bone, begin)
+    fair_grow(&bone.fair, begin)
     for i in range(RECEIVES_MAX):
         if bone.api.msg_recv(&who, bone.router, RELAY_ZMQ_DONTWAIT) < 0:
             break
+        fd = bone.api.msg_get(&who, RELAY_ZMQ_SRCFD)
+        guest_heard(&bone.guests, fd)
         if not bone.api.msg_more(&who) or bone.api.msg_recv(
             &msg, bone.router, RELAY_ZMQ_DONTWAIT
         ) < 0:
@@ -415,7 +447,8 @@ cdef inline void parent_requests(backbone_t* bone) noexcept nogil:
             while bone.api.msg_more(&msg):
                 if bone.api.msg_recv(&msg, bone.router, RELAY_ZMQ_DONTWAIT) < 0:
                     break
-        else:
+        elif parent_meets(bone, &who, fd, PORT_ASKS):
+            bone.asker_account = bone.guests.guests[fd].account
             parent_request(
                 bone, &who, <const uint8_t*>bone.api.msg_data(&msg), bone.api.msg_size(&msg)
             )

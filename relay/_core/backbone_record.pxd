@@ -22,6 +22,7 @@ cdef enum:  # why another parent feeds a stream
     SWITCH_BETTER = 3         # another was better, and has delivered
     SWITCH_UNFIT = 4          # it no longer lists the stream, or not this epoch, or is too far
     SWITCH_ANSWERED = 5       # a join was answered by another
+    SWITCH_LEAVING = 6        # the one before has told that it is about to stop
 
 cdef enum:  # why an upstream is lost
     GONE_SILENT = 0
@@ -33,11 +34,13 @@ cdef enum:  # reasons of RECORD_REPAIR_ASKED and its answers
     ASKED_REPAIR = 0
     ASKED_BACKFILL = 1
     ASKED_JOIN = 2
+    ASKED_ABOVE = 3           # for a new epoch
 
 cdef enum:  # reasons of RECORD_EPOCH_BEGUN and RECORD_EPOCH_ENDED
     EPOCH_HERE = 0            # a source of this node
     EPOCH_ABOVE = 1           # from an upstream
     EPOCH_NEWER = 2           # ended, since a newer one goes on
+    EPOCH_ANEW = 3            # begun by a source here that went on above another's epoch
 
 cdef struct before_t:         # of one step
     uint32_t feeding
@@ -59,6 +62,8 @@ cdef inline int switch_reason(
         return SWITCH_FIRST
     if peers[old].state != PEER_UP or not peers[old].answers:
         return SWITCH_LOST
+    if peers[old].drains:
+        return SWITCH_LEAVING
     if before.hear_us != 0:
         return SWITCH_SILENT
     return SWITCH_BETTER if before.trying == to else SWITCH_UNFIT

@@ -9,26 +9,29 @@
 #   4. Every listed change gets the next directory version; links are ordered by it, oldest first.
 #   5. Knows no sockets' use: only where they are kept.
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from relay._core.atomics cimport add_u32, load_pointer, load_u32, load_u64, store_u32
+from relay._core.atomics cimport add_u32, load_u32, load_u64, store_u32
 from relay._core.engine cimport engine_t
+from relay._core.fair cimport fair_close, fair_open, fair_t
 from relay._core.guests cimport guests_close, guests_open, guests_t
+from relay._core.hold cimport held_t, holds_t
 from relay._core.hop cimport HOP_NOTHING, hop_forget, hop_open, hop_t
 from relay._core.parents cimport DEPTH_MAX, PARENT_NONE, feed_hops, feed_listing, peer_t
 from relay._core.pool cimport pool_drop, pool_open, pool_t, share_t
 from relay._core.recorder cimport (
     BACKBONE_COMMON, BACKBONE_RARE, recorder_close, recorder_open, recorder_t,
 )
-from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
+from relay._core.retire cimport pthread_mutex_t
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
     MOUNT_BYTES_MAX, WRITER_LOCAL, stream_drop, stream_ring_drop, stream_t,
 )
+from relay._core.tables cimport table_close, table_open
 from relay._core.thread cimport pthread_t
-from relay._core.upstream cimport UPSTREAMS_MAX, upstream_closed, upstream_t
+from relay._core.upstream cimport UPSTREAMS_MAX, blob_forget, upstream_closed, upstream_t
 from relay._core.versions cimport VERSION_LEAST, VERSION_OWN, versions_t
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX, WIRE_REASONS
 from relay._core.zmq_api cimport zmq_api_t
@@ -37,7 +40,6 @@ cdef enum:
     TOMBS_MAX = 1024              # removed streams that the directory still remembers
     PREFETCH_MAX = 4096
     EXPELLED_MAX = 16
-    BACKBONE_READER = 64          # our place in retire.pxd
     RECEIVES_MAX = 1024           # messages of one socket in a turn
     # What tests break on purpose (fault_defects), to see that their checks name it:
     DEFECT_NO_REPAIR = 1          # a hole is never asked for
@@ -66,6 +68,8 @@ cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t told_gone_total
     uint64_t told_unknown_total
     uint64_t unsent_total             # answers that found a child's queue full
+    uint64_t wishes_asked_total       # of an upstream: an epoch above the one that it has
+    uint64_t wishes_heard_total       # the same, of us
     uint64_t deferred_total           # requests of a child that has not read its answers yet
     uint64_t overtaken_total          # runs that the ring overwrote while they were packed
     uint64_t unwanted_messages_total  # well formed, but for no stream that we take
@@ -82,11 +86,13 @@ cdef struct backbone_counters_t:  # owner: the backbone thread
     uint64_t loops_total
     uint64_t turns_total
     uint64_t expelled_total           # children cut for their subscriptions, each time
+    uint64_t crowded_total            # connections cut: their child had too many
     uint64_t refused_total[WIRE_REASONS]
 
 cdef struct out_t:                # what our children have been sent of one stream
     ring_t* ring                  # referenced; NULL: nothing yet
     uint64_t sequence             # the next frame to send
+    uint64_t held_us              # since when it waits for the one after it; 0: it does not
     bint ended                    # the end of ring.epoch has been sent
     ring_t* previous              # the epoch before, kept for repairs; referenced
     uint64_t previous_until_us
@@ -110,16 +116,12 @@ cdef struct link_t:
     bint prefetch
     bint conflict
     hop_t hop
-    uint64_t due_us
+    uint64_t due_us               # when its decisions are next due
     uint32_t recorded_feeding     # the parent that the recorder knows to feed it, + 1; 0: none
     link_t* touched_next
     bint touched
-    uint64_t repair_counted       # frames placed by repair since the last look
-    uint8_t* header               # a header blob being collected; owned
-    uint32_t header_bytes
-    uint32_t header_filled
-    uint64_t header_end
-    uint64_t header_epoch
+    bint heard                    # touched by more than new frames: its decisions are due
+    held_t held                   # its last frame waits for the next; kept until the wait is over
     out_t out
 
 cdef struct keys_t:               # a set of keys: open addressing, 0 is free
@@ -142,7 +144,6 @@ cdef struct backbone_t:
     pthread_mutex_t turn_lock     # held during a turn; a snapshot waits for its end
     uint32_t stop                 # set by close()
     uint32_t goodbye              # set by goodbye()
-    bint running
     # settings
     uint64_t silence_us
     uint64_t repair_wait_us
@@ -163,19 +164,20 @@ cdef struct backbone_t:
     uint64_t directory_version
     uint64_t directory_floor      # changes before it are forgotten: who knows less gets all
     keys_t demand
-    guests_t guests               # who holds which topics at our XPUB
+    guests_t guests               # who is connected, and holds which topics at our XPUB
     uint64_t guests_us            # when to look next for those who have gone
     uint32_t xpub_port
     char expelled[EXPELLED_MAX][65]   # names of the last children that were cut, round and round
     link_t* touched
+    holds_t holds                 # links whose last frame waits
+    bint crowd                    # so many messages that lone frames wait (hold.pxd)
     pool_t* pool                  # buffers of full messages
     # whom the answer at hand is charged to, and what it is about; NULL: none is being given
     share_t* asker
     share_t* asker_run
+    uint32_t asker_account        # of guests
     uint64_t answered_bytes       # in this turn
-    # of answers: grows with time, shrinks with each; below 0 the last one was more than was left
-    int64_t allowed_bytes
-    uint64_t allowed_us           # when it last grew
+    fair_t fair                   # how much of the answers each child has had
     uint64_t rounds               # snapshots of directories that were begun
     uint32_t request              # the id of the last request, whatever the upstream
     # time
@@ -188,11 +190,13 @@ cdef struct backbone_t:
     uint64_t sweep_us
     bint beacon_now
     bint goodbye_said
+    uint64_t draining_us          # since when children are told that we stop; 0: we do not
     bint again                    # a budget ended this turn: go on at once
     bint moved                    # this turn has sent or received something
     uint64_t beacon_slot          # where the next beacon's entries begin
     uint64_t busy_us
     uint64_t load_from_us
+    uint64_t load_messages        # counted then
     uint32_t load                 # ‰
     backbone_counters_t counters
     recorder_t recorder
@@ -207,7 +211,7 @@ cdef inline int keys_open(keys_t* keys, uint32_t count_max) noexcept nogil:
     while keys.size < 2 * <uint64_t>count_max:
         keys.size <<= 1
     keys.count_max = count_max
-    keys.slots = <uint64_t*>calloc(keys.size, sizeof(uint64_t))
+    keys.slots = <uint64_t*>table_open(keys.size, sizeof(uint64_t))
     return -1 if keys.slots == NULL else 0
 
 cdef inline uint64_t keys_slot(keys_t* keys, uint64_t key) noexcept nogil:
@@ -262,12 +266,17 @@ cdef inline uint64_t link_slot(backbone_t* bone, uint64_t key) noexcept nogil:
 cdef inline link_t* link_find(backbone_t* bone, uint64_t key) noexcept nogil:
     return bone.table[link_slot(bone, key)]
 
-cdef inline void link_touch(backbone_t* bone, link_t* link) noexcept nogil:
-    # It is stepped in this turn.
+cdef inline void link_stir(backbone_t* bone, link_t* link) noexcept nogil:
+    # It is looked at in this turn; its decisions wait for their time if nothing stands open.
     if not link.touched:
         link.touched = True
         link.touched_next = bone.touched
         bone.touched = link
+
+cdef inline void link_touch(backbone_t* bone, link_t* link) noexcept nogil:
+    # It is stepped in this turn.
+    link.heard = True
+    link_stir(bone, link)
 
 cdef inline link_t* link_of(backbone_t* bone, stream_t* stream) noexcept nogil:
     # The link of this stream, made if there is none, with a reference of its own; NULL: no room.
@@ -362,7 +371,6 @@ cdef inline void link_delete(backbone_t* bone, link_t* link) noexcept nogil:
             bone.table[probe] = NULL
             slot = probe
         probe = (probe + 1) & mask
-    free(link.header)
     free(link)
 
 cdef inline void tombs_purge(backbone_t* bone) noexcept nogil:
@@ -371,7 +379,7 @@ cdef inline void tombs_purge(backbone_t* bone) noexcept nogil:
     cdef link_t* newer
     while link != NULL:
         newer = link.newer
-        if link.stream == NULL and not link.touched:
+        if link.stream == NULL and not link.touched and link.held.who == NULL:
             link_delete(bone, link)
             bone.tombs -= 1
         link = newer
@@ -381,10 +389,8 @@ cdef inline void link_bury(backbone_t* bone, link_t* link) noexcept nogil:
     # The stream is gone from this node: children are told, then it is forgotten.
     link_let_go(bone, link)
     link.from_upstream = False
-    free(link.header)
-    link.header = NULL
     if link.version == 0:
-        if not link.touched:
+        if not link.touched and link.held.who == NULL:
             link_delete(bone, link)
         return
     link_list(bone, link)
@@ -441,6 +447,8 @@ cdef inline int backbone_open(
         return -1
     if guests_open(&bone.guests, subscriptions_max, guest_topics_max) != 0:
         return -1
+    if fair_open(&bone.fair) != 0:
+        return -1
     return recorder_open(&bone.recorder, BACKBONE_RARE, BACKBONE_COMMON)
 
 cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
@@ -454,11 +462,13 @@ cdef inline void backbone_free(backbone_t* bone) noexcept nogil:
         if link != NULL:
             if link.stream != NULL:
                 link_let_go(bone, link)
-            free(link.header)
             free(link)
+    for slot in range(bone.upstreams_count):
+        blob_forget(&bone.upstreams[slot].blob)
     free(bone.table)
-    free(bone.demand.slots)
+    table_close(bone.demand.slots)
     guests_close(&bone.guests)
+    fair_close(&bone.fair)
     recorder_close(&bone.recorder)
     if bone.pool != NULL:
         pool_drop(bone.pool)

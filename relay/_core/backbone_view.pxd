@@ -11,9 +11,9 @@ from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport load_u32
 from relay._core.backbone_parent cimport upstream_first
-from relay._core.backbone_state cimport EXPELLED_MAX, backbone_counters_t, backbone_t, link_t
+from relay._core.backbone_state cimport backbone_counters_t, backbone_t, link_t
 from relay._core.engine cimport now_us
-from relay._core.parents cimport PARENT_NONE, PEER_UP, parent_t, peer_t
+from relay._core.parents cimport PEER_UP, parent_t, peer_t
 from relay._core.retire cimport pthread_mutex_lock, pthread_mutex_unlock
 from relay._core.stream cimport MOUNT_BYTES_MAX
 from relay._core.upstream cimport UPSTREAMS_MAX, upstream_t

@@ -7,13 +7,15 @@
 #   3. Does not know requests and replies (door.pxd) nor the order of a turn (shard.pxd).
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from relay._core.anchor cimport ANCHOR_REASONS
-from relay._core.atomics cimport add_u64, fence, load_u64, store_u64, sub_u32
+from relay._core.atomics cimport add_u32, add_u64, fence, load_u32, load_u64, store_u64, sub_u32
 from relay._core.engine cimport engine_t, now_us, wall_us
-from relay._core.handover cimport EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd
+from relay._core.handover cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, handover_close, handover_open, handover_t,
+)
 from relay._core.heads cimport heads_close, heads_count, heads_drop, heads_open, heads_t
 from relay._core.http_head cimport HEAD_BYTES_MAX
 from relay._core.listener cimport (
@@ -21,6 +23,7 @@ from relay._core.listener cimport (
     MSG_DONTWAIT, PARKED, PARTING, flow_t, listener_flow, listener_lag_us,
     listener_leave_fallback, listener_leave_ring, listener_t,
 )
+from relay._core.orders cimport agent_t, order_drop, order_t
 from relay._core.observe cimport (
     SEEN_GAP, SEEN_JOIN, SEEN_SKIP, observe, observe_busy, observe_lateness, observed_t,
 )
@@ -33,8 +36,12 @@ from relay._core.recorder cimport (
     recorder_close, recorder_is_due, recorder_open, recorder_t, recorder_tick,
 )
 from relay._core.stream cimport hub_tell, stream_drop, stream_t
+from relay._core.tables cimport table_close, table_open
 from relay._core.tempo cimport (
     tempo_has_choice, tempo_is_followed, tempo_pace_us, tempo_t, tempo_turn,
+)
+from relay._core.visits cimport (
+    VISIT_JOINED, visit_t, visits_close, visits_open, visits_put, visits_t,
 )
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -56,7 +63,7 @@ cdef extern from "<netinet/in.h>" nogil:
         uint16_t ss_family
     ctypedef uint32_t socklen_t
     int AF_INET
-    int SHUT_WR
+    int SHUT_WR, SHUT_RDWR
     int SOCK_NONBLOCK, SOCK_CLOEXEC
     int accept4(int fd, sockaddr* address, socklen_t* size, int flags)
     int shutdown(int fd, int how)
@@ -70,6 +77,7 @@ cdef extern from "door.h" nogil:
 
 cdef enum:
     EVENTS_MAX = 512
+    ARRIVALS_MAX = 512        # connections that Python has handed in and the shard has not seen
     PARTING_MAX = 1024        # refused connections whose close is awaited; more are closed at once,
                               # and so is what exceeds half of heads_max
     PARTING_US = 1000000
@@ -78,6 +86,7 @@ cdef enum:
 cdef enum:  # epoll data that is no record
     DATA_LISTEN = 0xFFFFFFFF
     DATA_WAKE = 0xFFFFFFFE
+    DATA_ARRIVALS = 0xFFFFFFFD
 
 cdef enum:
     REFUSED_REASONS = 8       # replies.h tells them
@@ -91,6 +100,7 @@ cdef struct shard_counters_t: # owner: the shard; totals since start
     uint64_t skips_total
     uint64_t fallbacks_total  # listeners that went over to a fallback
     uint64_t returns_total    # that came back to the stream they asked for
+    uint64_t moves_total      # that an administrator has moved to another mount
     uint64_t handovers_total
     uint64_t redirects_total  # sent on to another node instead of being refused
     uint64_t heads_expired_total
@@ -119,9 +129,14 @@ cdef struct shard_t:
     uint32_t stop             # 1: end the thread
     uint64_t shut_until_us    # > 0: the door is not watched until then
     bint callers              # somebody waits, or may wait, at the listening socket
+    handover_t arrivals       # connections that Python hands in (arrive.pxd)
+    bint arrivals_wait        # there may be some
+    visits_t accounts         # who came and left: written where somebody asks for it
     uint32_t draining         # 1: no new ones; each listener ends at its next frame boundary
     listener_t* records       # records_max; owned
     uint32_t records_max
+    uint32_t records_used     # beyond these none was ever used
+    agent_t* agents           # one for each record: what its listener calls itself; owned
     uint32_t* unused          # stack of free records; owned
     uint32_t unused_count
     wheel_t wheel
@@ -145,6 +160,9 @@ cdef struct shard_t:
     observed_t observed       # read where it is: observe.pxd
     recorder_t recorder       # the same: recorder.pxd
     uint64_t put_off_us       # when all were last put off, since more were due than could be served
+    uint64_t listeners_total  # so many have had an id
+    order_t* order            # to be carried out; one reference; set by who holds Python's lock
+    uint32_t order_at         # the record at which that goes on
 
 # --- life -----------------------------------------------------------------------------------------
 
@@ -157,8 +175,9 @@ cdef inline int shard_open(
     shard.number = number
     shard.listen_fd = listen_fd
     shard.records_max = records_max
-    shard.records = <listener_t*>calloc(records_max, sizeof(listener_t))
+    shard.records = <listener_t*>table_open(records_max, sizeof(listener_t))
     shard.unused = <uint32_t*>malloc(records_max * sizeof(uint32_t))
+    shard.agents = <agent_t*>table_open(records_max, sizeof(agent_t))
     shard.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
     shard.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     shard.reserve_fd = door_reserve()
@@ -170,7 +189,9 @@ cdef inline int shard_open(
     shard.heads.grace_us = engine.head_grace_us
     shard.heads.timeout_us = engine.head_timeout_us
     if (
-        shard.records == NULL or shard.unused == NULL or shard.epoll_fd < 0 or shard.wake_fd < 0
+        handover_open(&shard.arrivals, ARRIVALS_MAX) != 0 or visits_open(&shard.accounts) != 0
+        or shard.records == NULL or shard.unused == NULL or shard.agents == NULL
+        or shard.epoll_fd < 0 or shard.wake_fd < 0
         or wheel_open(&shard.wheel, records_max, now_us()) != 0
         or heads_open(&shard.heads, records_max, engine.secret ^ <uint64_t>number) != 0
         or recorder_open(&shard.recorder, SHARD_RARE, SHARD_COMMON) != 0
@@ -182,6 +203,9 @@ cdef inline int shard_open(
     if listen_fd >= 0 and not shard_watch_door(shard):
         return -1
     event.events = EPOLLIN
+    event.data.u64 = DATA_ARRIVALS
+    if epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, shard.arrivals.event_fd, &event) != 0:
+        return -1
     event.data.u64 = DATA_WAKE
     return epoll_ctl(shard.epoll_fd, EPOLL_CTL_ADD, shard.wake_fd, &event)
 
@@ -213,13 +237,18 @@ cdef inline void shard_close(shard_t* shard) noexcept nogil:
     close(shard.epoll_fd)
     close(shard.wake_fd)
     if shard.listen_fd >= 0:
-        close(shard.listen_fd)
+        shard_hang_up(shard, shard.listen_fd)
+    handover_close(&shard.arrivals)
+    visits_close(&shard.accounts)
     if shard.reserve_fd >= 0:
         close(shard.reserve_fd)
+    if shard.order != NULL:
+        order_drop(shard.order)
     wheel_close(&shard.wheel)
     heads_close(&shard.heads)
     recorder_close(&shard.recorder)
-    free(shard.records)
+    table_close(shard.agents)
+    table_close(shard.records)
     free(shard.unused)
 
 cdef inline void shard_publish(shard_t* shard) noexcept nogil:
@@ -263,7 +292,7 @@ cdef inline void shard_flow(
     if status < 0:
         shard_end(shard, index, -status)
         return
-    if flow.position < listener.position and listener.sent_bytes > sent_before:
+    if listener.sent_bytes > sent_before and (flow.intro or flow.position < listener.position):
         shard_book_audio(shard, listener, flow)
     listener.blocked = status == FLOW_BLOCKED
     if listener.blocked:
@@ -348,7 +377,7 @@ cdef inline void shard_book_audio(
     # is served last in it must not be told as if he were first.
     cdef uint64_t now = now_us()
     observe(&shard.observed, SEEN_GAP if listener.heard else SEEN_JOIN, listener.audio_us, now)
-    if flow.position >= listener.burst_position:
+    if flow.position >= listener.burst_position and not flow.intro:
         observe_lateness(
             &shard.observed, listener.ring, flow.position, shard.counters.turns_total, now
         )
@@ -363,6 +392,8 @@ cdef inline void shard_end(shard_t* shard, uint32_t index, int reason) noexcept 
         shard_free(shard, index)
         return
     shard.counters.ended_total[reason] += 1
+    if stream != NULL:
+        shard_note_visit(shard, index, reason, now_us())
     if stream != NULL and reason != END_CLOSED and reason != END_RESET and reason != END_SHUTDOWN:
         add_u64(&stream.counters.drops_total, 1)
         shard_record_drop(shard, &shard.records[index], reason)
@@ -377,6 +408,29 @@ cdef inline void shard_record_drop(
         listener_lag_us(listener) if listener.ring != NULL else 0, listener.sent_bytes,
     )
 
+cdef inline void shard_note_visit(
+    shard_t* shard, uint32_t index, int reason, uint64_t now
+) noexcept nogil:
+    # For whoever keeps accounts: it joined, or it has ended for that reason.
+    cdef listener_t* listener = &shard.records[index]
+    cdef visit_t visit
+    if not load_u32(&shard.engine.visits_wanted):
+        return
+    visit.at_us, visit.key = now, listener.stream.key
+    visit.id = listener.id
+    visit.listened_us = now - listener.began_us if reason != VISIT_JOINED else 0
+    visit.sent_bytes, visit.ticket = listener.sent_bytes, listener.ticket
+    memcpy(visit.address, listener.address, 16)
+    visit.port, visit.reason = listener.port, <uint8_t>reason
+    visits_put(&shard.accounts, &visit)
+
+cdef inline void shard_hang_up(shard_t* shard, int fd) noexcept nogil:
+    # A child that the host has forked holds copies of our sockets: closing ours alone would leave
+    # the other side connected to nobody.
+    if shard.engine.forks != NULL and load_u32(shard.engine.forks):
+        shutdown(fd, SHUT_RDWR)
+    close(fd)
+
 cdef inline void shard_free(shard_t* shard, uint32_t index) noexcept nogil:
     cdef listener_t* listener = &shard.records[index]
     cdef uint32_t generation = listener.generation
@@ -387,7 +441,7 @@ cdef inline void shard_free(shard_t* shard, uint32_t index) noexcept nogil:
         shard.parting -= 1
     shard_leave(shard, listener)
     if listener.fd >= 0:
-        close(listener.fd)
+        shard_hang_up(shard, listener.fd)
     free(listener.rest)
     free(listener.head)
     memset(listener, 0, sizeof(listener_t))
@@ -398,16 +452,32 @@ cdef inline void shard_free(shard_t* shard, uint32_t index) noexcept nogil:
 
 cdef inline void shard_leave(shard_t* shard, listener_t* listener) noexcept nogil:
     # Gives ring, stream and the places in the counts back.
+    shard_give_place(shard, listener)
     if listener.stream == NULL:
         return
     listener_leave_ring(listener)
     listener_leave_fallback(listener)
+    if listener.relays:
+        sub_u32(&listener.stream.relays, 1)
     sub_u32(&listener.stream.listeners, 1)
     hub_tell(listener.stream.hub, listener.stream)
     shard_count(shard, listener.stream, False)
     stream_drop(listener.stream)
     listener.stream = NULL
-    sub_u32(&shard.engine.listeners, 1)
+
+cdef inline bint shard_take_place(shard_t* shard, listener_t* listener) noexcept nogil:
+    # One of listeners_max, once. False: the node is full.
+    if not listener.placed:
+        if add_u32(&shard.engine.listeners, 1) > shard.engine.listeners_max:
+            sub_u32(&shard.engine.listeners, 1)
+            return False
+        listener.placed = True
+    return True
+
+cdef inline void shard_give_place(shard_t* shard, listener_t* listener) noexcept nogil:
+    if listener.placed:
+        sub_u32(&shard.engine.listeners, 1)
+        listener.placed = False
 
 cdef inline bint shard_swallow(shard_t* shard, listener_t* listener) noexcept nogil:
     # A listener has nothing to say after its head; a little is read and forgotten.

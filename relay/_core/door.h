@@ -104,15 +104,9 @@ static inline int door_error(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error : errno;
 }
 
-/* Binds and listens. reuse_port: one of several shards' sockets. The descriptor, or -errno. */
-static inline int door_listen(const struct sockaddr *address, socklen_t size, int reuse_port)
+/* What every listener's socket is set to; accepted ones inherit it from the listening one. */
+static inline void door_suit(int fd)
 {
-    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
-    door_set(fd, SOL_SOCKET, SO_REUSEADDR, 1);
-    if (reuse_port)
-        door_set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
     door_set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     /* The kernel takes a send only while less than this is unsent, and less than that in all, what
      * the peer has not acknowledged included (it doubles what it is told, socket(7)): a stalled
@@ -123,6 +117,42 @@ static inline int door_listen(const struct sockaddr *address, socklen_t size, in
     door_set(fd, IPPROTO_TCP, TCP_KEEPIDLE, 30);
     door_set(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10);
     door_set(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
+}
+
+/* A connection that was accepted elsewhere, made like one of ours; its peer's address as
+ * door_address gives it (all zero where it has none: a Unix socket). 0 or an errno. */
+static inline int door_adopt(int fd, uint8_t *address, uint16_t *port)
+{
+    struct sockaddr_storage peer;
+    socklen_t size = sizeof peer;
+    int type = 0, flags = fcntl(fd, F_GETFL);
+    socklen_t type_size = sizeof type;
+    memset(address, 0, 16);
+    *port = 0;
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_size) != 0)
+        return errno;
+    if (type != SOCK_STREAM)
+        return EPROTOTYPE;
+    if (getpeername(fd, (struct sockaddr *)&peer, &size) != 0)
+        return errno;
+    if (peer.ss_family == AF_INET || peer.ss_family == AF_INET6)
+        door_address(&peer, address, port);
+    if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) != 0)
+        return errno;
+    door_suit(fd);
+    return 0;
+}
+
+/* Binds and listens. reuse_port: one of several shards' sockets. The descriptor, or -errno. */
+static inline int door_listen(const struct sockaddr *address, socklen_t size, int reuse_port)
+{
+    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    door_set(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    if (reuse_port)
+        door_set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+    door_suit(fd);
     if (bind(fd, address, size) != 0 || listen(fd, DOOR_BACKLOG) != 0) {
         int failed = errno;
         close(fd);

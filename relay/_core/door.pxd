@@ -10,7 +10,7 @@
 #   4. Each connection is looked at once when it was accepted and again whenever something came:
 #      edges are registered after a look in vain, and registering tells what came meanwhile.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
@@ -21,26 +21,30 @@ from relay._core.atomics cimport add_u32, add_u64, load_pointer, load_u32, load_
 from relay._core.budget cimport ACCEPTS_MIN, LOOKS_MIN, TURN_US_MAX, budget_make, budget_t
 from relay._core.connection cimport (
     EPOLL_CTL_DEL, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, door_address, door_reserve, epoll_ctl,
-    recv, shard_count, shard_end, shard_flow, shard_free, shard_join_wheel, shard_t, shard_watch,
-    shard_watch_door, sockaddr, sockaddr_storage, socklen_t,
+    recv, shard_count, shard_end, shard_flow, shard_free, shard_give_place, shard_hang_up,
+    shard_join_wheel, shard_note_visit, shard_t, shard_take_place, shard_watch, shard_watch_door,
+    sockaddr, sockaddr_storage, socklen_t,
 )
-from relay._core.engine cimport engine_find, engine_t, now_us, rule_t
+from relay._core.engine cimport (
+    engine_config, engine_find, engine_intro, engine_t, now_us, rule_t,
+)
 from relay._core.fallback cimport FALLBACK_NONE
 from relay._core.fallback_look cimport rule_of, stream_format
 from relay._core.fallback_move cimport shard_place
-from relay._core.handover cimport close, handover_put
+from relay._core.handover cimport close, handover_put, handover_t
 from relay._core.heads cimport (
     GOES_EVICTED, heads_add, heads_drop, heads_due, heads_hold, heads_look, heads_make_room,
 )
 from relay._core.http_head cimport (
     AT_PLACE, HEAD_BYTES_MAX, METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_POST, METHOD_PUT,
-    METHOD_SOURCE, head_end, head_parse, head_t,
+    METHOD_SOURCE, RANGE_NONE, head_end, head_parse, head_t,
 )
 from relay._core.icy cimport ICY_METAINT
 from relay._core.listener cimport (
     EAGAIN, EMFILE, END_MEMORY, ENFILE, FLOWING, HEAD, MSG_DONTWAIT, PARKED, PART_COPY, errno,
     flow_add, flow_open, flow_t, listener_enter_at, listener_t,
 )
+from relay._core.orders cimport AGENT_BYTES_MAX, agent_set
 from relay._core.pace cimport NOBODY, SLOT_US, wheel_join, wheel_next_us, wheel_put
 from relay._core.refusal cimport (
     REFUSE_DRAINING, REFUSE_FIELDS, REFUSE_METHOD, REFUSE_MISSING, REFUSE_MOUNT_FULL,
@@ -53,9 +57,10 @@ from relay._core.reply cimport (
 )
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
-    WRITER_LINK, hub_tell, stream_before_take, stream_drop, stream_ring_drop,
+    WRITER_LINK, hub_tell, mount_key, stream_before_take, stream_drop, stream_ring_drop,
     stream_ring_take, stream_t,
 )
+from relay._core.visits cimport VISIT_JOINED
 
 cdef extern from "door.h" nogil:
     uint32_t door_queue(int fd, uint32_t* queue_max)
@@ -67,6 +72,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     PARKED_LOOK_US = 20000
+    PARKED_TARGET_MAX = 1024  # of one whose stream is not known yet
     DOOR_SHUT_US = 50000      # after another thread took even the reserved descriptor
     FAREWELL_US = 50000
 
@@ -173,7 +179,7 @@ cdef inline void shard_stop_accepting(shard_t* shard) noexcept nogil:
     if not shard.callers and shard.engine.redirects_count == 0:
         if shard.shut_until_us == 0:
             epoll_ctl(shard.epoll_fd, EPOLL_CTL_DEL, shard.listen_fd, NULL)
-        close(shard.listen_fd)
+        shard_hang_up(shard, shard.listen_fd)
         shard.listen_fd = -1
 
 cdef inline void shard_farewell(shard_t* shard) noexcept nogil:
@@ -187,18 +193,29 @@ cdef inline void shard_farewell(shard_t* shard) noexcept nogil:
 cdef inline void shard_welcome(
     shard_t* shard, int fd, const sockaddr_storage* from_, uint64_t now
 ) noexcept nogil:
+    cdef uint8_t address[16]
+    cdef uint16_t port
+    door_address(from_, address, &port)
+    shard_seat(shard, fd, address, port, now)
+
+cdef inline uint32_t shard_seat(
+    shard_t* shard, int fd, const uint8_t* address, uint16_t port, uint64_t now
+) noexcept nogil:
     # A record for the new connection. It is registered when its head was looked for in vain.
     cdef uint32_t index
     cdef listener_t* listener
     shard.unused_count -= 1
     index = shard.unused[shard.unused_count]
     listener = &shard.records[index]
+    shard.records_used = max(shard.records_used, index + 1)
     add_u32(&shard.engine.places, 1)
     listener.fd = fd
     listener.state = HEAD
     listener.began_us = listener.progress_us = listener.audio_us = now
-    door_address(from_, listener.address, &listener.port)
+    memcpy(listener.address, address, 16)
+    listener.port = port
     heads_add(&shard.heads, index, listener.address, now)
+    return index
 
 # --- request heads --------------------------------------------------------------------------------
 
@@ -244,7 +261,7 @@ cdef inline void shard_read_head(shard_t* shard, uint32_t index, uint64_t now) n
         listener.head_bytes += <uint32_t>got
         whole = head_end(bytes, listener.head_bytes, listener.head_bytes - <uint32_t>got)
         if whole > 0:
-            shard_request(shard, index, bytes, whole, now)
+            shard_request(shard, index, bytes, whole, now, False)
             return
         if listener.head_bytes == HEAD_BYTES_MAX:
             shard_refuse(shard, index, REFUSE_FIELDS, NULL)
@@ -284,39 +301,58 @@ cdef inline bint path_is_page(head_t* head) noexcept nogil:
         or (head.path_bytes == 8 and path_begins(head, b"/metrics", 8))
         or (head.path_bytes == 8 and path_begins(head, b"/healthz", 8))
         or (head.path_bytes == 7 and path_begins(head, b"/readyz", 7))
-        or path_ends(head, b".m3u", 4) or path_ends(head, b".pls", 4)
-        or path_ends(head, b".xspf", 5)
+        or (head.path_bytes == 7 and path_begins(head, b"/7.html", 7))
     )
 
+cdef inline bint path_is_playlist(engine_t* engine, head_t* head) noexcept nogil:
+    # /live.m3u and its like, unless a mount really has that name.
+    cdef stream_t* stream
+    if not (
+        path_ends(head, b".m3u", 4) or path_ends(head, b".pls", 4) or path_ends(head, b".xspf", 5)
+    ):
+        return False
+    stream = engine_find(engine, head.path, head.path_bytes)
+    if stream != NULL:
+        stream_drop(stream)
+    return stream == NULL
+
 cdef inline void shard_request(
-    shard_t* shard, uint32_t index, uint8_t* bytes, uint64_t whole, uint64_t now
+    shard_t* shard, uint32_t index, uint8_t* bytes, uint64_t whole, uint64_t now, bint judged
 ) noexcept nogil:
-    # A whole head: to a source's door, a page, or a mount.
+    # A whole head: to a source's door, a page, or a mount. judged: Python has let it in.
     cdef head_t head
     cdef int status = head_parse(&head, bytes, whole)
     if status < 0:
         shard_refuse(shard, index, refusal_of(-status), NULL)
     elif head.method == METHOD_PUT or head.method == METHOD_SOURCE:
-        shard_hand_over(shard, index, &head, bytes, True)
+        shard_hand_over(shard, index, &head, bytes, &shard.engine.sources)
     elif head.method == METHOD_OPTIONS or head.method == METHOD_POST or (
-        (head.method == METHOD_GET or head.method == METHOD_HEAD) and path_is_page(&head)
+        (head.method == METHOD_GET or head.method == METHOD_HEAD)
+        and (path_is_page(&head) or path_is_playlist(shard.engine, &head))
     ):
-        shard_hand_over(shard, index, &head, bytes, False)
+        shard_hand_over(shard, index, &head, bytes, &shard.engine.pages)
+    elif not judged and shard_must_ask(shard, &head):
+        shard_hand_over(shard, index, &head, bytes, &shard.engine.askers)
     elif head.method == METHOD_GET or head.method == METHOD_HEAD:
         shard_join(shard, index, &head, now)
     else:
         shard_refuse(shard, index, REFUSE_METHOD, NULL)
 
+cdef inline bint shard_must_ask(shard_t* shard, const head_t* head) noexcept nogil:
+    # Whether Python judges who may hear this mount. HEAD tells nobody anything: no question.
+    return shard.engine.asks and head.method == METHOD_GET and not load_u32(&shard.draining) and (
+        engine_config(shard.engine, mount_key(head.path, head.path_bytes)).asks
+    )
+
 cdef inline void shard_hand_over(
-    shard_t* shard, uint32_t index, head_t* head, const uint8_t* bytes, bint source
+    shard_t* shard, uint32_t index, head_t* head, const uint8_t* bytes, handover_t* queue
 ) noexcept nogil:
     cdef listener_t* listener = &shard.records[index]
-    cdef engine_t* engine = shard.engine
     if listener.watched:
         epoll_ctl(shard.epoll_fd, EPOLL_CTL_DEL, listener.fd, NULL)
         listener.watched = False
-    if handover_put(&engine.sources if source else &engine.pages, listener.fd, bytes,
-                    listener.head_bytes, listener.address, listener.port):
+    if handover_put(queue, listener.fd, bytes, listener.head_bytes, listener.address,
+                    listener.port):
         shard.counters.handovers_total += 1
         listener.fd = -1
         shard_free(shard, index)
@@ -334,10 +370,13 @@ cdef inline void shard_join(
     cdef bint learning = load_u32(&engine.directory_known) == 0
     cdef int refusal = REFUSE_NONE
     listener.is_whole = True
+    listener.relays = head.relays
     if load_u32(&shard.draining):
         refusal = REFUSE_DRAINING
     elif stream == NULL and not learning:
         refusal = REFUSE_MISSING if load_u32(&engine.upstream_up) else REFUSE_UPSTREAM
+    elif stream == NULL:
+        refusal = shard_may_park(shard, listener, head)
     elif stream != NULL and head_only_asks(head):
         refusal = shard_reply_head(shard, index, stream, head)
         stream_drop(stream)
@@ -345,7 +384,7 @@ cdef inline void shard_join(
         if refusal == REFUSE_NONE:
             return
     elif stream != NULL:
-        refusal = shard_take_place(shard, listener, stream)
+        refusal = shard_enter_mount(shard, listener, stream)
     if refusal != REFUSE_NONE:
         if stream != NULL:
             stream_drop(stream)
@@ -366,23 +405,33 @@ cdef inline bint shard_falls_back(shard_t* shard, const stream_t* stream) noexce
         load_u32(&stream.coming) and load_u32(&shard.engine.upstream_up)
     )
 
-cdef inline int shard_take_place(
+cdef inline int shard_enter_mount(
     shard_t* shard, listener_t* listener, stream_t* stream
 ) noexcept nogil:
     # Counts it in on node and mount: REFUSE_NONE, and it takes over the stream's reference; or
     # the refusal where there is no room.
     cdef uint32_t bound = stream.config.listeners_max
-    if add_u32(&shard.engine.listeners, 1) > shard.engine.listeners_max:
-        sub_u32(&shard.engine.listeners, 1)
+    if not shard_take_place(shard, listener):
         return REFUSE_NODE_FULL
     if add_u32(&stream.listeners, 1) > bound and bound > 0:
         sub_u32(&stream.listeners, 1)
-        sub_u32(&shard.engine.listeners, 1)
+        shard_give_place(shard, listener)
         return REFUSE_MOUNT_FULL
     shard_count(shard, stream, True)
+    if listener.relays:
+        add_u32(&stream.relays, 1)
     listener.stream = stream
     hub_tell(stream.hub, stream)
     return REFUSE_NONE
+
+cdef inline int shard_may_park(
+    shard_t* shard, listener_t* listener, const head_t* head
+) noexcept nogil:
+    # This node does not know yet which streams there are. Who waits for that takes a listener's
+    # place already, so that the door stays open for others, and no more memory than a listener's.
+    if head.target_bytes > PARKED_TARGET_MAX:
+        return REFUSE_UPSTREAM
+    return REFUSE_NONE if shard_take_place(shard, listener) else REFUSE_NODE_FULL
 
 cdef inline void shard_park(
     shard_t* shard, uint32_t index, head_t* head, uint64_t now
@@ -390,12 +439,13 @@ cdef inline void shard_park(
     # Its stream, or its place, is not here yet: it is looked for again until join_wait is over.
     # What it asked for is kept, with a copy of the target behind it.
     cdef listener_t* listener = &shard.records[index]
+    cdef uint32_t agent_bytes = min(head.agent_bytes, <uint32_t>AGENT_BYTES_MAX)
     cdef uint8_t* kept
     if listener.state == PARKED:
         wheel_put(&shard.wheel, index, shard.wheel.slot + PARKED_LOOK_US // SLOT_US - 1)
         return
     heads_drop(&shard.heads, index)
-    kept = <uint8_t*>malloc(sizeof(head_t) + head.target_bytes)
+    kept = <uint8_t*>malloc(sizeof(head_t) + head.target_bytes + agent_bytes)
     listener.state = PARKED
     listener.began_us = now   # the wait counts from here, not from a head that dripped in
     if kept == NULL or not shard_watch(shard, index):
@@ -403,8 +453,12 @@ cdef inline void shard_park(
         shard_end(shard, index, END_MEMORY)
         return
     memcpy(kept + sizeof(head_t), head.target, head.target_bytes)
+    if agent_bytes > 0:
+        memcpy(kept + sizeof(head_t) + head.target_bytes, head.agent, agent_bytes)
     memcpy(kept, head, sizeof(head_t))
     (<head_t*>kept).target = kept + sizeof(head_t)
+    (<head_t*>kept).agent = kept + sizeof(head_t) + head.target_bytes
+    (<head_t*>kept).agent_bytes = agent_bytes
     free(listener.head)
     listener.head = kept
     wheel_join(&shard.wheel, index, PARKED_LOOK_US // SLOT_US)
@@ -446,7 +500,7 @@ cdef inline int shard_find_again(shard_t* shard, uint32_t index, head_t* head) n
     if stream == NULL:
         return REFUSE_NONE
     if not head_only_asks(head):
-        refusal = shard_take_place(shard, listener, stream)
+        refusal = shard_enter_mount(shard, listener, stream)
         if refusal != REFUSE_NONE:
             stream_drop(stream)
         return refusal
@@ -466,7 +520,7 @@ cdef inline void shard_begin(
     late = late or shard_falls_back(shard, stream)      # there is audio: nobody waits in silence
     anchor_begin(&begin, head, newest, before, load_u32(&stream.writer) == WRITER_LINK, late)
     listener.icy = head.icy and head.at != AT_PLACE and stream_takes_titles(stream)
-    if stream_wants_place(stream, head, listener.icy, stream.config.anchor) and (
+    if stream_wants_place(shard.engine, stream, head, listener.icy, stream.config.anchor) and (
         not stream_gives_place(stream, &begin, newest)
     ):
         begin.how = BEGIN_LIVE if late else BEGIN_WAIT
@@ -484,6 +538,7 @@ cdef inline void shard_admit(
 ) noexcept nogil:
     # From here on it is a listener. Response head and burst leave in one send.
     cdef listener_t* listener = &shard.records[index]
+    cdef bint is_new
     cdef flow_t flow
     cdef uint32_t size = shard_write_reply(shard, listener.stream, head, listener.icy)
     if listener.state == HEAD:
@@ -492,6 +547,8 @@ cdef inline void shard_admit(
     if not shard_watch(shard, index):
         shard_end(shard, index, END_MEMORY)
         return
+    agent_set(&shard.agents[index], head.agent, head.agent_bytes)
+    is_new = begin.how != BEGIN_AT and head.range == RANGE_NONE
     free(listener.head)       # `head` may be in it
     listener.head = NULL
     listener.progress_us = now
@@ -499,9 +556,14 @@ cdef inline void shard_admit(
                      stream_bytes_per_s(listener.stream))
     listener.icy_left_bytes = ICY_METAINT
     listener.promise = stream_format(listener.stream)
+    shard.listeners_total += 1
+    listener.id = shard.listeners_total * shard.engine.shards + shard.number
+    if is_new:
+        listener.intro = engine_intro(shard.engine, listener.stream, listener.promise)
     shard.counters.joins_total += 1
     shard.counters.anchored_total[begin.why] += 1
     add_u64(&listener.stream.counters.joins_total, 1)
+    shard_note_visit(shard, index, VISIT_JOINED, now)
     shard_join_wheel(shard, index)
     flow_open(&flow)
     flow_add(&flow, PART_COPY, shard.reply, size, 0)

@@ -4,14 +4,18 @@
 #   1. The table changes and is searched under table_lock, for a few probes; whoever finds a stream
 #      gets a reference and gives it back (stream_drop).
 #   2. Bounds: streams_max streams; a mount whose key collides with another's is refused.
-#   3. Knows no sockets; the threads (shard.pxd, backbone.pxd) know it.
+#   3. What the settings say of mounts is written by who holds Python's lock. Once the threads run,
+#      mounts are added behind the others and no more of one changes than its fallback; a rule that
+#      is to change waits beside the one that holds, until fallback_look.pxd takes it over.
+#   4. Knows no sockets; the threads (shard.pxd, backbone.pxd) know it.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from relay._core.atomics cimport add_u32, load_u32, store_u32
-from relay._core.fallback cimport FALLBACK_MEMBERS, FALLBACK_NONE, fallback_t
+from relay._core.fallback cimport FALLBACK_MEMBERS, fallback_change, fallback_t
+from relay._core.intro cimport intro_close, intro_open, intro_t
 from relay._core.handover cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, handover_close, handover_open, handover_t,
 )
@@ -49,9 +53,18 @@ cdef struct override_t:       # [streams."/live"] of the configuration
     uint64_t key
     stream_config_t config
 
+cdef struct chain_t:
+    uint64_t keys[FALLBACK_MEMBERS]   # the mount's, then its fallbacks'
+    uint32_t count            # of them; 1: it has no fallback any more
+    uint64_t after_us         # fallback_after_ms
+
 cdef struct rule_t:           # what the listeners of one mount hear (fallback.pxd)
     fallback_t decided
     uint64_t keys[FALLBACK_MEMBERS]
+    chain_t wanted            # what it is to be; under table_lock
+    uint32_t wishes           # how often that has changed; under table_lock
+    uint32_t granted          # the wish that holds; owner: fallback_look.pxd
+    uint32_t version          # odd while it changes: at and streams do not belong together then
     # one reference each; NULL: not on this node. Owner: fallback_look.pxd; others take references
     stream_t* streams[FALLBACK_MEMBERS]
     uint32_t lent             # bits of the members that count this rule in `lent`
@@ -65,13 +78,19 @@ cdef struct engine_t:
     uint32_t streams          # in the table now
     uint32_t streams_max
     stream_config_t defaults  # [defaults] of the configuration; set before the threads start
-    override_t* overrides     # OVERRIDES_MAX at most; owned; set before the threads start
+    override_t* overrides     # OVERRIDES_MAX at most; owned
     uint32_t overrides_count
-    rule_t* rules             # OVERRIDES_MAX at most; owned; set before the threads start
+    rule_t* rules             # OVERRIDES_MAX at most; owned
     uint32_t rules_count
+    intro_t* intros           # OVERRIDES_MAX at most; owned; set before the threads start
+    uint32_t intros_count
     uint64_t rules_due_us     # when they are looked at next; owner: the first shard
     handover_t pages          # connections for Python: the fixed table
     handover_t sources        # PUT and SOURCE
+    handover_t askers         # who asks for a mount where Python says who may listen
+    uint32_t asks             # 1: there is such a mount; set before the threads start
+    uint32_t visits_wanted    # 1: somebody keeps accounts of who comes and leaves (visits.pxd)
+    const uint32_t* forks     # not 0 once the process has forked; borrowed, or NULL
     uint32_t listeners        # attached now, all shards
     uint32_t listeners_max
     uint32_t places           # connections of all shards now: listeners, heads, those who part
@@ -110,7 +129,7 @@ cdef inline uint64_t wall_us() noexcept nogil:
 cdef inline const stream_config_t* engine_config(engine_t* engine, uint64_t key) noexcept nogil:
     # What the configuration says of the mount with this key.
     cdef uint32_t i
-    for i in range(engine.overrides_count):
+    for i in range(load_u32(&engine.overrides_count)):
         if engine.overrides[i].key == key:
             return &engine.overrides[i].config
     return &engine.defaults
@@ -123,7 +142,7 @@ cdef inline void engine_pace_range(
     cdef uint32_t i
     floor_us[0] = config.pace_us_min
     ceiling_us[0] = config.pace_us_max
-    for i in range(engine.overrides_count):
+    for i in range(load_u32(&engine.overrides_count)):
         config = &engine.overrides[i].config
         if config.pace_us_min >= config.pace_us_max:
             continue
@@ -139,7 +158,9 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
     # -1: no memory, or more than STREAMS_MAX.
     if streams_max > STREAMS_MAX:
         return -1
-    if handover_open(&engine.pages, 512) != 0 or handover_open(&engine.sources, 128) != 0:
+    if handover_open(&engine.pages, 512) != 0 or handover_open(&engine.sources, 128) != 0 or (
+        handover_open(&engine.askers, 512) != 0
+    ):
         return -1
     engine.table_size = 4
     while engine.table_size < 2 * <uint64_t>streams_max:
@@ -147,12 +168,14 @@ cdef inline int engine_open(engine_t* engine, uint32_t streams_max) noexcept nog
     engine.table = <stream_t**>calloc(engine.table_size, sizeof(void*))
     engine.overrides = <override_t*>calloc(OVERRIDES_MAX, sizeof(override_t))
     engine.rules = <rule_t*>calloc(OVERRIDES_MAX, sizeof(rule_t))
+    engine.intros = <intro_t*>calloc(OVERRIDES_MAX, sizeof(intro_t))
     if engine.table == NULL or engine.overrides == NULL or engine.rules == NULL or (
-        recorder_open(&engine.recorder, OTHERS_RARE, OTHERS_COMMON) != 0
+        engine.intros == NULL or recorder_open(&engine.recorder, OTHERS_RARE, OTHERS_COMMON) != 0
     ):
         free(engine.table)
         free(engine.overrides)
         free(engine.rules)
+        free(engine.intros)
         recorder_close(&engine.recorder)
         engine.table = NULL
         return -1
@@ -207,8 +230,12 @@ cdef inline void engine_close(engine_t* engine) noexcept nogil:
             stream_drop(engine.table[slot])
     handover_close(&engine.pages)
     handover_close(&engine.sources)
+    handover_close(&engine.askers)
     retire_close(&engine.retire)
     pthread_mutex_destroy(&engine.table_lock)
+    for slot in range(engine.intros_count):
+        intro_close(&engine.intros[slot])
+    free(engine.intros)
     free(engine.overrides)
     free(engine.rules)
     free(engine.table)
@@ -224,21 +251,92 @@ cdef inline void engine_drop_rules(engine_t* engine) noexcept nogil:
                 stream_drop(engine.rules[i].streams[member])
     engine.rules_count = 0
 
-cdef inline uint32_t engine_add_rule(
-    engine_t* engine, const uint64_t* keys, uint32_t count, uint64_t after_us
+cdef inline int engine_override(
+    engine_t* engine, uint64_t key, const stream_config_t* config
 ) noexcept nogil:
-    # keys: the mount's, then its chain's. The number for stream_config_t.fallback; 0: no room.
-    cdef rule_t* rule = &engine.rules[engine.rules_count]
+    # One mount more with settings of its own. -1: no room.
+    cdef uint32_t count = engine.overrides_count
+    if count == OVERRIDES_MAX:
+        return -1
+    engine.overrides[count].key = key
+    engine.overrides[count].config = config[0]
+    store_u32(&engine.overrides_count, count + 1)
+    return 0
+
+cdef inline uint32_t engine_rule(engine_t* engine, uint64_t key) noexcept nogil:
+    # The number of this mount's rule for stream_config_t.fallback; 0: it has none.
     cdef uint32_t i
-    if engine.rules_count == OVERRIDES_MAX or not 2 <= count <= FALLBACK_MEMBERS:
+    for i in range(engine.rules_count):
+        if engine.rules[i].keys[0] == key:
+            return i + 1
+    return 0
+
+cdef inline uint32_t engine_set_rule(
+    engine_t* engine, const chain_t* chain, bint adapts
+) noexcept nogil:
+    # A rule for a mount that has none, or another chain for the one that it has; its number, 0: no
+    # room. `adapts`: the settings of all in the chain, too, which then are not set otherwise.
+    cdef uint32_t number = engine_rule(engine, chain.keys[0])
+    cdef rule_t* rule = &engine.rules[number - 1 if number > 0 else engine.rules_count]
+    if not 1 <= chain.count <= FALLBACK_MEMBERS or (
+        number == 0 and engine.rules_count == OVERRIDES_MAX
+    ) or (adapts and engine_strangers(engine, chain) + engine.overrides_count > OVERRIDES_MAX):
         return 0
-    for i in range(count):
-        rule.keys[i] = keys[i]
-    rule.decided.count = count
-    rule.decided.after_us = after_us
-    rule.decided.best = FALLBACK_NONE
-    engine.rules_count += 1
-    return engine.rules_count
+    if number > 0:
+        pthread_mutex_lock(&engine.table_lock)
+        rule.wanted = chain[0]
+        store_u32(&rule.wishes, rule.wishes + 1)
+        pthread_mutex_unlock(&engine.table_lock)
+    else:
+        memcpy(rule.keys, chain.keys, sizeof(rule.keys))
+        fallback_change(&rule.decided, chain.count, chain.after_us)
+        number = engine.rules_count + 1
+        store_u32(&engine.rules_count, number)
+    if adapts:
+        engine_adapt(engine, chain, number)
+    return number
+
+cdef inline uint32_t engine_strangers(engine_t* engine, const chain_t* chain) noexcept nogil:
+    # How many of these mounts have no settings of their own.
+    cdef uint32_t found = 0
+    cdef uint32_t i
+    for i in range(chain.count):
+        found += engine_config(engine, chain.keys[i]) == &engine.defaults
+    return found
+
+cdef inline void engine_adapt(engine_t* engine, const chain_t* chain, uint32_t rule) noexcept nogil:
+    # Streams of this chain that are opened from here on follow its rule, and get serials of their
+    # own; of those that are here fallback_look.pxd says the same.
+    cdef stream_config_t* config
+    cdef uint32_t i
+    for i in range(chain.count):
+        if engine_config(engine, chain.keys[i]) == &engine.defaults:
+            engine_override(engine, chain.keys[i], &engine.defaults)
+        config = <stream_config_t*>engine_config(engine, chain.keys[i])
+        store_u32(&config.own_serial, 1)
+        if i == 0:
+            store_u32(&config.fallback, rule)
+
+cdef inline uint32_t engine_add_intro(
+    engine_t* engine, const uint8_t* bytes, uint64_t size_bytes, uint64_t format
+) noexcept nogil:
+    # The number for stream_config_t.intro; 0: no room or memory, or nothing to send.
+    if engine.intros_count == OVERRIDES_MAX or intro_open(
+        &engine.intros[engine.intros_count], bytes, size_bytes, format
+    ) != 0:
+        return 0
+    engine.intros_count += 1
+    return engine.intros_count
+
+cdef inline const intro_t* engine_intro(
+    engine_t* engine, const stream_t* stream, uint64_t format
+) noexcept nogil:
+    # What a new listener of this stream hears first, if it is of the format that he is promised.
+    cdef const intro_t* intro
+    if stream.config.intro == 0:
+        return NULL
+    intro = &engine.intros[stream.config.intro - 1]
+    return intro if intro.format == format else NULL
 
 cdef inline uint64_t engine_slot(engine_t* engine, uint64_t key) noexcept nogil:
     # The slot of this key, or the free one where it would go. Under table_lock.

@@ -7,8 +7,9 @@
 #      be entered wins. Nobody is moved to where nothing can be heard.
 #   3. A stream is alive for after_us after its head has last moved, whatever the reason of the
 #      silence: a source that left, one that says nothing, an upstream that is away.
-#   4. A member fits when it has the format that the mount has promised, and another Ogg serial: two
-#      chains in a row with one serial are one broken chain (RFC 3533 §4).
+#   4. A member fits when it has the format that the mount has promised, the codec, sample rate and
+#      channels that it last had, as far as frames tell (a player is set up once), and another Ogg
+#      serial: two chains in a row with one serial are one broken chain (RFC 3533 §4).
 #   5. Knows no stream, no listener and no clock.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -23,6 +24,7 @@ cdef enum:  # why a member is not used
     FIT_YES = 0
     FIT_FORMAT = 1            # another format than the mount has promised
     FIT_SERIAL = 2            # the Ogg serial of the chain before it
+    FIT_SOUND = 3             # another codec, sample rate or number of channels
 
 cdef struct sight_t:          # what is to be seen of one stream now
     bint open                 # it is here, with a ring and a source
@@ -32,6 +34,7 @@ cdef struct sight_t:          # what is to be seen of one stream now
     uint64_t position         # of its head
     uint64_t format           # a hash of its content type; 0: unknown
     uint64_t serial           # of its newest Ogg chain, + 1; 0: it has none
+    uint64_t sound            # of its newest frame or chain (sound.pxd); 0: unknown
     uint32_t listeners        # of the mount itself
     uint32_t away             # those of them who hear a fallback
 
@@ -45,8 +48,9 @@ cdef struct member_t:         # owner: who steps
 
 cdef struct fallback_t:       # owner: who steps
     uint64_t after_us         # fallback_after_ms
-    uint32_t count            # members, the mount included
+    uint32_t count            # members, the mount included; published
     member_t members[FALLBACK_MEMBERS]
+    uint64_t sound            # that the mount itself last had; 0: it has had none
     uint32_t last             # where it last was, but on member 0
     uint32_t wanted           # one bit a member: it is to be fetched from upstream
     # published
@@ -66,6 +70,20 @@ cdef inline uint64_t fallback_format(const uint8_t* info, uint32_t size) noexcep
         i += 1
     return key | 1 if i > 0 else 0
 
+cdef inline void fallback_change(
+    fallback_t* fallback, uint32_t count, uint64_t after_us
+) noexcept nogil:
+    # Another chain behind the same mount: what is known of the mount itself stays.
+    cdef uint32_t i
+    for i in range(1, FALLBACK_MEMBERS):
+        fallback.members[i] = member_t(0, 0, 0, False, False, FIT_YES)
+    store_u32(&fallback.count, count)
+    fallback.after_us = after_us
+    fallback.last = fallback.wanted = 0
+    store_u32(&fallback.at, 0)
+    store_u32(&fallback.best, FALLBACK_NONE)
+    store_u32(&fallback.heard, 0)
+
 cdef inline void member_look(
     member_t* member, const sight_t* sight, uint64_t after_us, uint64_t now_us
 ) noexcept nogil:
@@ -81,10 +99,12 @@ cdef inline void member_look(
     member.alive = member.moved_us > 0 and now_us < member.moved_us + after_us
 
 cdef inline uint32_t member_unfit(
-    const sight_t* own, const sight_t* sight
+    const sight_t* own, const sight_t* sight, uint64_t sound
 ) noexcept nogil:
     if own.format != 0 and sight.format != 0 and own.format != sight.format:
         return FIT_FORMAT
+    if sound != 0 and sight.sound != 0 and sound != sight.sound:
+        return FIT_SOUND
     if own.serial != 0 and own.serial == sight.serial:
         return FIT_SERIAL
     return FIT_YES
@@ -136,10 +156,15 @@ cdef inline bint fallback_step(
     cdef member_t* member
     cdef uint32_t at = fallback.at
     cdef uint32_t i
+    if sights[0].sound != 0:
+        fallback.sound = sights[0].sound
     for i in range(fallback.count):
         member = &fallback.members[i]
         member_look(member, &sights[i], fallback.after_us, now_us)
-        store_u32(&member.unfit, member_unfit(&sights[0], &sights[i]) if i > 0 else FIT_YES)
+        store_u32(
+            &member.unfit,
+            member_unfit(&sights[0], &sights[i], fallback.sound) if i > 0 else FIT_YES,
+        )
         member.enterable = sights[i].open and sights[i].begins and member.alive and (
             i == 0 or (sights[0].format != 0 and sights[0].format == sights[i].format
                        and member.unfit == FIT_YES)

@@ -16,6 +16,7 @@ from relay._core.frames_adts cimport scan_adts
 from relay._core.frames_mpeg cimport scan_mpeg
 from relay._core.frames_ogg cimport scan_ogg
 from relay._core.frames_state cimport *
+from relay._core.frames_webm cimport scan_webm
 
 
 cdef inline void scan_open(scan_t* scan, int kind) noexcept nogil:
@@ -38,4 +39,6 @@ cdef inline int64_t scan_next(
         return scan_adts(scan, bytes, size, cut)
     if scan.kind == SCAN_OGG:
         return scan_ogg(scan, bytes, size, cut)
+    if scan.kind == SCAN_WEBM:
+        return scan_webm(scan, bytes, size, cut)
     return SCAN_UNKNOWN_KIND

@@ -13,7 +13,7 @@ from libc.string cimport memchr, memcmp, memset
 
 cdef enum:  # flags of a frame; they travel on the wire, so the values are for ever
     FRAME_START = 1    # a listener may begin here
-    FRAME_HEADER = 2   # a header page (Ogg): kept for those who join late, never a start
+    FRAME_HEADER = 2   # a header (Ogg page, WebM element): kept for who joins late, never a start
     FRAME_CHAIN = 4    # the first header page of a chain: the kept header begins anew
     FRAME_BYTES_MAX = 65536
 
@@ -21,6 +21,7 @@ cdef enum:  # kinds of scanner
     SCAN_MPEG = 1      # MPEG 1, 2, 2.5 audio, layers I to III
     SCAN_ADTS = 2      # AAC in ADTS
     SCAN_OGG = 3       # Ogg pages: Opus, Vorbis, FLAC, Speex
+    SCAN_WEBM = 4      # WebM and Matroska: clusters
 
 cdef enum:  # what scan_next returns besides a count; below zero: why this source cannot go on
     SCAN_MORE = 0            # more bytes are needed
@@ -32,8 +33,8 @@ cdef enum:  # what scan_next returns besides a count; below zero: why this sourc
     SCAN_FOUND_MP4 = -6
     SCAN_FOUND_WAV = -7
     SCAN_FOUND_ID3 = -8      # an ID3 tag where Ogg was promised
-    SCAN_NO_HEADERS = -9     # Ogg pages, but the streams they belong to never began
-    SCAN_NO_AUDIO = -10      # Ogg without Opus, Vorbis, FLAC or Speex
+    SCAN_NO_HEADERS = -9     # Ogg pages or clusters, but what they belong to never began
+    SCAN_NO_AUDIO = -10      # Ogg without Opus, Vorbis, FLAC or Speex; WebM without an audio track
     SCAN_UNKNOWN_KIND = -11  # scan_open was given no kind of scanner
 
 cdef enum:  # bounds
@@ -64,7 +65,7 @@ cdef struct ogg_track_t:  # one logical stream of an Ogg chain; frames_ogg.pxd w
 
 
 cdef struct scan_t:     # one scanner; zero + kind is its start
-    int kind                   # SCAN_MPEG, SCAN_ADTS or SCAN_OGG
+    int kind                   # SCAN_MPEG, …
     int in_junk                # 1 = no frame ended at the front, so no tag is looked for
     uint32_t lock_key          # MPEG, ADTS: header bits that a run shares; 0 = not in lock
     uint32_t sample_rate_hz    # of the newest frame; 0 = not known yet
@@ -77,15 +78,23 @@ cdef struct scan_t:     # one scanner; zero + kind is its start
     uint64_t frame_bytes_total
     uint64_t duration_us_total
     uint64_t junk_bytes_total  # neither frame nor tag
-    uint64_t tag_bytes_total   # ID3v1, ID3v2, APE
+    uint64_t tag_bytes_total   # ID3v1, ID3v2, APE; WebM elements that are not passed on
     uint64_t resyncs_total     # times that something else stood where a frame was due
     uint64_t bad_checksum_total  # Ogg pages whose CRC was wrong
     uint64_t ogg_chains_total
     int ogg_bos_over           # 1 = the chain's BOS pages are over: another begins a new chain
-    int ogg_orphans            # 1 = pages were discarded because their stream never began
+    int ogg_orphans            # 1 = pages, clusters were discarded: what they belong to never began
     uint32_t ogg_main          # index + 1 of the track whose clock is the stream's; 0 = none
     uint32_t ogg_tracks_count
     ogg_track_t ogg_tracks[OGG_TRACKS_MAX]
+    int webm_place             # WEBM_OUTSIDE, …: where the next element stands
+    uint32_t webm_main         # number of the track whose clock is the stream's; 0 = none
+    uint32_t webm_scale_ns     # a tick of its timestamps
+    int webm_known             # 1 = webm_us holds a time of this chain
+    int64_t webm_us            # of the newest block
+    int64_t webm_cluster_ticks # of the cluster's begin
+    uint64_t webm_left_bytes   # of the cluster, still to come; WEBM_UNKNOWN = not told
+    uint64_t webm_headers_total  # frames that were headers
 
 
 cdef inline uint32_t be32(const uint8_t* bytes) noexcept nogil:
@@ -111,7 +120,7 @@ cdef inline const char* scan_reason(int64_t reason) noexcept nogil:
     if reason == SCAN_FOUND_OGG:
         return b"the bytes are Ogg, not what was promised; send them as audio/ogg"
     if reason == SCAN_FOUND_WEBM:
-        return b"the bytes are WebM or Matroska, which is not carried; send MP3, ADTS AAC or Ogg"
+        return b"the bytes are WebM or Matroska, not what was promised; send them as audio/webm"
     if reason == SCAN_FOUND_FLAC:
         return b"the bytes are bare FLAC, which is not carried; send it in Ogg, as audio/ogg"
     if reason == SCAN_FOUND_MP4:
@@ -119,11 +128,11 @@ cdef inline const char* scan_reason(int64_t reason) noexcept nogil:
     if reason == SCAN_FOUND_WAV:
         return b"the bytes are RIFF or AIFF, which is not carried; send MP3, ADTS AAC or Ogg"
     if reason == SCAN_FOUND_ID3:
-        return b"the bytes begin with an ID3 tag, so they are not Ogg; send them as audio/mpeg"
+        return b"the bytes begin with an ID3 tag, as MPEG audio does; send them as audio/mpeg"
     if reason == SCAN_NO_HEADERS:
-        return b"Ogg pages without their header pages; start the encoder anew after connecting"
+        return b"pages or clusters without their headers; start the encoder anew after connecting"
     if reason == SCAN_NO_AUDIO:
-        return b"this Ogg holds neither Opus nor Vorbis, FLAC or Speex"
+        return b"no audio in it that is carried (Ogg: Opus, Vorbis, FLAC, Speex; WebM: any track)"
     return b"no such kind of scanner"
 
 
@@ -232,9 +241,10 @@ cdef inline int64_t scan_foreign(const scan_t* scan, const uint8_t* bytes) noexc
         return 0
     if memcmp(bytes, b"OggS", 4) == 0 and scan.kind != SCAN_OGG:
         return SCAN_FOUND_OGG
-    if memcmp(bytes, b"ID3", 3) == 0 and scan.kind == SCAN_OGG:
+    if memcmp(bytes, b"ID3", 3) == 0 and (scan.kind == SCAN_OGG or scan.kind == SCAN_WEBM):
         return SCAN_FOUND_ID3
-    if memcmp(bytes, b"\x1a\x45\xdf\xa3", 4) == 0:  # RFC 8794 §11.2.1: EBML
+    # RFC 8794 §11.2.1: EBML
+    if memcmp(bytes, b"\x1a\x45\xdf\xa3", 4) == 0 and scan.kind != SCAN_WEBM:
         return SCAN_FOUND_WEBM
     if memcmp(bytes, b"fLaC", 4) == 0:  # RFC 9639 §6
         return SCAN_FOUND_FLAC

@@ -14,10 +14,15 @@
 #   5. Decides only. Who has to go is cut by the caller (guest_cut): who holds more than one may,
 #      or, when all together do, who holds most; never the next who comes. What one asks for beyond
 #      a bound is not remembered.
+#   6. Connections to both ports are known, each from its first message on. Of a named child only
+#      CONNECTIONS_MAX to one port: all other bounds count per connection. Beyond, the oldest goes:
+#      where links fail it is the likeliest to be half open, and the newest is the one in use.
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport strcmp, strncpy
+
+from relay._core.atomics cimport load_u32, load_u64, store_u32, store_u64
+from relay._core.tables cimport table_close, table_open
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint16_t ntohs(uint16_t port)
@@ -44,19 +49,24 @@ cdef enum:
     GUESTS = 1048576              # descriptors: Linux gives no higher ones (fs.nr_open)
     GUEST_NAMES = 8192            # a power of two, twice as many as a node may list
     GUEST_NAME_BYTES = 65
-    GUEST_ACCOUNTS = 1056768        # one for each descriptor, then one for each name
+    GUEST_ACCOUNTS = 1056768      # one for each descriptor, then one for each name
+    CONNECTIONS_MAX = 8           # of a named child, to one port; a node of ours has one
+    PORT_TOPICS = 0               # where it subscribes (XPUB) …
+    PORT_ASKS = 1                 # … and where it asks (ROUTER)
     GUEST_OK = 0
     GUEST_OVER = -1               # this child holds as many as one may
     GUEST_FULL = -2               # all of them together do
     GUEST_FALSE = -3              # it gives back what it does not hold
 
 cdef struct guest_t:              # one connection
-    uint64_t cookie               # of its socket; 0: none
+    uint64_t cookie               # of its socket; 0: none; any thread reads
     uint32_t account              # whose it is
     uint32_t first                # of its holds; 0: none
     uint32_t topics               # how many it holds
     uint32_t again                # times that it asked for what it has
-    bint cut                      # shown the door already
+    uint32_t came                 # the number of its first message (modulo 2**32)
+    uint8_t port                  # PORT_*
+    uint8_t cut                   # shown the door already
 
 cdef struct hold_t:               # a topic of a connection; or (fd GUESTS) a topic, `before` times
     uint64_t key
@@ -70,6 +80,7 @@ cdef struct guests_t:
     uint32_t* buckets             # the first hold of each; owned
     guest_t* guests               # by descriptor; owned
     uint32_t* held                # topics, by account; owned
+    uint32_t* heard               # messages, by descriptor (modulo 2**32); any thread reads; owned
     char* names                   # GUEST_NAMES of GUEST_NAME_BYTES: open addressing; owned
     uint64_t mask                 # buckets: a power of two, less one
     uint64_t seed                 # of the buckets: keys are chosen by others
@@ -78,36 +89,41 @@ cdef struct guests_t:
     uint32_t count                # topics held, each as often as it is
     uint32_t count_max            # all children together
     uint32_t each_max             # one connection
+    uint32_t came                 # connections that ever came (modulo 2**32)
     int fd_end                    # all connections are below
 
 cdef inline int guests_open(guests_t* guests, uint32_t count_max, uint32_t each_max) noexcept nogil:
     cdef uint64_t size = 16
     guests.count_max = count_max
     guests.each_max = each_max
-    guests.used = guests.free = guests.count = 0
+    guests.used = guests.free = guests.count = guests.came = 0
     guests.fd_end = 0
     if getrandom(&guests.seed, sizeof(guests.seed), 0) != <ssize_t>sizeof(guests.seed):
         return -1
     while size < 2 * <uint64_t>count_max:
         size <<= 1
     guests.mask = size - 1
-    guests.holds = <hold_t*>calloc(2 * <uint64_t>count_max + 1, sizeof(hold_t))
-    guests.buckets = <uint32_t*>calloc(size, sizeof(uint32_t))
-    guests.guests = <guest_t*>calloc(GUESTS, sizeof(guest_t))
-    guests.held = <uint32_t*>calloc(GUEST_ACCOUNTS, sizeof(uint32_t))
-    guests.names = <char*>calloc(GUEST_NAMES, GUEST_NAME_BYTES)
+    guests.holds = <hold_t*>table_open(2 * <uint64_t>count_max + 1, sizeof(hold_t))
+    guests.buckets = <uint32_t*>table_open(size, sizeof(uint32_t))
+    guests.guests = <guest_t*>table_open(GUESTS, sizeof(guest_t))
+    guests.held = <uint32_t*>table_open(GUEST_ACCOUNTS, sizeof(uint32_t))
+    guests.heard = <uint32_t*>table_open(GUESTS, sizeof(uint32_t))
+    guests.names = <char*>table_open(GUEST_NAMES, GUEST_NAME_BYTES)
     if guests.holds == NULL or guests.buckets == NULL or guests.held == NULL:
+        return -1
+    if guests.heard == NULL:
         return -1
     return -1 if guests.guests == NULL or guests.names == NULL else 0
 
 cdef inline void guests_close(guests_t* guests) noexcept nogil:
-    free(guests.holds)
-    free(guests.buckets)
-    free(guests.guests)
-    free(guests.held)
-    free(guests.names)
+    table_close(guests.holds)
+    table_close(guests.buckets)
+    table_close(guests.guests)
+    table_close(guests.held)
+    table_close(guests.heard)
+    table_close(guests.names)
     guests.holds = NULL
-    guests.buckets = guests.held = NULL
+    guests.buckets = guests.held = guests.heard = NULL
     guests.guests = NULL
     guests.names = NULL
 
@@ -141,10 +157,14 @@ cdef inline uint32_t guest_account(guests_t* guests, int fd, const char* name) n
     return <uint32_t>fd & (GUESTS - 1)
 
 cdef inline uint32_t guests_most(guests_t* guests) noexcept nogil:
-    # The account with most topics.
+    # The account with most topics. Of descriptors only those that there are: who asks for more than
+    # there is room for may do so again and again.
     cdef uint32_t most = 0
     cdef uint32_t i
-    for i in range(1, GUEST_ACCOUNTS):
+    for i in range(1, <uint32_t>guests.fd_end):
+        if guests.held[i] > guests.held[most]:
+            most = i
+    for i in range(GUESTS, GUEST_ACCOUNTS):
         if guests.held[i] > guests.held[most]:
             most = i
     return most
@@ -158,6 +178,26 @@ cdef inline int guest_next(guests_t* guests, uint32_t account, int fd) noexcept 
             guests.guests[fd].cut = True
             return fd
     return -1
+
+cdef inline int guest_crowd(guests_t* guests, int fd) noexcept nogil:
+    # Has the child of this connection too many to this port? The oldest of them; -1: it has not.
+    # Without a name nobody knows whose they are.
+    cdef const guest_t* newest = &guests.guests[fd]
+    cdef const guest_t* guest
+    cdef int oldest = fd
+    cdef int count = 0
+    cdef int i
+    if newest.cookie == 0 or newest.account < GUESTS:
+        return -1
+    for i in range(guests.fd_end):
+        guest = &guests.guests[i]
+        if guest.cookie and guest.account == newest.account and guest.port == newest.port and (
+            not guest.cut
+        ):
+            count += 1
+            if <int32_t>(guest.came - guests.guests[oldest].came) < 0:
+                oldest = i
+    return oldest if count > CONNECTIONS_MAX else -1
 
 # --- holds ---------------------------------------------------------------------------------------
 
@@ -229,21 +269,25 @@ cdef inline bint guest_leaves(guests_t* guests, int fd, uint64_t* key) noexcept 
     # forgotten.
     cdef guest_t* guest = &guests.guests[fd]
     if guest.first == 0:
-        guest[0] = guest_t(0, 0, 0, 0, 0, False)
+        store_u64(&guest.cookie, 0)
+        guest[0] = guest_t(0, 0, 0, 0, 0, 0, 0, False)
         return False
     key[0] = guests.holds[guest.first].key
     guest_lets_go(guests, fd, guest.first)
     return True
 
 cdef inline void guest_comes(
-    guests_t* guests, int fd, uint64_t cookie, const char* name,
+    guests_t* guests, int fd, uint64_t cookie, const char* name, uint8_t port,
 ) noexcept nogil:
     # A connection, once the last one with this descriptor has left; one that is known changes
     # nothing.
     cdef guest_t* guest = &guests.guests[fd]
     if guest.cookie == 0:
-        guest.cookie = cookie
         guest.account = guest_account(guests, fd, name)
+        guest.port = port
+        guests.came += 1
+        guest.came = guests.came
+        store_u64(&guest.cookie, cookie)
         if fd >= guests.fd_end:
             guests.fd_end = fd + 1
 
@@ -284,6 +328,21 @@ cdef inline int guest_drops(guests_t* guests, int fd, uint64_t key) noexcept nog
 
 # --- connections ---------------------------------------------------------------------------------
 
+cdef inline void guest_heard(guests_t* guests, int fd) noexcept nogil:
+    # A whole message has come from this connection, to whichever port (see relay/endless.py).
+    if 0 <= fd < GUESTS:
+        store_u32(&guests.heard[fd], guests.heard[fd] + 1)
+
+cdef inline uint32_t guest_told(guests_t* guests, int fd) noexcept nogil:
+    # How many messages so far; any thread asks, and after the end (none).
+    return load_u32(&guests.heard[fd]) if guests.heard != NULL and 0 <= fd < GUESTS else 0
+
+cdef inline bint guest_spoke(guests_t* guests, int fd, uint64_t cookie) noexcept nogil:
+    # Has this very connection brought any? Likewise.
+    return guests.guests == NULL or (
+        0 <= fd < GUESTS and load_u64(&guests.guests[fd].cookie) == cookie
+    )
+
 cdef inline uint64_t guest_cookie(int fd, uint32_t port) noexcept nogil:
     # Which connection to our port this descriptor is now; 0: none.
     cdef sockaddr_in6 here
@@ -296,7 +355,7 @@ cdef inline uint64_t guest_cookie(int fd, uint32_t port) noexcept nogil:
     size = sizeof(cookie)
     return cookie if getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 else 0
 
-cdef inline bint guest_cut(int fd, uint32_t port) noexcept nogil:
-    # Ends the connection, if the descriptor is still one to our port: libzmq closes it and forgets
-    # all its topics.
-    return guest_cookie(fd, port) != 0 and shutdown(fd, SHUT_RDWR) == 0
+cdef inline bint guest_cut(int fd, uint32_t port, uint64_t cookie) noexcept nogil:
+    # Ends the connection, if the descriptor is still this one: a newcomer may have the number by
+    # now, on the same port. libzmq closes it and forgets all its topics.
+    return cookie != 0 and guest_cookie(fd, port) == cookie and shutdown(fd, SHUT_RDWR) == 0

@@ -32,6 +32,7 @@ cdef struct entry_t:
     uint8_t* bytes            # the head and what came with it; owned
     uint8_t address[16]       # IPv6, or IPv4 mapped into it
     uint16_t port
+    uint64_t ticket           # the caller's own number for it; 0: none
 
 cdef struct handover_t:
     pthread_mutex_t lock
@@ -51,7 +52,7 @@ cdef inline int handover_open(handover_t* queue, uint32_t entries_max) noexcept 
 
 cdef inline bint handover_put(
     handover_t* queue, int fd, const uint8_t* bytes, uint32_t size_bytes, const uint8_t* address,
-    uint16_t port,
+    uint16_t port, uint64_t ticket=0,
 ) noexcept nogil:
     cdef uint8_t* copy = <uint8_t*>malloc(size_bytes)
     cdef entry_t* entry
@@ -67,6 +68,7 @@ cdef inline bint handover_put(
         entry.bytes = copy
         entry.size_bytes = size_bytes
         entry.port = port
+        entry.ticket = ticket
         memcpy(entry.address, address, 16)
         queue.count += 1
     pthread_mutex_unlock(&queue.lock)

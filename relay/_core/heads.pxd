@@ -13,9 +13,9 @@
 #      handed `now`. Each call is a few steps, whoever many there are.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 
 from relay._core.pace cimport NOBODY
+from relay._core.tables cimport table_close, table_open
 
 cdef enum:
     ADDRESS_BUCKETS = 4096
@@ -98,7 +98,7 @@ cdef inline void line_drop(heads_t* heads, line_t* line, int by, uint32_t member
 cdef inline int heads_open(heads_t* heads, uint32_t members_max, uint64_t seed) noexcept nogil:
     # -1: no memory. Bounds and times are set by the caller.
     cdef uint32_t i
-    heads.places = <place_t*>calloc(members_max, sizeof(place_t))
+    heads.places = <place_t*>table_open(members_max, sizeof(place_t))
     heads.seed = seed
     heads.crowded = NOBODY
     line_clear(&heads.fresh)
@@ -110,7 +110,7 @@ cdef inline int heads_open(heads_t* heads, uint32_t members_max, uint64_t seed) 
     return -1 if heads.places == NULL else 0
 
 cdef inline void heads_close(heads_t* heads) noexcept nogil:
-    free(heads.places)
+    table_close(heads.places)
     heads.places = NULL
 
 cdef inline uint32_t heads_count(heads_t* heads) noexcept nogil:

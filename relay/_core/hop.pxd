@@ -34,9 +34,9 @@ cdef enum:  # why frames are lost
     LOST_GONE = 0             # every upstream that fits says that they will never come
     LOST_WAIT = 1             # they did not come within the wait
     LOST_OUTAGE = 2           # more than the ring bridges: it began anew behind them
-    LOST_CAUSES = 3
 
 cdef enum:
+    HOP_CALM_US = 100000      # the beat of links at which nothing happens
     HOP_RETRY_US = 20000
     HOP_RETRY_US_MAX = 200000
     HOP_ANSWER_US = 500000    # a request without any answer is asked again
@@ -94,6 +94,13 @@ cdef struct hop_t:
     uint64_t moved_sequence
     uint64_t news_us          # when it last moved, or waiting began anew
     uint64_t newer_us         # since when a newer epoch is told of while ours goes on; 0: it is not
+    uint64_t wished_epoch     # a child wishes for this epoch or a higher one; 0: none
+    uint64_t wish_pass_us     # no wish is said before
+    uint64_t wish_again_us    # how much later than the first ours is said again; 0: not said yet
+    uint32_t wish_request     # the id that the last one had
+    uint64_t still_us         # since when the head has not moved, in this epoch and at this frame
+    uint64_t still_epoch
+    uint64_t still_sequence
     uint64_t hole_us          # since when the hole at hole_sequence is there; 0: none
     uint64_t hole_sequence
     uint64_t hole_until_us    # it is waited for until then …
@@ -159,8 +166,8 @@ cdef inline bint hop_believes(
 cdef inline void hop_denied(
     hop_t* hop, uint32_t parent, uint64_t epoch, uint64_t now,
 ) noexcept nogil:
-    # Asked for its newest epoch it gives an older one than it has told of: there is no newer. If
-    # there is, its next beacons say so.
+    # Asked for its newest epoch it gives an older one than it has told of: there is no newer. Until
+    # denied_until_us it is not heard on that; if there is one, its beacons after that say so.
     cdef parent_t* told = &hop.feed.parents[parent]
     if told.epoch > told.denied_epoch:
         told.denied_epoch = told.epoch
@@ -300,7 +307,7 @@ cdef inline void hop_restart_timers(hop_t* hop, uint64_t now) noexcept nogil:
     hop.asked = HOP_NOTHING
     hop.hole_us = hop.newer_us = 0
     hop.feed.hear_us = 0
-    hop.moved_us = hop.news_us = hop.joining_us = now
+    hop.moved_us = hop.news_us = hop.joining_us = hop.still_us = now
     for i in range(hop.feed.parents_count):
         parent_anew(&hop.feed.parents[i], False, now)
 

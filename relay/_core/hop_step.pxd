@@ -171,9 +171,9 @@ cdef inline void hop_unsubscribed(hop_t* hop) noexcept nogil:
     for i in range(hop.feed.parents_count):
         hop.feed.parents[i].subscribed = False
 
-cdef inline void hop_note_head(hop_t* hop, const hop_view_t* view, uint64_t now) noexcept nogil:
-    if view.head_sequence != hop.moved_sequence:
-        hop.moved_sequence = view.head_sequence
+cdef inline void hop_note_head(hop_t* hop, uint64_t head_sequence, uint64_t now) noexcept nogil:
+    if head_sequence != hop.moved_sequence:
+        hop.moved_sequence = head_sequence
         hop.moved_us = hop.news_us = now
     if hop.told_epoch <= hop.epoch:
         hop.newer_us = 0
@@ -323,6 +323,15 @@ cdef inline void hop_ask(
     elif hop.state == HOP_LIVE or hop.state == HOP_ENDED:
         hop_ask_backfill(hop, view, now, act)
 
+cdef inline bint hop_is_calm(const hop_t* hop) noexcept nogil:
+    # The ring follows, nothing is asked, missing, doubted or about to change: frames that fit at
+    # the head decide nothing, only time and what is heard do.
+    return (
+        hop.state == HOP_LIVE and hop.asked == HOP_NOTHING and hop.back_over and not hop.far
+        and hop.hole_us == 0 and hop.end_us == 0 and hop.told_epoch <= hop.epoch
+        and hop.feed.hear_us == 0 and hop.feed.trying == PARENT_NONE
+    )
+
 cdef inline int hop_step(
     hop_t* hop, hop_view_t* view, uint64_t now, hop_act_t* act,
 ) noexcept nogil:
@@ -335,7 +344,7 @@ cdef inline int hop_step(
     if act.what != HOP_NOTHING or not hop.subscribed:
         return act.what
     if hop.epoch != 0:
-        hop_note_head(hop, view, now)
+        hop_note_head(hop, view.head_sequence, now)
     hop_feed(hop, view, now, act)
     hop_judge_end(hop, view, now)
     if act.what != HOP_NOTHING or not hop_is_fed(hop, view):
@@ -369,10 +378,11 @@ cdef inline void hop_unasked(hop_t* hop, uint32_t parent, uint64_t now) noexcept
 cdef inline uint64_t hop_due_us(
     const hop_t* hop, const hop_view_t* view, uint64_t now,
 ) noexcept nogil:
-    # When to step again if nothing is heard.
-    cdef uint64_t due = now + 100000
+    # When to step again if nothing is heard. What is calm has one beat for all links: one look at
+    # the table finds them all.
+    cdef uint64_t due = (now // HOP_CALM_US + 1) * HOP_CALM_US
     if not hop.subscribed:
-        return <uint64_t>-1 if not view.wanted else now + 100000
+        return <uint64_t>-1 if not view.wanted else due
     if hop.state == HOP_JOINING or hop.hole_us or hop.asked != HOP_NOTHING or not hop.back_over or (
         hop.feed.hear_us
     ):

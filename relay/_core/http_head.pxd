@@ -52,6 +52,7 @@ cdef struct head_t:           # what the request says
     const uint8_t* target     # path and query as they came; borrowed from the head's bytes
     uint32_t target_bytes
     bint icy                  # Icy-MetaData: non-zero
+    bint relays               # it says that it is a server that passes the stream on
     uint32_t fields
     int at                    # AT_…
     uint64_t at_epoch         # ms
@@ -62,6 +63,8 @@ cdef struct head_t:           # what the request says
     uint64_t range_first      # RANGE_FROM: the first byte of the body that is wanted
     uint32_t range_bytes      # RANGE_PROBE: how many
     uint32_t ranges           # fields that bear on it; two or more are ignored
+    const uint8_t* agent      # User-Agent, as it came: hostile; borrowed from the head's bytes
+    uint32_t agent_bytes
 
 cdef inline uint64_t head_end(
     const uint8_t* bytes, uint64_t size, uint64_t from_byte,
@@ -266,10 +269,18 @@ cdef inline int head_request_line(head_t* head, const uint8_t* line, uint64_t si
     if method_end == 0 or target_end <= method_end + 2:
         return -400
     head.method = method_of(line, method_end)
+    if head.method == METHOD_SOURCE and target_end < size and line[target_end] == 47:
+        return head_path(head, line + target_end, size - target_end)  # SOURCE password /mount
     status = head_version(head, line + target_end, size - target_end)
     if status < 0:
         return status
     return head_path(head, line + method_end + 1, target_end - 1 - (method_end + 1))
+
+cdef inline bint agent_relays(const uint8_t* value, uint64_t size) noexcept nogil:
+    # User-Agent of Icecast 2 and of its KH branch (their server id), and of our own pulls.
+    if size >= 9 and strncasecmp(<const char*>value, b"Icecast 2", 9) == 0:
+        return True
+    return size >= 6 and strncasecmp(<const char*>value, b"Relay/", 6) == 0
 
 cdef inline int head_field(head_t* head, const uint8_t* line, uint64_t size) noexcept nogil:
     cdef uint64_t i = 0
@@ -291,6 +302,10 @@ cdef inline int head_field(head_t* head, const uint8_t* line, uint64_t size) noe
         head.icy = i < size and line[i] >= 49 and line[i] <= 57
     elif name_bytes == 5 and strncasecmp(<const char*>line, b"range", 5) == 0:
         head_range(head, line + i, size - i)
+    elif name_bytes == 10 and strncasecmp(<const char*>line, b"user-agent", 10) == 0:
+        head.agent = line + i
+        head.agent_bytes = <uint32_t>(size - i)
+        head.relays = agent_relays(line + i, size - i)
     elif name_bytes == 8 and strncasecmp(<const char*>line, b"if-range", 8) == 0:
         head.ranges += 2      # RFC 9110 §13.1.5: no validator of ours can match: not in parts
         head.range = RANGE_NONE
@@ -306,6 +321,7 @@ cdef inline int head_parse(head_t* head, const uint8_t* bytes, uint64_t size) no
     head.method = METHOD_OTHER
     head.minor = 0
     head.icy = False
+    head.relays = False
     head.fields = 0
     head.path_bytes = 0
     head.target = NULL
@@ -314,7 +330,8 @@ cdef inline int head_parse(head_t* head, const uint8_t* bytes, uint64_t size) no
     head.at_epoch = head.at_position = head.at_header_bytes = head.range_first = 0
     head.at_header_told = False
     head.range = RANGE_NONE
-    head.range_bytes = head.ranges = 0
+    head.range_bytes = head.ranges = head.agent_bytes = 0
+    head.agent = NULL
     while begin < size and status == 0:
         end = begin
         while bytes[end] != 10:

@@ -11,7 +11,6 @@
 #      Python says the last words. The descriptor is a duplicate: closing it resets nothing.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 
 from relay._core.atomics cimport load_u32, store_u32, store_u64
 from relay._core.body cimport BODY_ENDED, body_next, body_t
@@ -35,6 +34,7 @@ from relay._core.retire cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock,
 )
+from relay._core.tables cimport table_close, table_open
 
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)
@@ -102,7 +102,7 @@ cdef inline int intake_open(intake_t* intake, uint32_t members_max) noexcept nog
     cdef epoll_event event
     pthread_mutex_init(&intake.lock, NULL)
     intake.members_max = members_max
-    intake.members = <intake_member_t*>calloc(members_max, sizeof(intake_member_t))
+    intake.members = <intake_member_t*>table_open(members_max, sizeof(intake_member_t))
     intake.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
     intake.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     intake.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -126,7 +126,7 @@ cdef inline void intake_close(intake_t* intake) noexcept nogil:
     close(intake.epoll_fd)
     close(intake.wake_fd)
     close(intake.event_fd)
-    free(intake.members)
+    table_close(intake.members)
     recorder_close(&intake.recorder)
     intake.members = NULL
     pthread_mutex_destroy(&intake.lock)

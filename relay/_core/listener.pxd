@@ -2,9 +2,9 @@
 #
 # Rules of this room
 #   1. Only the listener's shard calls here, inside its turn. Nothing waits; sends never block.
-#   2. Audio goes straight out of the ring; response heads, header pages and ICY blocks straight
-#      out of theirs. Only what a short write leaves of the latter is copied (`rest`), at most once
-#      each.
+#   2. Audio goes straight out of the ring (an intro out of its file's memory); response heads,
+#      header pages and ICY blocks straight out of theirs. Only what a short write leaves of the
+#      latter is copied (`rest`), at most once each; and header pages that blocks go between.
 #   3. After each send the ring is asked whether it overtook the bytes; then the listener is ended.
 #   4. A listener is spliced only at frame boundaries and goes on only at a `start`.
 #      Which stream it hears (its own, or a fallback) is fallback_move.pxd's to say.
@@ -16,7 +16,9 @@ from libc.string cimport memcpy, memset
 
 from relay._core.anchor cimport begin_t
 from relay._core.atomics cimport add_u32, load_u32, load_u64, sub_u32
+from relay._core.fallback cimport FALLBACK_MEMBERS
 from relay._core.icy cimport ICY_METAINT
+from relay._core.intro cimport intro_t
 from relay._core.ring cimport (
     audio_bytes, frame_t, header_t, ring_at, ring_burst_sequence, ring_header, ring_read_entry,
     ring_readable_end, ring_sequence_at, ring_start_after, ring_t, ring_tail_position,
@@ -43,11 +45,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<errno.h>" nogil:
     int errno
-    int EAGAIN
-    int EINTR
-    int EMFILE
-    int ENFILE
-    int ETIMEDOUT
+    int EAGAIN, EINTR, EMFILE, ENFILE, ETIMEDOUT
 
 cdef enum:
     PARTS_MAX = 8
@@ -76,7 +74,8 @@ cdef enum:  # why a listener ended: index into the shard's counters
     END_GARBAGE = 6           # kept sending
     END_SHUTDOWN = 7
     END_MEMORY = 8
-    END_REASONS = 9
+    END_KILLED = 9            # an administrator wanted it
+    END_REASONS = 10
 
 cdef enum:  # state of a record
     FREE = 0
@@ -91,13 +90,16 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     uint8_t pace              # its own, in slots of the wheel
     uint8_t anchored          # it named its place: what was old then is no lag of its own
     uint8_t leaving           # `skipping` is for a move to another stream
-    bint icy
-    bint blocked              # the last write was short: EPOLLOUT resumes it
-    bint skipping             # at `limit` it goes on at a later start
-    bint hurried              # served out of its turn until it has caught up
-    bint heard                # audio has gone out to it
-    bint is_whole             # its request is whole: nothing more of it can come
-    bint watched              # registered with epoll
+    uint8_t moving            # it goes to another mount, and is counted for it already
+    uint8_t icy
+    uint8_t relays            # it is a server that passes the stream on: no audience
+    uint8_t blocked           # the last write was short: EPOLLOUT resumes it
+    uint8_t skipping          # at `limit` it goes on at a later start
+    uint8_t hurried           # served out of its turn until it has caught up
+    uint8_t heard             # audio has gone out to it
+    uint8_t is_whole          # its request is whole: nothing more of it can come
+    uint8_t watched           # registered with epoll
+    uint8_t placed            # it has one of the node's places for listeners
     uint32_t generation       # tells late events of an earlier connection
     uint32_t received_bytes   # what it sent after its head: bounded
     uint32_t icy_left_bytes   # audio bytes until the next block
@@ -114,8 +116,12 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     uint64_t audio_us         # when audio last went out; before the first: when it was accepted
     uint64_t burst_position   # up to here it is burst: what was old before the listener came
     uint64_t sent_bytes
-    uint64_t own_epoch        # of its own stream, where it last left that for a fallback; 0: never
-    uint64_t own_position     # the first byte of it that it has not heard
+    uint64_t id               # on this node, for ever; 0: it never became a listener
+    const intro_t* intro      # that it hears first; NULL: it has heard it, or there is none
+    uint64_t intro_bytes      # of which it has got so much
+    # of the streams that it left last, the newest first: the first byte that it has not heard, as a
+    # left_mark (fallback_move.pxd); 0: none
+    uint64_t left[FALLBACK_MEMBERS]
     uint8_t* rest             # left over from a short write; goes first; owned
     uint32_t rest_bytes
     uint32_t rest_done_bytes
@@ -123,6 +129,7 @@ cdef struct listener_t:       # ≤ 256 B; owner: the shard
     uint32_t head_bytes
     uint16_t port
     uint8_t address[16]
+    uint64_t ticket           # of who was handed in by Python: its number for him; 0: none
 
 cdef struct flow_t:           # one send being put together
     iovec parts[PARTS_MAX]
@@ -136,12 +143,15 @@ cdef struct flow_t:           # one send being put together
     uint64_t skipped_us       # media time that the skip left out
     bint skipped              # it was moved to a later start …
     bint hole                 # … over a lost run
+    bint intro                # its audio is that of the intro
+    bint failed               # no memory for header pages
 
 cdef enum:
     PART_REST = 0
     PART_COPY = 1             # must leave now or be copied: response head, header pages
     PART_AUDIO = 2
     PART_BLOCK = 3
+    PART_INTRO = 4
 
 cdef enum:  # what listener_flow answers (≥ 0), or minus the reason of an end
     FLOW_DONE = 0             # it has all there is
@@ -151,7 +161,7 @@ cdef enum:  # what listener_flow answers (≥ 0), or minus the reason of an end
 cdef inline void flow_open(flow_t* flow) noexcept nogil:
     flow.count = 0
     flow.bytes = flow.position = flow.end = flow.head = flow.skipped_us = 0
-    flow.skipped = flow.hole = False
+    flow.skipped = flow.hole = flow.intro = flow.failed = False
 
 cdef inline void flow_add(
     flow_t* flow, int kind, const void* bytes, uint64_t size, uint64_t title
@@ -179,9 +189,9 @@ cdef inline void listener_leave_fallback(listener_t* listener) noexcept nogil:
         listener.fallback = NULL
 
 cdef inline bint listener_keep(
-    listener_t* listener, const void* bytes, uint64_t size,
+    listener_t* listener, const void* bytes, uint64_t size, bint goes_first,
 ) noexcept nogil:
-    # Appends to the rest what a short write left of something that is not the ring's.
+    # Adds to the rest what a short write left of something that is not the ring's.
     cdef uint64_t left = listener.rest_bytes - listener.rest_done_bytes
     cdef uint8_t* grown
     if left + size > REST_BYTES_MAX:
@@ -190,25 +200,69 @@ cdef inline bint listener_keep(
     if grown == NULL:
         return False
     if left > 0:
-        memcpy(grown, listener.rest + listener.rest_done_bytes, left)
-    memcpy(grown + left, bytes, size)
+        memcpy(grown + (size if goes_first else 0), listener.rest + listener.rest_done_bytes, left)
+    memcpy(grown + (0 if goes_first else left), bytes, size)
     free(listener.rest)
     listener.rest = grown
     listener.rest_bytes = <uint32_t>(left + size)
     listener.rest_done_bytes = 0
     return True
 
+cdef inline void listener_hear_intro(listener_t* listener, uint64_t took) noexcept nogil:
+    listener.intro_bytes += took
+    listener.icy_left_bytes -= <uint32_t>took if listener.icy else 0
+    if listener.intro_bytes == listener.intro.size_bytes:
+        listener.intro = NULL
+
+cdef inline void listener_add_pages(
+    listener_t* listener, flow_t* flow, const uint8_t* bytes, uint64_t size
+) noexcept nogil:
+    # Header pages are bytes of the body: with ICY (icy_ogg) they are counted, and blocks stand
+    # between them. Such pages are put together behind the rest.
+    cdef uint64_t done = 0
+    cdef uint64_t piece
+    if not listener.icy:
+        flow_add(flow, PART_COPY, bytes, size, 0)
+        return
+    while done < size and not flow.failed:
+        if listener.icy_left_bytes == 0:
+            flow.failed = not listener_keep(listener, b"\0", 1, False)
+            listener.icy_left_bytes = ICY_METAINT
+        piece = min(size - done, <uint64_t>listener.icy_left_bytes)
+        flow.failed = flow.failed or not listener_keep(listener, bytes + done, piece, False)
+        listener.icy_left_bytes -= <uint32_t>piece
+        done += piece
+
+cdef inline void flow_add_rest(flow_t* flow, const listener_t* listener) noexcept nogil:
+    # What is left over goes out before all audio; asked again, with what has been put behind it.
+    cdef const uint8_t* bytes = listener.rest + listener.rest_done_bytes
+    cdef uint64_t size = listener.rest_bytes - listener.rest_done_bytes
+    cdef int i
+    if listener.rest == NULL:
+        return
+    for i in range(flow.count):
+        if flow.kinds[i] == PART_REST:
+            flow.bytes += size - flow.parts[i].iov_len
+            flow.parts[i].iov_base = <void*>bytes
+            flow.parts[i].iov_len = size
+            return
+    flow_add(flow, PART_REST, bytes, size, 0)
+
 cdef inline bint listener_sent(listener_t* listener, flow_t* flow, uint64_t sent) noexcept nogil:
     # Books `sent` bytes on the parts, in order. False: no memory for what must be kept.
     cdef int i
     cdef uint64_t took
+    cdef bint before_rest = listener.rest != NULL
     for i in range(flow.count):
         took = flow.parts[i].iov_len if flow.parts[i].iov_len < sent else sent
         sent -= took
         if flow.kinds[i] == PART_AUDIO:
             listener.position += took
             listener.icy_left_bytes -= <uint32_t>took if listener.icy else 0
+        elif flow.kinds[i] == PART_INTRO:
+            listener_hear_intro(listener, took)
         elif flow.kinds[i] == PART_REST:
+            before_rest = False
             listener.rest_done_bytes += <uint32_t>took
             if listener.rest_done_bytes == listener.rest_bytes:
                 free(listener.rest)
@@ -221,40 +275,66 @@ cdef inline bint listener_sent(listener_t* listener, flow_t* flow, uint64_t sent
                 listener.icy_left_bytes = ICY_METAINT
                 listener.icy_title = flow.titles[i]
             if took < flow.parts[i].iov_len and not listener_keep(
-                listener, <uint8_t*>flow.parts[i].iov_base + took, flow.parts[i].iov_len - took
+                listener, <uint8_t*>flow.parts[i].iov_base + took, flow.parts[i].iov_len - took,
+                before_rest,
             ):
                 return False
     return True
 
-cdef inline void flow_add_audio(flow_t* flow, listener_t* listener, uint64_t end) noexcept nogil:
-    # Audio from the cursor to end; with ICY a block wherever the counter runs out.
-    cdef uint64_t position = listener.position
+cdef inline uint64_t flow_add_block(
+    flow_t* flow, const listener_t* listener, uint64_t position, uint64_t known
+) noexcept nogil:
+    # The block that is due before this byte; answers which title is known after it. An intro is not
+    # what the title tells: the display stays as it is.
+    cdef title_t* title = NULL
+    if listener.intro == NULL:
+        title = ring_title(listener.ring, position)
+    if title == NULL and known == ICY_ANOTHER:
+        known = 0
+        flow_add(flow, PART_BLOCK, ICY_NO_TITLE, ICY_NO_TITLE_BYTES, known)
+    elif title == NULL or title.sequence + 1 == known:
+        flow_add(flow, PART_BLOCK, b"\0", 1, known)
+    else:
+        known = title.sequence + 1
+        flow_add(flow, PART_BLOCK, title.block, title.block_bytes, known)
+    return known
+
+cdef inline void flow_add_run(
+    flow_t* flow, const listener_t* listener, int kind, const uint8_t* bytes, uint64_t size,
+    uint64_t position,
+) noexcept nogil:
+    # A share of this run, whose first byte has this position; with ICY a block wherever the counter
+    # runs out.
     cdef uint64_t left = listener.icy_left_bytes
     cdef uint64_t known = listener.icy_title
+    cdef uint64_t done = 0
     cdef uint64_t piece
-    cdef title_t* title
-    if end > position + SEND_BYTES_MAX:
-        end = position + SEND_BYTES_MAX
+    size = min(size, <uint64_t>SEND_BYTES_MAX)
     if not listener.icy:
-        if end > position:
-            flow_add(flow, PART_AUDIO, ring_at(listener.ring, position), end - position, 0)
+        if size > 0:
+            flow_add(flow, kind, bytes, size, 0)
         return
-    while position < end and flow.count < PARTS_MAX - 1:
+    while done < size and flow.count < PARTS_MAX - 1:
         if left == 0:
-            title = ring_title(listener.ring, position)
-            if title == NULL and known == ICY_ANOTHER:
-                known = 0
-                flow_add(flow, PART_BLOCK, ICY_NO_TITLE, ICY_NO_TITLE_BYTES, known)
-            elif title == NULL or title.sequence + 1 == known:
-                flow_add(flow, PART_BLOCK, b"\0", 1, known)
-            else:
-                known = title.sequence + 1
-                flow_add(flow, PART_BLOCK, title.block, title.block_bytes, known)
+            known = flow_add_block(flow, listener, position + done, known)
             left = ICY_METAINT
-        piece = end - position if end - position < left else left
-        flow_add(flow, PART_AUDIO, ring_at(listener.ring, position), piece, 0)
-        position += piece
+        piece = min(size - done, left)
+        flow_add(flow, kind, bytes + done, piece, 0)
+        done += piece
         left -= piece
+
+cdef inline void flow_add_audio(
+    flow_t* flow, const listener_t* listener, uint64_t end
+) noexcept nogil:
+    # Audio from the cursor to end, straight out of the ring, which is mapped twice in a row.
+    if end > listener.position:
+        flow_add_run(flow, listener, PART_AUDIO, ring_at(listener.ring, listener.position),
+                     end - listener.position, listener.position)
+
+cdef inline void flow_add_intro(flow_t* flow, const listener_t* listener) noexcept nogil:
+    flow.intro = True
+    flow_add_run(flow, listener, PART_INTRO, listener.intro.bytes + listener.intro_bytes,
+                 listener.intro.size_bytes - listener.intro_bytes, 0)
 
 cdef inline int64_t listener_send(listener_t* listener, flow_t* flow) noexcept nogil:
     # One system call: the bytes that the socket took; minus errno: it broke. MSG_EOR: the kernel
@@ -286,7 +366,7 @@ cdef inline void listener_begin_at(
     listener.position = listener.whole_position = frame.position
     header = ring_header(listener.ring, sequence)
     if header != NULL:
-        flow_add(flow, PART_COPY, header.bytes, header.size_bytes, 0)
+        listener_add_pages(listener, flow, header.bytes, header.size_bytes)
 
 cdef inline void listener_enter(listener_t* listener, flow_t* flow) noexcept nogil:
     # A listener without a ring begins in the newest one, a burst behind its head, once there is a
@@ -315,7 +395,7 @@ cdef inline void listener_enter_at(
     listener.position = begin.position
     listener.whole_position = begin.whole_position
     if begin.header_bytes > 0:
-        flow_add(flow, PART_COPY, begin.header, begin.header_bytes, 0)
+        listener_add_pages(listener, flow, begin.header, begin.header_bytes)
 
 cdef inline void listener_follow(listener_t* listener, flow_t* flow) noexcept nogil:
     # The ring was superseded: the same epoch goes on at the same position, a new one at its begin.
@@ -378,7 +458,7 @@ cdef inline void listener_add_header(
         and header == ring_header(ring, ring_sequence_at(ring, listener.position))
     ):
         return
-    flow_add(flow, PART_COPY, header.bytes, header.size_bytes, 0)
+    listener_add_pages(listener, flow, header.bytes, header.size_bytes)
 
 cdef inline uint64_t listener_media_us(listener_t* listener) noexcept nogil:
     # Media time of a cursor at a frame boundary: where the frame before it ends. Of what has left
@@ -454,9 +534,10 @@ cdef inline int listener_gather(listener_t* listener, flow_t* flow) noexcept nog
     flow.position = listener.position
     if load_u32(&listener.stream.closed):
         return -END_STREAM
-    if listener.rest != NULL:
-        flow_add(flow, PART_REST, listener.rest + listener.rest_done_bytes,
-                 listener.rest_bytes - listener.rest_done_bytes, 0)
+    flow_add_rest(flow, listener)
+    if listener.intro != NULL:
+        flow_add_intro(flow, listener)
+        return FLOW_DONE
     if enters:
         listener_enter(listener, flow)
     elif load_u32(&listener.ring.superseded):
@@ -480,6 +561,9 @@ cdef inline int listener_gather(listener_t* listener, flow_t* flow) noexcept nog
             flow.end = ring_readable_end(ring, listener.position)
     flow.head = head
     flow.position = listener.position
+    if flow.failed:
+        return -END_MEMORY
+    flow_add_rest(flow, listener)
     flow_add_audio(flow, listener, flow.end)
     return FLOW_DONE
 
@@ -500,7 +584,7 @@ cdef inline int listener_took(
         listener.whole_position = flow.end
     if <uint64_t>sent < flow.bytes:
         return listener_judge(listener, now_us)
-    return FLOW_MORE if listener.position < flow.head else FLOW_DONE
+    return FLOW_MORE if flow.intro or listener.position < flow.head else FLOW_DONE
 
 cdef inline int listener_flow(
     listener_t* listener, flow_t* flow, uint64_t now_us

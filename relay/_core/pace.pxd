@@ -185,6 +185,10 @@ cdef inline uint32_t wheel_take(wheel_t* wheel) noexcept nogil:
         wheel.moves_left = wheel.members // MOVES_PART + 1
         wheel.room_pace = 0
 
+cdef inline uint32_t wheel_peek(wheel_t* wheel) noexcept nogil:
+    # Whom wheel_take will answer next, as far as the slot that is being served tells; or NOBODY.
+    return wheel.first[wheel_place(wheel, wheel.slot - 1)]
+
 cdef inline uint64_t wheel_next_us(
     wheel_t* wheel, uint64_t now_us, uint64_t at_most_us,
 ) noexcept nogil:

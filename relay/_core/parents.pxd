@@ -9,7 +9,9 @@
 #      than this node has ever told a child that it is itself: so no loop can close.
 #   4. Shortest path, then load, then name. A better one that returns is taken back after a wait
 #      with jitter, and only once it has delivered: never all children at once, never in the dark.
-#   5. All times µs (monotonic), epochs ms (wall clock).
+#   5. A parent that drains is left as soon as another feeds: all that fit are heard beside it, so
+#      that nothing waits for its last word.
+#   6. All times µs (monotonic), epochs ms (wall clock).
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
@@ -35,6 +37,7 @@ cdef enum:  # what to do next with a subscription
 cdef enum:
     PAUSE_US = 200000         # we ourselves stood still for longer: judge nobody by it
     FEED_GRACE_US = 200000    # so much later than another the feeder may wake up and stay
+    FEED_DRAIN_US = 40000     # so long the next has fed before one that drains is left
     RETURN_US = 5000000       # a better parent is there for so long before it is tried …
     RETURN_JITTER_US = 20000000   # … and up to so much longer
     RETURN_DOUBLINGS = 4      # of both, for a parent that was tried in vain
@@ -50,6 +53,7 @@ cdef struct peer_t:           # one upstream as decisions see it; owner: the bac
     uint32_t window_max
     uint32_t load             # ‰ of its thread's time
     uint32_t rank             # its name's place among the upstreams' names
+    bint drains               # it is about to stop: it feeds until another does
 
 cdef struct parent_t:         # one upstream for one stream
     bint lists                # its directory has the stream …
@@ -142,6 +146,8 @@ cdef inline bint parent_precedes(
         return a.epoch > b.epoch
     if a.up != b.up:
         return a.up
+    if view.peers[i].drains != view.peers[other].drains:
+        return view.peers[other].drains
     if a.hops != b.hops:
         return a.hops < b.hops
     if load_a != load_b:
@@ -159,6 +165,8 @@ cdef inline bint parent_is_worth(
     cdef uint32_t load_b = view.peers[other].load
     if a.epoch != b.epoch or a.up != b.up:
         return a.epoch >= b.epoch and a.up >= b.up
+    if view.peers[i].drains != view.peers[other].drains:
+        return view.peers[other].drains
     if a.hops != b.hops:
         return a.hops < b.hops
     if load_a + LOAD_WORTH <= load_b:
@@ -177,14 +185,6 @@ cdef inline uint32_t feed_best(const feed_t* feed, const feed_view_t* view) noex
         ):
             best = i
     return best
-
-cdef inline bint feed_lists(const feed_t* feed) noexcept nogil:
-    # Does any upstream have the stream?
-    cdef uint32_t i
-    for i in range(feed.parents_count):
-        if feed.parents[i].lists:
-            return True
-    return False
 
 cdef inline uint32_t feed_listing(const feed_t* feed, uint64_t epoch) noexcept nogil:
     # One that lists this epoch, its source there if possible; PARENT_NONE: nobody.
@@ -304,22 +304,25 @@ cdef inline void feed_take(feed_t* feed, uint32_t i) noexcept nogil:
     feed.better = feed.trying = PARENT_NONE
 
 cdef inline void feed_hear(feed_t* feed, const feed_view_t* view, uint64_t now) noexcept nogil:
-    # The feeder is silent: all are heard, until it speaks, or another has spoken for a while.
+    # The feeder is silent, or about to stop: all are heard, until it speaks, or another has spoken
+    # for a while. Of one that is about to stop it does not matter whether it speaks.
     cdef uint32_t i
     cdef const parent_t* parent
+    cdef bint drains = view.peers[feed.feeding].drains
+    cdef uint64_t grace_us = FEED_DRAIN_US if drains else FEED_GRACE_US
     if feed.hear_us == 0:
-        if not view.silent:
+        if not view.silent and not drains:
             return
         feed.hear_us = now
         feed_watch(feed, view.head_sequence)
-    if feed.parents[feed.feeding].news_us:
+    if feed.parents[feed.feeding].news_us and not drains:
         feed.hear_us = 0
         return
     for i in range(feed.parents_count):
         parent = &feed.parents[i]
-        if parent.news_us and now - parent.news_us >= FEED_GRACE_US and (
-            parent_fits(feed, view, i)
-        ):
+        if i == feed.feeding or (drains and view.peers[i].drains):
+            continue
+        if parent.news_us and now - parent.news_us >= grace_us and parent_fits(feed, view, i):
             feed_take(feed, i)
             return
 

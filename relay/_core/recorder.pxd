@@ -13,12 +13,12 @@
 #      kinds and reasons, tells relay/recorder.py.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from relay._core.atomics cimport (
     fence_acquire, fence_release, load_u64, load_u64_relaxed, store_u64, store_u64_relaxed,
 )
+from relay._core.tables cimport table_close, table_open
 
 cdef enum:
     RECORD_KEEP_US = 600000000
@@ -52,6 +52,7 @@ cdef enum:  # kinds; from RECORD_COMMON on they are counted together
     RECORD_GOODBYE = 15
     RECORD_PAUSED = 16
     RECORD_GAP = 17
+    RECORD_FALLBACK = 18
     RECORD_COMMON = 32
     RECORD_JOIN_ASKED = 32
     RECORD_HOLE = 33
@@ -64,6 +65,7 @@ cdef enum:  # kinds; from RECORD_COMMON on they are counted together
     RECORD_DROP = 40
     RECORD_REFUSE = 41
     RECORD_SOURCE_REFUSED = 42
+    RECORD_MOVE = 43
 
 cdef struct record_t:         # 64 B; owner: the recorder's writer
     uint64_t word             # twice its number in the lane, + 2; one less while it is written
@@ -94,7 +96,7 @@ cdef struct recorder_t:
     uint64_t washed_total     # overwritten before their time
 
 cdef inline int lane_open(lane_t* lane, uint64_t size) noexcept nogil:
-    lane.records = <record_t*>calloc(size, sizeof(record_t))    # touched only as far as used
+    lane.records = <record_t*>table_open(size, sizeof(record_t))    # touched only as far as used
     lane.size = size
     lane.next = 0
     return 0 if lane.records != NULL else -1
@@ -104,8 +106,8 @@ cdef inline int recorder_open(recorder_t* recorder, uint64_t rare, uint64_t comm
     return lane_open(&recorder.rare, rare) | lane_open(&recorder.common, common)
 
 cdef inline void recorder_close(recorder_t* recorder) noexcept nogil:
-    free(recorder.rare.records)
-    free(recorder.common.records)
+    table_close(recorder.rare.records)
+    table_close(recorder.common.records)
     recorder.rare.records = recorder.common.records = NULL
 
 # --- the writer ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from relay._core.connection cimport (
     PARTING_US, SHUT_WR, recv, shard_free, shard_leave, shard_swallow, shard_t, shard_watch,
     shutdown,
 )
-from relay._core.engine cimport now_us
+from relay._core.engine cimport engine_find, now_us
 from relay._core.heads cimport heads_drop
 from relay._core.http_head cimport (
     HEAD_BYTES_MAX, METHOD_GET, METHOD_HEAD, head_end, head_parse, head_t,
@@ -25,6 +25,7 @@ from relay._core.listener cimport HEAD, MSG_DONTWAIT, MSG_NOSIGNAL, PARTING, lis
 from relay._core.pace cimport SLOT_US, wheel_put
 from relay._core.recorder cimport RECORD_NOBODY, RECORD_REFUSE, record
 from relay._core.redirect cimport redirect_write, retry_after_s
+from relay._core.stream cimport stream_drop, stream_t
 
 cdef extern from "replies.h" nogil:
     ctypedef struct refusal_t:
@@ -75,6 +76,22 @@ cdef inline uint32_t refusal_redirect(shard_t* shard, const head_t* head) noexce
     memcpy(shard.reply + used + location_bytes, REPLY_FOUND_END, end_bytes)
     return used + location_bytes + end_bytes
 
+cdef inline uint64_t refusal_stream(
+    shard_t* shard, int row, const head_t* head
+) noexcept nogil:
+    # The key of the stream that was asked for, for the recorder. 0: none that is here: of names
+    # that somebody thinks up nothing is kept.
+    cdef stream_t* stream
+    cdef uint64_t key
+    if head == NULL or head.path_bytes == 0 or row == REFUSE_MISSING:
+        return 0
+    stream = engine_find(shard.engine, head.path, head.path_bytes)
+    if stream == NULL:
+        return 0
+    key = stream.key
+    stream_drop(stream)
+    return key
+
 cdef inline uint32_t refusal_write(shard_t* shard, int row, const head_t* head) noexcept nogil:
     # The reply, into shard.reply; counted.
     cdef const refusal_t* refusal = &REFUSALS[row]
@@ -98,8 +115,8 @@ cdef inline uint32_t refusal_write(shard_t* shard, int row, const head_t* head) 
             shard.reply, sizeof(shard.reply), REPLY_REFUSED, refusal.status, field,
             <int>body_bytes, refusal.body,
         )
-    record(&shard.recorder, now_us(), 0, RECORD_REFUSE, refusal.counted_as, RECORD_NOBODY,
-           refusal.code, 0, 0)
+    record(&shard.recorder, now_us(), refusal_stream(shard, row, head), RECORD_REFUSE,
+           refusal.counted_as, RECORD_NOBODY, refusal.code, 0, 0)
     # RFC 9110 §9.3.2: the answer to HEAD has no content
     return size - body_bytes if head != NULL and head.method == METHOD_HEAD else size
 

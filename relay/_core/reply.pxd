@@ -16,7 +16,8 @@ from relay._core.anchor cimport (
 )
 from relay._core.atomics cimport load_pointer, load_u32
 from relay._core.connection cimport http_date, shard_t
-from relay._core.engine cimport wall_ms
+from relay._core.engine cimport engine_t, wall_ms
+from relay._core.fallback_look cimport rule_stands
 from relay._core.http_head cimport (
     AT_PLACE, METHOD_GET, METHOD_HEAD, RANGE_NONE, RANGE_PROBE, head_t, strncasecmp,
 )
@@ -63,7 +64,7 @@ cdef inline bint info_takes_titles(const info_t* info) noexcept nogil:
 
 cdef inline bint stream_takes_titles(stream_t* stream) noexcept nogil:
     cdef info_t* info = <info_t*>load_pointer(<void**>&stream.info)
-    return info != NULL and info_takes_titles(info)
+    return info != NULL and (stream.config.icy_ogg != 0 or info_takes_titles(info))
 
 cdef inline uint32_t shard_write_reply(
     shard_t* shard, stream_t* stream, const head_t* head, bint icy
@@ -98,11 +99,14 @@ cdef inline uint32_t shard_write_reply(
     return <uint32_t>size + 2
 
 cdef inline bint stream_wants_place(
-    const stream_t* stream, const head_t* head, bint icy, bint by_default
+    engine_t* engine, const stream_t* stream, const head_t* head, bint icy, bint by_default
 ) noexcept nogil:
-    # Is this request to be sent to a place? Not where listeners may be moved to a fallback: byte N
-    # of what they got would then be another one than byte N of the place.
-    return stream.config.fallback == 0 and anchor_wanted(head, icy, by_default)
+    # Is this request to be sent to a place? Not where listeners may be moved to a fallback, or hear
+    # an intro first: byte N of what they got would then be another one than byte N of the place.
+    return (
+        not rule_stands(engine, stream) and stream.config.intro == 0
+        and anchor_wanted(head, icy, by_default)
+    )
 
 cdef inline bint stream_gives_place(
     stream_t* stream, begin_t* begin, ring_t* newest
@@ -126,7 +130,8 @@ cdef inline int shard_reply_head(
         return REFUSE_MOUNT_FULL
     anchor_begin(&begin, head, ring, before, False, True)
     if begin.how == BEGIN_LIVE and not (
-        stream_wants_place(stream, head, False, False) and stream_gives_place(stream, &begin, ring)
+        stream_wants_place(shard.engine, stream, head, False, False)
+        and stream_gives_place(stream, &begin, ring)
     ) and anchor_live(&begin, ring, stream.config.burst_us):
         begin.how = BEGIN_LIVE      # a probe gets its bytes from there
     if begin.how == BEGIN_SEND_ON and shard_send_on(shard, index, head, &begin):

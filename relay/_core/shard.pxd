@@ -10,14 +10,17 @@
 #   3. Never takes the GIL, never blocks but in epoll_wait; holds the table lock for a look-up only.
 #   4. The hot path: epoll_wait → shard_serve_due → shard_serve → shard_flow → listener_flow → send.
 #      Nothing is allocated on it.
-#   5. The first shard also looks, for all, at the streams that have a fallback (fallback_look.pxd).
+#   5. What an administrator asks of listeners comes last (orders_step.pxd).
+#   6. The first shard also looks, for all, at the streams that have a fallback (fallback_look.pxd).
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from relay._core.arrive cimport shard_arrive
 from relay._core.atomics cimport load_u32
 from relay._core.budget cimport EVENTS_MIN, TURN_US_MAX, budget_bite, budget_make, budget_t
 from relay._core.connection cimport (
-    DATA_LISTEN, DATA_WAKE, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EVENTS_MAX,
+    DATA_ARRIVALS, DATA_LISTEN, DATA_WAKE, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
+    EVENTS_MAX,
     door_error, epoll_event, epoll_wait, shard_close, shard_counters_t, shard_end, shard_flow,
     shard_free, shard_is_fixed, shard_keep_tempo, shard_open, shard_publish, shard_snapshot,
     shard_swallow, shard_t,
@@ -35,13 +38,21 @@ from relay._core.listener cimport (
     END_CLOSED, END_GARBAGE, END_RESET, END_SHUTDOWN, END_STALLED, END_STREAM, ETIMEDOUT, FLOWING,
     FREE, HEAD, PARKED, PARTING, flow_open, flow_t, listener_skip_later, listener_t,
 )
+from relay._core.orders_step cimport shard_carry_out, shard_has_order
 from relay._core.pace cimport (
-    NOBODY, SLOT_US, wheel_next_us, wheel_put, wheel_t, wheel_take, wheel_turn,
+    NOBODY, SLOT_US, wheel_next_us, wheel_peek, wheel_put, wheel_t, wheel_take, wheel_turn,
 )
 from relay._core.retire cimport turn_begin, turn_end
 from relay._core.tempo cimport tempo_open
 
+cdef extern from * nogil:
+    """
+    #define RELAY_PREFETCH(address) __builtin_prefetch((const void *)(address))
+    """
+    void prefetch "RELAY_PREFETCH"(const void* address)
+
 cdef enum:
+    CACHE_LINE = 64
     IDLE_US_MAX = 100000      # a turn at least so often
     GUESTS_US = 5000          # half a slot
     GUESTS_MIN = 4
@@ -65,26 +76,34 @@ cdef inline void shard_run(shard_t* shard) noexcept nogil:
         began = now_us()
         shard.bites_us = shard.visits = shard.visits_fixed = 0
         if shard.number == 0:
-            fallback_look(shard.engine, began)
+            fallback_look(shard.engine, &shard.recorder, began)
         behind_us = shard_serve_due(shard, began)
         served_us = now_us()
         done = shard_events(shard, events, done, count, began)
+        shard_arrive(shard)
         shard_attend(shard, began)
         if load_u32(&shard.draining):
             shard_stop_accepting(shard)
         shard_expire_heads(shard, began)
         shard_open_door(shard, began)
+        shard_carry_out(shard)
         shard.counters.turns_total += 1
         shard_keep_tempo(shard, began, served_us, behind_us)
         shard_publish(shard)
         turn_end(&shard.engine.retire, shard.number)
     turn_begin(&shard.engine.retire, shard.number)
+    shard.draining = 1
+    shard.arrivals_wait = True
+    shard_arrive(shard)
     shard_farewell(shard)
     turn_end(&shard.engine.retire, shard.number)
 
 cdef inline int shard_wait_ms(shard_t* shard) noexcept nogil:
     # How long nothing is to be done unless something comes.
-    if shard.callers or shard.heads.queue.count > 0:
+    if (
+        shard.callers or shard.heads.queue.count > 0 or shard_has_order(shard)
+        or shard.arrivals_wait
+    ):
         return 0
     return <int>((wheel_next_us(&shard.wheel, now_us(), IDLE_US_MAX) + 999) // 1000)
 
@@ -108,6 +127,7 @@ cdef inline uint64_t shard_serve_due(shard_t* shard, uint64_t now) noexcept nogi
         if late_us > shard.counters.late_us_max:
             shard.counters.late_us_max = late_us
     while member != <uint32_t>NOBODY:
+        shard_prefetch(shard, wheel_peek(wheel))
         if shard_is_guest(&shard.records[member]):
             guests += 1
         if guests > GUESTS_MIN and shard_is_guest(&shard.records[member]) and (
@@ -122,6 +142,16 @@ cdef inline uint64_t shard_serve_due(shard_t* shard, uint64_t now) noexcept nogi
             looked_us = shard_bite(shard, looked_us)
         member = wheel_take(wheel)
     return behind_us
+
+cdef inline void shard_prefetch(shard_t* shard, uint32_t member) noexcept nogil:
+    # In a full house a record has left the cache since its last turn. That of the next one comes
+    # back while the kernel sends to the one before.
+    cdef size_t at = 0
+    if member == <uint32_t>NOBODY:
+        return
+    while at < sizeof(listener_t):
+        prefetch(<const char*>&shard.records[member] + at)
+        at += CACHE_LINE
 
 cdef inline uint64_t shard_bite(shard_t* shard, uint64_t looked_us) noexcept nogil:
     # Between two listeners: a look at the door, where it is time for one. Answers when it had the
@@ -201,6 +231,8 @@ cdef inline void shard_told(
         shard.callers = True
     elif index == <uint32_t>DATA_WAKE:
         eventfd_read(shard.wake_fd, &token)
+    elif index == <uint32_t>DATA_ARRIVALS:
+        shard.arrivals_wait = True
     elif shard.records[index].state != FREE and (
         shard.records[index].generation == <uint32_t>(token >> 32)
     ):

@@ -64,7 +64,11 @@ cdef struct stream_config_t:  # per mount; units in the names; set before the fi
     uint32_t fallback         # which of the engine's rules holds for its listeners, + 1; 0: none
     # 1: an Ogg chain that begins here gets a serial that no other mount has
     uint32_t own_serial
+    uint32_t ogg_page_us      # pages that begin here last at most so long; 0: as they come
     uint32_t anchor           # 1: who asks for no place is sent to one (anchor.pxd)
+    uint32_t icy_ogg          # 1: title blocks for formats that carry titles themselves, too
+    uint32_t intro            # which of the engine's intros its listeners hear first, + 1; 0: none
+    uint32_t asks             # 1: Python says who may listen (door.pxd: shard_must_ask)
 
 cdef struct stream_counters_t:      # owner: the writer, unless said otherwise
     uint64_t received_bytes_total
@@ -113,8 +117,11 @@ cdef struct stream_t:
     uint32_t closed           # 1: unlinked from the table; its listeners are ended
     uint32_t rings            # live rings of this stream
     uint64_t epoch_highest    # ms; the next epoch is higher
+    uint64_t epoch_wished     # ms; a node below has heard the epoch before it (owner: backbone)
+    uint64_t source_waits_us  # when a source of this node last found the backbone in its place
     uint64_t origin           # low half of the origin's node id
     uint32_t listeners        # attached now, all shards
+    uint32_t relays           # of the listeners, those that are servers and pass it on
     uint32_t readers          # Python subscribers
     uint32_t downstream       # children subscribed (owner: backbone)
     uint32_t away             # of its listeners, those that hear a fallback (owner: shards)

@@ -8,26 +8,35 @@
 #      anew for each parent process, so that nothing queued for the last one can reach it.
 #   3. Silence is answered by dialling anew: libzmq never does once it has taken a message for
 #      malformed, and learns late or never that a firewall has forgotten a connection.
-#   4. Knows no streams: what one upstream has of a stream is the link's.
+#   4. Knows no streams: what one upstream has of a stream is the link's. Of header blobs it keeps
+#      the one that is on its way: a node gives one answer after the other, so there is one at a
+#      time, and what one upstream can make us keep of pieces is HEADER_BYTES_MAX.
+#   5. What it says without an end is relay/endless.py's affair, which asks for what only this
+#      thread knows: how many messages came whole, and which descriptor the DEALER has.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcmp, memcpy, memset, strcmp
+from libc.stdlib cimport atoi, free, malloc
+from libc.string cimport memcmp, memcpy, memset, strcmp, strrchr
 
+from relay._core.atomics cimport store_u32
 from relay._core.hop cimport HOP_ANSWER_US
 from relay._core.parents cimport (
     PARENTS_MAX, PEER_CONNECTING, PEER_LOOP, PEER_LOST, PEER_UP, peer_t,
 )
 from relay._core.versions cimport versions_t
 from relay._core.wire cimport (
-    WIRE_ADDRESS_BYTES_MAX, WIRE_PATH_MAX, wire_beacon_t, writer_t,
+    WIRE_ADDRESS_BYTES_MAX, WIRE_PATH_MAX, wire_beacon_t, wire_header_t, writer_t,
 )
 from relay._core.zmq_api cimport *
 
 cdef enum:
     UPSTREAMS_MAX = PARENTS_MAX
-    WINDOW_MAX = 32           # requests open at one upstream, whatever the number of streams
+    WINDOW_MAX = 32           # joins and repairs open at one upstream, of all streams together
     REPAIR_ADDRESS_BYTES = 512
+    ANSWER_BYTES_MAX = 196608   # a message, and what CURVE adds; as the SUB has it
+    EVENT_BYTES = 6           # of a monitor's first part: event (16 bits) and value (32)
+    EVENT_VALUE = 2           # where the value begins
     # silence after which the SUB is connected anew; jitter adds up to as much
     REDIAL_US = 2000000
 
@@ -43,11 +52,25 @@ cdef struct pages_t:          # an upstream's directory, as far as it has told i
     uint64_t missed_us        # when it is asked for anew, since some of it had no room; 0: it had
     bint whole                # all of it has come once
 
+cdef struct blob_t:           # a header blob that comes in pieces
+    uint8_t* bytes            # owned; NULL: none
+    uint32_t request          # whose answer it is a part of
+    uint32_t size_bytes
+    uint32_t filled_bytes
+
 cdef struct upstream_t:
     zmq_api_t* api            # borrowed
     void* context             # borrowed
     void* sub                 # relay/backbone.py's
     void* dealer              # NULL until the first beacon
+    void* monitor             # tells of the DEALER's connections; NULL: nobody does
+    uint32_t dealers          # made so far
+    # read by any thread: messages that came whole (modulo 2**32); the descriptor of the DEALER's
+    # newest connection, + 1 (0: none yet), and the port that it leads to
+    uint32_t published
+    uint32_t answered
+    uint32_t dealer_fd
+    uint32_t dealer_port
     curve_t curve             # our keys and this upstream's, for the DEALER
     char host[WIRE_ADDRESS_BYTES_MAX + 1]       # tcp://host, without the port
     char address[WIRE_ADDRESS_BYTES_MAX + 1]    # tcp://host:port, as the SUB was connected
@@ -59,6 +82,7 @@ cdef struct upstream_t:
     uint64_t path[WIRE_PATH_MAX]  # low halves of the ids above it, nearest first
     uint32_t path_count
     pages_t pages
+    blob_t blob
     uint32_t feeds            # streams that it feeds, as of the last beacon
     uint64_t lost_total       # times that it was lost
     uint64_t redial_us        # when a silent SUB is connected anew; 0: not silent
@@ -69,7 +93,42 @@ cdef struct upstream_t:
 cdef inline void dealer_option(upstream_t* up, int option, int value) noexcept nogil:
     up.api.setsockopt(up.dealer, option, &value, sizeof(int))
 
+cdef inline void dealer_watch(upstream_t* up) noexcept nogil:
+    # Before it connects: its monitor has a reader from the first event on, as libzmq's thread waits
+    # for one.
+    cdef char address[64]
+    cdef int none = 0
+    up.dealers += 1
+    snprintf(address, 64, "inproc://dealer-%u-%u", up.index, up.dealers)
+    if up.api.socket_monitor(up.dealer, address, RELAY_ZMQ_EVENT_CONNECTED) != 0:
+        return
+    up.monitor = up.api.socket(up.context, RELAY_ZMQ_PAIR)
+    if up.monitor == NULL:
+        up.api.socket_monitor(up.dealer, NULL, 0)
+        return
+    up.api.setsockopt(up.monitor, RELAY_ZMQ_LINGER, &none, sizeof(int))
+    up.api.setsockopt(up.monitor, RELAY_ZMQ_RCVHWM, &none, sizeof(int))
+    up.api.connect(up.monitor, address)
+
+cdef inline void dealer_look(upstream_t* up) noexcept nogil:
+    # Has it a connection since the last look?
+    cdef relay_msg_t msg
+    cdef uint32_t fd
+    if up.monitor == NULL:
+        return
+    up.api.msg_init(&msg)
+    while up.api.msg_recv(&msg, up.monitor, RELAY_ZMQ_DONTWAIT) >= 0:
+        if up.api.msg_more(&msg) and up.api.msg_size(&msg) == EVENT_BYTES:
+            memcpy(&fd, <uint8_t*>up.api.msg_data(&msg) + EVENT_VALUE, 4)
+            store_u32(&up.dealer_fd, fd + 1)
+    up.api.msg_close(&msg)
+
 cdef inline void dealer_close(upstream_t* up) noexcept nogil:
+    if up.monitor != NULL:      # first: libzmq's thread would wait for one that nobody reads
+        up.api.socket_monitor(up.dealer, NULL, 0)
+        up.api.close(up.monitor)
+        up.monitor = NULL
+    store_u32(&up.dealer_fd, 0)
     if up.dealer != NULL:
         dealer_option(up, RELAY_ZMQ_LINGER, 0)
         up.api.close(up.dealer)
@@ -78,7 +137,8 @@ cdef inline void dealer_close(upstream_t* up) noexcept nogil:
 
 cdef inline bint dealer_connect(upstream_t* up) noexcept nogil:
     # False: what was announced is no address; a beacon with another may come.
-    cdef long long size_max = 196608
+    cdef long long size_max = ANSWER_BYTES_MAX
+    cdef const char* port = strrchr(up.repair_address, 58)      # ':'
     dealer_close(up)
     up.unheard_us = 0
     up.dealer = up.api.socket(up.context, RELAY_ZMQ_DEALER)
@@ -97,6 +157,8 @@ cdef inline bint dealer_connect(upstream_t* up) noexcept nogil:
     dealer_option(up, RELAY_ZMQ_TCP_KEEPALIVE_INTVL, 2)
     dealer_option(up, RELAY_ZMQ_TCP_MAXRT, 5000)
     up.api.setsockopt(up.dealer, RELAY_ZMQ_MAXMSGSIZE, &size_max, sizeof(size_max))
+    store_u32(&up.dealer_port, 0 if port == NULL else <uint32_t>atoi(port + 1))
+    dealer_watch(up)
     if zmq_curve(up.api, up.dealer, &up.curve) != 0 or (
         up.api.connect(up.dealer, up.repair_address) != 0
     ):
@@ -144,6 +206,30 @@ cdef inline bint upstream_redial(
         return True
     return False
 
+# --- header blobs --------------------------------------------------------------------------------
+
+cdef inline void blob_forget(blob_t* blob) noexcept nogil:
+    free(blob.bytes)
+    blob.bytes = NULL
+
+cdef inline bint blob_grow(
+    blob_t* blob, uint32_t request, const wire_header_t* piece,
+) noexcept nogil:
+    # One more piece of the answer to this request. False: it is not the next one.
+    if piece.offset == 0:
+        blob_forget(blob)
+        blob.bytes = <uint8_t*>malloc(piece.total_bytes)
+        blob.request = request
+        blob.size_bytes = piece.total_bytes
+        blob.filled_bytes = 0
+    if blob.bytes == NULL or request != blob.request or (
+        piece.offset != blob.filled_bytes or piece.total_bytes != blob.size_bytes
+    ):
+        return False
+    memcpy(blob.bytes + piece.offset, piece.bytes, piece.size_bytes)
+    blob.filled_bytes += piece.size_bytes
+    return True
+
 # --- who is there --------------------------------------------------------------------------------
 
 cdef enum:  # upstream_adopt
@@ -187,7 +273,8 @@ cdef inline int upstream_adopt(upstream_t* up, const wire_beacon_t* beacon) noex
     return ADOPTED_MOVED if same else ADOPTED_NEW
 
 cdef inline void pages_anew(pages_t* pages) noexcept nogil:
-    # All of its directory is asked for once more: what is on its way is of the time before.
+    # All of its directory is asked for once more. A page that is on its way is of the time before:
+    # it would move `since` on again, and what was forgotten would never come.
     pages.since = pages.best = 0
     pages.request = pages.stuck = 0
 

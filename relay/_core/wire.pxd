@@ -168,7 +168,7 @@ cdef struct wire_ask_t:       # a join or directory request
 cdef struct wire_page_t:
     uint64_t node_id[2]
     uint64_t version          # the sender's directory as of this page
-    uint8_t flags             # PAGE_LAST
+    uint8_t flags             # PAGE_…
     uint32_t count
 
 cdef struct wire_entry_t:     # one stream of a directory

@@ -29,6 +29,7 @@ typedef struct {
     int (*close)(void *socket);
     int (*connect)(void *socket, const char *endpoint);
     int (*disconnect)(void *socket, const char *endpoint);
+    int (*socket_monitor)(void *socket, const char *endpoint, int events);
     int (*setsockopt)(void *socket, int option, const void *value, size_t size);
     int (*poll)(relay_poll_t *items, int count, long timeout_ms);
     int (*errnum)(void);
@@ -55,7 +56,7 @@ typedef struct {  /* how a socket that we connect proves who it is, and knows th
 } curve_t;
 
 enum {
-    RELAY_ZMQ_DEALER = 5,
+    RELAY_ZMQ_PAIR = 0, RELAY_ZMQ_DEALER = 5,
     RELAY_ZMQ_SUBSCRIBE = 6, RELAY_ZMQ_UNSUBSCRIBE = 7, RELAY_ZMQ_LINGER = 17,
     RELAY_ZMQ_RECONNECT_IVL = 18, RELAY_ZMQ_RECONNECT_IVL_MAX = 21, RELAY_ZMQ_MAXMSGSIZE = 22,
     RELAY_ZMQ_SNDHWM = 23, RELAY_ZMQ_RCVHWM = 24, RELAY_ZMQ_TCP_KEEPALIVE = 34,
@@ -63,7 +64,7 @@ enum {
     RELAY_ZMQ_IMMEDIATE = 39, RELAY_ZMQ_IPV6 = 42, RELAY_ZMQ_HANDSHAKE_IVL = 66,
     RELAY_ZMQ_CURVE_PUBLICKEY = 48, RELAY_ZMQ_CURVE_SECRETKEY = 49, RELAY_ZMQ_CURVE_SERVERKEY = 50,
     RELAY_ZMQ_TCP_MAXRT = 80,
-    RELAY_ZMQ_SRCFD = 2,
+    RELAY_ZMQ_SRCFD = 2, RELAY_ZMQ_EVENT_CONNECTED = 1,
     RELAY_ZMQ_DONTWAIT = 1, RELAY_ZMQ_SNDMORE = 2, RELAY_ZMQ_POLLIN = 1
 };
 
@@ -84,6 +85,7 @@ static inline const char *zmq_api_load(zmq_api_t *api, const char *path)
     RELAY_TAKE(close, "zmq_close");
     RELAY_TAKE(connect, "zmq_connect");
     RELAY_TAKE(disconnect, "zmq_disconnect");
+    RELAY_TAKE(socket_monitor, "zmq_socket_monitor");
     RELAY_TAKE(setsockopt, "zmq_setsockopt");
     RELAY_TAKE(poll, "zmq_poll");
     RELAY_TAKE(errnum, "zmq_errno");

@@ -21,6 +21,7 @@ cdef extern from "zmq_api.h" nogil:
         int (*close)(void* socket) noexcept nogil
         int (*connect)(void* socket, const char* endpoint) noexcept nogil
         int (*disconnect)(void* socket, const char* endpoint) noexcept nogil
+        int (*socket_monitor)(void* socket, const char* endpoint, int events) noexcept nogil
         int (*setsockopt)(void* socket, int option, const void* value, size_t size) noexcept nogil
         int (*poll)(relay_poll_t* items, int count, long timeout_ms) noexcept nogil
         int (*errnum)() noexcept nogil
@@ -47,6 +48,7 @@ cdef extern from "zmq_api.h" nogil:
     int zmq_curve(const zmq_api_t* api, void* socket, const curve_t* curve)
 
     enum:
+        RELAY_ZMQ_PAIR
         RELAY_ZMQ_DEALER
         RELAY_ZMQ_SUBSCRIBE
         RELAY_ZMQ_UNSUBSCRIBE
@@ -64,6 +66,7 @@ cdef extern from "zmq_api.h" nogil:
         RELAY_ZMQ_HANDSHAKE_IVL
         RELAY_ZMQ_TCP_MAXRT
         RELAY_ZMQ_SRCFD
+        RELAY_ZMQ_EVENT_CONNECTED
         RELAY_ZMQ_DONTWAIT
         RELAY_ZMQ_SNDMORE
         RELAY_ZMQ_POLLIN

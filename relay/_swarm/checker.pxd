@@ -64,6 +64,8 @@ cdef inline void checker_frame(checker_t* checker, mark_t* mark, uint64_t now_us
         tally.frames_repeated += 1
         return
     jump = mark.sequence - checker.sequence
+    if jump > damaged:
+        histogram_add(&tally.skip, mark.written_us - checker.heard_us)
     checker.heard_us = mark.written_us
     if jump > damaged and checker.may_skip:
         tally.skips_allowed += 1

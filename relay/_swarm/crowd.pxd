@@ -18,7 +18,7 @@ from relay._swarm.checker cimport checker_t
 from relay._swarm.frame cimport FRAME_BYTES, FRAME_US, frame_find, mark_t
 from relay._swarm.listener cimport (
     ASKED, BYTES_MAX, CONNECTING, EAGAIN, EINTR, ENDED, FLAG_FLOOD, FLAG_ICY, FLAG_REPEATED,
-    FLAG_SAMPLED, FREE, MSG_DONTWAIT, MSG_TRUNC, NOBODY, PLAYING, REFUSED, errno,
+    FLAG_SAMPLED, FREE, MSG_DONTWAIT, MSG_TRUNC, NOBODY, PLAYING, REFUSED, SETTLE_US, errno,
     listener_arrival, listener_count, listener_t, listener_take, listener_walk, recv, rules_t,
 )
 from relay._swarm.mount cimport MOUNTS_MAX, mount_t
@@ -290,6 +290,7 @@ cdef inline void crowd_accepted(
         return
     if listener.first_us == 0:
         listener.first_us = swarm_now_us()
+        listener.judged_by_us = listener.first_us + SETTLE_US
         histogram_add(&tally.first_audio, listener.first_us - listener.begun_us)
     if crowd_start(crowd, listener, reply, size):
         crowd_read(crowd, listener)

@@ -7,7 +7,8 @@
 #   3. Its position comes from the first frame's own sequence; from then on it grows by what
 #      arrives, and is held against what its source wrote (mount_lag_us), at each arrival before the
 #      new bytes count (that is when it is worst) and by the loop's sweep when nothing arrives.
-#   4. It is judged once it has caught up with the head, or SETTLE_US after its first audio.
+#   4. It is judged once it has caught up with the head, or SETTLE_US after its first audio, or
+#      ASKED_AGAIN_US after it read on.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -52,6 +53,7 @@ cdef enum:  # what listener_read answers
 cdef enum:
     BYTES_MAX = 65536         # of one read
     SETTLE_US = 5000000
+    ASKED_AGAIN_US = 20000000 # a sender that was shut out for 24 s asks 7 to 13 s later
     NOBODY = 0xFFFFFFFF
 
 cdef struct listener_t:       # owner: the loop
@@ -64,7 +66,8 @@ cdef struct listener_t:       # owner: the loop
     mount_t* mount
     checker_t* checker        # of a sampled one; owned
     uint64_t begun_us         # connect() was called
-    uint64_t first_us         # first body byte, or when it read on after a lag; 0: none yet
+    uint64_t first_us         # first body byte; 0: none yet
+    uint64_t judged_by_us     # from then on it is judged, caught up or not
     uint64_t last_us          # latest arrival; of a refused one: when its reply was whole
     uint64_t gap_us_max       # between two arrivals, in this window
     int64_t position          # of the next audio byte, in the programme
@@ -83,7 +86,7 @@ cdef inline void listener_judge(
 ) noexcept nogil:
     # Is what it has heard the head's advance, within one pace?
     if not listener.flags & FLAG_SETTLED:
-        if lag > rules.late_us and now < listener.first_us + SETTLE_US:
+        if lag > rules.late_us and now < listener.judged_by_us:
             return
         listener.flags |= FLAG_SETTLED
         if listener.checker != NULL:

@@ -23,8 +23,8 @@ from relay._swarm.crowd cimport (
     swarm_shrink, swarm_sleep_until, swarm_stands,
 )
 from relay._swarm.listener cimport (
-    FLAG_BEHIND, FLAG_SETTLED, FREE, LAGGING, NOBODY, PLAYING, REFUSED, STALLED, listener_judge,
-    listener_t,
+    ASKED_AGAIN_US, FLAG_BEHIND, FLAG_SETTLED, FREE, LAGGING, NOBODY, PLAYING, REFUSED, STALLED,
+    listener_judge, listener_t,
 )
 from relay._swarm.mount cimport mount_head, mount_lag_us
 from relay._swarm.sources cimport sources_t
@@ -217,7 +217,8 @@ cdef inline uint32_t loop_read_on(loop_t* loop, uint32_t group, uint64_t now) no
             continue
         listener.state = PLAYING
         listener.flags &= <uint8_t>~<int>FLAG_SETTLED
-        listener.first_us = listener.last_us = listener.checker.live_us = now
+        listener.last_us = listener.checker.live_us = now
+        listener.judged_by_us = now + ASKED_AGAIN_US
         listener.checker.may_skip = True
         swarm_offer(listener.fd, WINDOW_BYTES)
         crowd_watch(&loop.crowd, listener, 0)

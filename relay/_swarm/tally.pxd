@@ -54,6 +54,7 @@ cdef struct tally_t:
     histogram_t lateness      # of each frame of the sample
     histogram_t gap           # between two arrivals, of all
     histogram_t lag           # age of the oldest byte of each arrival, of all
+    histogram_t skip          # of each forward jump: the writes of the frames on either side
 
 cdef inline void tally_failed(tally_t* tally, int error) noexcept nogil:
     tally.failed[error if 0 <= error < ERRNOS else ERRNOS - 1] += 1

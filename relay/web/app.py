@@ -15,18 +15,20 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from relay.auth import REALM, credentials, same_secret
+from relay.address import parse_base_url
+from relay.auth import REALM
+from relay.errors import MountError
 from relay.recorder import KEEP_S, RECORDS_DEFAULT, RECORDS_MAX, seconds
-from relay.web import metrics, pages, titles
-from relay.web.facts import Desk, icestats_document, status_document, stream_document
+from relay.web import icestats, metrics, pages, titles
+from relay.web.admin import Admin, is_admin
+from relay.web.events import COUNTED, Events
+from relay.web.facts import Desk, status_document, stream_document
 
 BODY_BYTES_MAX = 16384
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
-    "Access-Control-Allow-Headers": (
-        "Icy-MetaData, Range, If-Range, Authorization, Content-Type, Accept, Origin"
-    ),
+    "Access-Control-Allow-Headers": "Icy-MetaData, Range, If-Range, Authorization, Content-Type",
     "Access-Control-Expose-Headers": (
         "icy-metaint, icy-name, icy-br, icy-genre, icy-url, icy-description, ice-audio-info, "
         "Content-Length, Content-Range"
@@ -76,6 +78,11 @@ def _in_words(error: web.HTTPException) -> str:
     return error.reason.lower()
 
 
+async def no_tls(request: web.Request) -> web.Response:
+    """This door speaks plain HTTP, whatever `Upgrade` asks for (RFC 9110 §7.8 lets it)."""
+    return error_reply(400, "there is no TLS here")
+
+
 async def finish(request: web.Request, response: web.StreamResponse) -> None:
     """The lines that every reply carries."""
     response.force_close()
@@ -83,6 +90,12 @@ async def finish(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Server"] = "Relay"
     response.headers.setdefault("Cache-Control", "no-store")
+
+
+def not_admin() -> web.Response:
+    """What strangers are told."""
+    why = "this page wants the admin's password (Basic)"
+    return error_reply(401, why, **{"WWW-Authenticate": f'Basic realm="{REALM}"'})
 
 
 class Pages:
@@ -93,7 +106,10 @@ class Pages:
         self._metrics = metrics.exposition(desk.facts)
 
     def base_url(self, request: web.Request) -> str:
-        """This node as the asker knows it; its own address when the Host header is odd."""
+        """This node as the settings call it, or as the asker knows it; its own address when the
+        Host header is odd."""
+        if told := self._desk.config.http.base_url:
+            return parse_base_url(told)
         host = request.headers.get("Host", "")
         if not re.fullmatch(
             r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:\d{1,5})?", host
@@ -123,12 +139,8 @@ class Pages:
 
     async def recorder(self, request: web.Request) -> web.Response:
         """GET /api/v1/recorder: what was decided in the last minutes; for the admin alone."""
-        user, secret = credentials(request.headers.get("Authorization")) or ("", "")
-        if user not in {"", "admin"} or not same_secret(
-            secret, self._desk.config.http.admin_password
-        ):
-            why = "this page wants the admin's password (Basic)"
-            return error_reply(401, why, **{"WWW-Authenticate": f'Basic realm="{REALM}"'})
+        if not is_admin(self._desk.config, request.headers.get("Authorization")):
+            return not_admin()
         since_s = seconds(request.query.get("since", f"{KEEP_S}"))
         limit = request.query.get("limit", str(RECORDS_DEFAULT))
         if since_s is None:
@@ -138,11 +150,26 @@ class Pages:
         records_max = min(int(limit), RECORDS_MAX)
         return json_reply(self._desk.recording(since_s, request.query.get("stream"), records_max))
 
+    async def listeners(self, request: web.Request) -> web.Response:
+        """GET /api/v1/streams/MOUNT/listeners; for the admin alone."""
+        if not is_admin(self._desk.config, request.headers.get("Authorization")):
+            return not_admin()
+        try:
+            roll = await self._desk.roll("/" + request.match_info["mount"].removeprefix("/"))
+        except MountError as wrong:
+            return error_reply(404, str(wrong))
+        told = [listener._asdict() for listener in roll.listeners]
+        return json_reply({"found": roll.found, "listeners": told})
+
     async def icestats(self, request: web.Request) -> web.Response:
         """GET /status-json.xsl."""
         mount = request.query.get("mount")
-        document = icestats_document(self._desk.facts(), self.base_url(request), mount)
-        return json_reply(document)
+        return json_reply(icestats.stats_json(self._desk.facts(), self.base_url(request), mount))
+
+    async def seven(self, request: web.Request) -> web.Response:
+        """GET /7.html, as SHOUTcast 1 has it."""
+        text = icestats.seven(self._desk.facts(), request.query.get("mount"))
+        return web.Response(text=text, content_type="text/html")
 
     async def health(self, request: web.Request) -> web.Response:
         """GET /healthz: the process lives."""
@@ -176,11 +203,16 @@ class Pages:
         raw: list[str | bytes] = [request.raw_path.partition("?")[2]]
         if request.method == "POST":
             raw.append(await request.read())
+        fields = titles.parse_fields(*raw)
         streams = self._desk.facts().streams
         with_source = [s.mount for s in streams if s.role == "origin" and s.state == "live"]
-        answer = titles.update(
-            self._desk, titles.parse_fields(*raw), request.headers.get("Authorization"), with_source
-        )
+        meant = titles.mounts_meant(self._desk.config, fields, with_source)
+        account = titles.account_of(fields, request.headers.get("Authorization"))
+        says: dict[str, bool | None] = {}
+        if account is not None and not titles.is_admins(self._desk.config, account):
+            where = request.remote or "", request.headers.get("User-Agent", "")
+            says = {m: await self._desk.knows_source(m, account, *where) for m in meant}
+        answer = titles.update(self._desk, fields, meant, account, says)
         headers = {"WWW-Authenticate": f'Basic realm="{REALM}"'} if answer.status == 401 else {}
         return web.Response(
             text=answer.xml, status=answer.status, content_type="text/xml", headers=headers
@@ -209,11 +241,21 @@ def make_app(desk: Desk) -> web.Application:
     app.router.add_get("/api/v1/streams", here.streams)
     app.router.add_get("/api/v1/recorder", here.recorder)
     app.router.add_get("/status-json.xsl", here.icestats)
+    app.router.add_get("/status.xsl", here.index)
+    app.router.add_get("/7.html", here.seven)
+    # libshout asks for TLS here; of what it understands this is the answer for "no".
+    app.router.add_get("/admin/!POKE", no_tls)
     app.router.add_get("/healthz", here.health)
     app.router.add_get("/readyz", here.ready)
     app.router.add_get("/metrics", here.metrics)
     for path in ("/admin/metadata", "/admin/metadata.xsl", "/admin.cgi"):
         app.router.add_get(path, here.metadata)
         app.router.add_post(path, here.metadata)
+    Admin(desk, here.base_url).route(app.router)
+    events = Events(desk)
+    app[COUNTED] = events.snapshot
+    app.router.add_get("/api/v1/streams/{mount:.+}/events", events.answer)
+    app.router.add_get("/api/v1/streams/{mount:.+}/listeners", here.listeners)
+    app.on_shutdown.append(events.close)
     app.router.add_get(r"/{mount:.+}.{kind:m3u|pls|xspf}", here.playlist)
     return app

@@ -3,7 +3,8 @@
 Rules of this room
   1. The bytes that a shard has read are given to aiohttp before anything else is.
   2. Bounds: PAGES_MAX connections (the oldest goes first), PAGE_S seconds for each, TAKE_MAX taken
-     in one turn, so that a flood of pages leaves the loop to others.
+     in one turn, so that a flood of pages leaves the loop to others. Those that a handler keeps
+     (events.py, with a bound of its own) count no more.
   3. What is taken from the queue is ours: served or closed.
 """
 
@@ -13,11 +14,16 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+
+from relay.web.events import COUNTED, KEEP
 
 if TYPE_CHECKING:
     from relay._core import Engine
@@ -37,6 +43,18 @@ PAGE_S = 15.0
 TAKE_MAX = 32
 
 
+def with_host(head: bytes) -> bytes:
+    """The request with a Host line, an empty one where it has none.
+
+    HTTP/1.1 wants one (RFC 9112 §3.2), and aiohttp refuses who has none; some players send none.
+    """
+    lines = re.split(rb"\r?\n\r?\n", head, maxsplit=1)[0]
+    if re.search(rb"(?im)^host[ \t]*:", lines):
+        return head
+    first, end, rest = head.partition(b"\n")
+    return first + end + b"Host:\r\n" + rest if end else head
+
+
 class HandedOver(asyncio.Protocol):
     """Gives an aiohttp protocol its transport and the bytes that came before, and steps aside."""
 
@@ -48,7 +66,18 @@ class HandedOver(asyncio.Protocol):
         """Hand on."""
         transport.set_protocol(self._protocol)
         self._protocol.connection_made(transport)
-        self._protocol.data_received(self._head)
+        self._protocol.data_received(with_host(self._head))
+
+
+def _keeper(door: weakref.ref[PageDoor]) -> Callable[[asyncio.BaseTransport], None]:
+    """`keep` of a door that the application does not hold: else door, application and engine would
+    hold each other when the node is long closed."""
+
+    def keep(transport: asyncio.BaseTransport) -> None:
+        if (here := door()) is not None:
+            here.keep(transport)
+
+    return keep
 
 
 class PageDoor:
@@ -66,6 +95,8 @@ class PageDoor:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pages: dict[asyncio.BaseTransport, float] = {}  # since when, oldest first
+        self._kept: set[asyncio.BaseTransport] = set()
+        app[KEEP] = _keeper(weakref.ref(self))
         self._tasks: set[asyncio.Task[None]] = set()
         self.displaced_total = 0
 
@@ -85,11 +116,23 @@ class PageDoor:
         while (handed := self._engine.take_page()) is not None:
             os.close(handed[0])
         await self._runner.cleanup()
-        for transport in self._pages:
+        for transport in (*self._pages, *self._kept):
             transport.close()
+
+    def snapshot(self) -> dict[str, int]:
+        """Counters by name."""
+        counted = self._runner.app.get(COUNTED)
+        told: dict[str, int] = counted() if callable(counted) else {}
+        return {"page_displaced_total": self.displaced_total, **told}
+
+    def keep(self, transport: asyncio.BaseTransport) -> None:
+        """This connection may stay for as long as its handler wants it."""
+        self._pages.pop(transport, None)
+        self._kept.add(transport)
 
     def tick(self, now: float) -> None:
         """End pages that take too long; `now` is the loop's time."""
+        self._kept = {transport for transport in self._kept if not transport.is_closing()}
         for transport, since in [*self._pages.items()]:
             if transport.is_closing():
                 del self._pages[transport]
@@ -133,7 +176,8 @@ class PageDoor:
         if len(self._pages) >= PAGES_MAX:
             self.displaced_total += 1
             self._end(next(iter(self._pages)))
-        self._pages[transport] = loop.time()
+        if transport not in self._kept:
+            self._pages[transport] = loop.time()
 
     def _end(self, transport: asyncio.BaseTransport) -> None:
         del self._pages[transport]

@@ -8,7 +8,6 @@ Rules of this room
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -16,6 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from relay.config import Config
+from relay.following import Moment
+from relay.listeners import Roll
 
 State = Literal["live", "ready", "waiting", "idle"]
 """live: has a source; ready: has one upstream, and is fetched for whoever comes; waiting: its
@@ -29,7 +30,8 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     state: State
     role: Literal["origin", "edge"]
     epoch: int | None = None
-    listeners: int = 0
+    listeners: int = 0  # the audience: without relays
+    relays: int = 0  # other servers that pull this stream, and pass it on
     lag_ms: int | None = None  # sent by upstream and not whole here; 0 at the origin
     held_ms: int = 0  # media time in the ring
     bitrate_bps: int | None = None
@@ -50,8 +52,18 @@ class StreamFacts(Struct, frozen=True, kw_only=True):
     shadowed: list[str] = []  # upstreams whose source has lost against a higher epoch
     fallback: str | None = None  # the mount that its listeners hear now, in its place
     fallback_listeners: int = 0  # of its listeners, those who do
+    pull: dict[str, Any] | None = None  # of a stream that is fetched over HTTP: url, state, error
     counters: dict[str, int] = {}
     info: dict[str, str] = {}  # the header lines of the reply to listeners
+    source_address: str | None = None  # of the encoder, on its own node
+    source_agent: str = ""  # what it calls itself
+    listeners_max: int = 0  # that the mount takes; 0: no bound of its own
+    fallback_mount: str | None = None  # that is set to stand in
+    codec: str | None = None  # in Ogg: Opus, Vorbis, …
+    artist: str | None = None  # as the comments of an Ogg source tell them: the two parts of title
+    track: str | None = None
+    codec_head: dict[str, str | int] = {}  # what its own head says, by Icecast's names
+    is_listed: bool = False  # in directories, where its source says that it is public
 
 
 class Facts(Struct, frozen=True, kw_only=True):
@@ -71,6 +83,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     upstreams: list[dict[str, Any]] = []  # all of them, in the order of the settings
     counters: dict[str, Any] = {}
     measured: dict[str, dict[str, Any]] = {}  # as Engine.snapshot() has it
+    listeners_max: int = 0
 
 
 class Desk(Protocol):
@@ -89,8 +102,42 @@ class Desk(Protocol):
     def problems(self) -> list[str]:
         """Why it should get no new listeners; empty when it may."""
 
-    def set_title(self, mount: str, text: str) -> None:
-        """Set a title; MountError when the mount has no source here."""
+    async def knows_source(
+        self, mount: str, account: tuple[str, str], address: str, agent: str
+    ) -> bool | None:
+        """What a script says of the account that sets a title; None: there is none to be asked."""
+
+    def set_title(self, mount: str, text: str, url: str = "") -> None:
+        """Set a title, and its URL if it has one; MountError when the mount has no source here."""
+
+    def end_source(self, mount: str) -> None:
+        """End the source of a mount; MountError when it has none here."""
+
+    def fallback_chain(self, mount: str) -> tuple[str, ...]:
+        """The mounts that its listeners hear in its place now, first choice first."""
+
+    def set_fallback(self, mount: str, fallback: str | None) -> None:
+        """Set the fallback of a mount, or take it away; MountError when the mount is not here,
+        ConfigError when it cannot be its fallback."""
+
+    def moment(self, mount: str) -> Moment | None:
+        """What a mount plays just now, and makes it wanted here; None: there is no such mount."""
+
+    async def roll(self, mount: str) -> Roll:
+        """Who listens to a mount; MountError when it is not here."""
+
+    async def end_listeners(self, mount: str, number: int) -> int:
+        """End the listener with this id; how many that were. MountError as for `roll`."""
+
+    async def move_listeners(self, mount: str, to: str, number: int) -> tuple[int, int]:
+        """Send all listeners (0), or one, to another mount; how many were meant, and had to stay.
+        MountError when one of the two is not here, or they are of two formats."""
+
+
+_SETTINGS = (
+    *("listeners_max", "fallback_mount", "codec", "source_address", "source_agent"),
+    *("artist", "track", "codec_head", "is_listed"),
+)
 
 
 def stream_facts(
@@ -99,6 +146,8 @@ def stream_facts(
     """The facts of one stream, from the engine's snapshot and the stream's header lines."""
     is_edge = snapshot["writer"] == "link"
     epoch = snapshot.get("epoch")
+    relays = snapshot.get("relays", 0)
+    listeners = max(0, snapshot["listeners"] - relays)
     lag_ms = snapshot.get("lag_ms")
     state: State = "idle" if epoch is None else "waiting"
     if snapshot["source_up"]:
@@ -110,7 +159,8 @@ def stream_facts(
         state=state,
         role="edge" if is_edge else "origin",
         epoch=epoch,
-        listeners=snapshot["listeners"],
+        listeners=listeners,
+        relays=relays,
         lag_ms=lag_ms if lag_ms is not None or is_edge else 0,
         held_ms=snapshot.get("held_ms", 0),
         bitrate_bps=_bit_rate_bps(snapshot, info),
@@ -118,7 +168,7 @@ def stream_facts(
         name=info.get("icy-name", ""),
         title=snapshot.get("title"),
         head_sequence=snapshot.get("head_sequence"),
-        listeners_peak=max(listeners_peak, snapshot["listeners"]),
+        listeners_peak=max(listeners_peak, listeners),
         upstream=snapshot.get("upstream"),
         switches=snapshot.get("switches", 0),
         hops=snapshot.get("hops", 0),
@@ -131,8 +181,10 @@ def stream_facts(
         shadowed=snapshot.get("shadowed", []),
         fallback=snapshot.get("fallback"),
         fallback_listeners=snapshot.get("fallback_listeners", 0),
+        pull=snapshot.get("pull"),
         counters={k: v for k, v in snapshot["counters"].items() if isinstance(v, int)},
         info=info,
+        **{name: snapshot[name] for name in _SETTINGS if name in snapshot},
     )
 
 
@@ -224,10 +276,19 @@ def source_state(
     return "away" if is_away else "live"
 
 
+# An encoder's address is the admin's business; settings are told by `relay check`; Icecast's
+# statistics alone have artist and title apart.
+_TOLD_ELSEWHERE = (
+    *("info", "source_address", "source_agent", "listeners_max", "fallback_mount"),
+    *("artist", "track", "codec_head", "is_listed"),
+)
+
+
 def stream_document(stream: StreamFacts) -> dict[str, Any]:
     """One entry of `streams` in /api/v1/status."""
     document = msgspec.structs.asdict(stream)
-    del document["info"]
+    for name in _TOLD_ELSEWHERE:
+        del document[name]
     return document
 
 
@@ -251,48 +312,3 @@ def measured_document(seen: dict[str, Any]) -> dict[str, float]:
     if "max_us" in seen:
         return told | {f"{name}_ms": seen[f"{name}_us"] / 1000 for name in names}
     return told | {f"{name}_percent": seen[f"{name}_percent"] for name in (*names, "last")}
-
-
-def _iso8601(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime(seconds))
-
-
-def icestats_document(facts: Facts, base_url: str, mount: str | None = None) -> dict[str, Any]:
-    """/status-json.xsl in the shape of Icecast 2.4 (web/status-json.xsl there).
-
-    `source` is an object for one stream, a list for several and absent for none: readers were
-    written against exactly that. Streams without a source are not shown.
-    """
-    live = [s for s in facts.streams if s.state == "live" and mount in (None, s.mount)]
-    sources = [_icestats_source(stream, base_url) for stream in live]
-    stats: dict[str, Any] = {
-        "admin": "",
-        "host": base_url.partition("://")[2].rpartition(":")[0],
-        "location": "",
-        "server_id": f"Relay {facts.version}",
-        "server_start": time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime(facts.started_at)),
-        "server_start_iso8601": _iso8601(facts.started_at),
-    }
-    if sources:
-        stats["source"] = sources[0] if len(sources) == 1 else sources
-    return {"icestats": stats}
-
-
-def _icestats_source(stream: StreamFacts, base_url: str) -> dict[str, Any]:
-    started_at = (stream.epoch or 0) / 1000
-    source: dict[str, Any] = {
-        "audio_info": stream.info.get("ice-audio-info"),
-        "bitrate": round(stream.bitrate_bps / 1000) if stream.bitrate_bps else None,
-        "genre": stream.info.get("icy-genre", "various"),
-        "listener_peak": stream.listeners_peak,
-        "listeners": stream.listeners,
-        "listenurl": base_url + stream.mount,
-        "server_description": stream.info.get("icy-description", "Unspecified description"),
-        "server_name": stream.name or "Unspecified name",
-        "server_type": stream.content_type,
-        "server_url": stream.info.get("icy-url"),
-        "stream_start": time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime(started_at)),
-        "stream_start_iso8601": _iso8601(started_at),
-        "title": stream.title,
-    }
-    return {**{k: v for k, v in source.items() if v is not None}, "dummy": None}

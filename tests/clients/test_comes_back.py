@@ -124,10 +124,10 @@ def test_chromium_comes_back_by_itself_from_a_reset(house: House, browser: Brows
     before = house.exact()
     browser.open(house.right.url("/healthz"))
     browser.play(house.place(MP3))
-    wait_until(lambda: browser.audio(MP3)["time_s"] > 3, 20.0, what="3 s", every_s=0.1)
+    browser.wait_played(MP3, 3)
     house.break_off("reset")
     at_s = browser.audio(MP3)["buffered_s"]
-    wait_until(lambda: browser.audio(MP3)["time_s"] > at_s + 2, 20.0, what="more", every_s=0.1)
+    browser.wait_played(MP3, at_s + 2)
     state = browser.audio(MP3)
     assert state["error"] == ""
     assert not {"ended", "error", "emptied"} & set(state["noted"])
@@ -141,11 +141,11 @@ def test_the_page_comes_back_when_its_node_is_killed(house: House, browser: Brow
     row = f'li[data-mount="{MP3}"] audio'
     wait_until(lambda: browser.run("return !!document.querySelector(arguments[0])", row), 10.0)
     browser.press_play(row)
-    wait_until(lambda: browser.audio(MP3)["time_s"] > 3, 20.0, what="3 s", every_s=0.1)
+    browser.wait_played(MP3, 3)
     first = browser.audio(MP3)["url"]
     house.break_off("kill")
     wait_until(lambda: browser.audio(MP3)["url"] != first, 20.0, what="its return", every_s=0.1)
-    wait_until(lambda: browser.audio(MP3)["time_s"] > 2, 20.0, what="more", every_s=0.1)
+    browser.wait_played(MP3, 2)
     places = [url.rpartition("at=")[2].split(".") for url in (first, browser.audio(MP3)["url"])]
     assert places[0][0] == places[1][0]
     assert int(places[1][1]) > int(places[0][1])

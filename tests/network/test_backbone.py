@@ -25,25 +25,11 @@ START, HEADER, CHAIN = 1, 2, 4
 
 
 @pytest.fixture
-def nodes() -> Iterator[Callable[..., Node]]:
-    """Makes nodes; closes them last first."""
-    made: list[Node] = []
-
-    def make(*args: Any, **more: Any) -> Node:
-        made.append(Node(*args, **more))
-        return made[-1]
-
-    yield make
-    for node in reversed(made):
-        node.backbone.close()
-
-
-@pytest.fixture
-def chain(nodes: Callable[..., Node]) -> tuple[Node, Node, Node]:
+def chain(make_node: Callable[..., Node]) -> tuple[Node, Node, Node]:
     """Origin, relay, edge; the edge wants /live."""
-    first = nodes()
-    second = nodes(first.address)
-    return first, second, nodes(second.address, bind=None, prefetch=["/live"])
+    first = make_node()
+    second = make_node(first.address)
+    return first, second, make_node(second.address, bind=None, prefetch=["/live"])
 
 
 # --- the way of a frame --------------------------------------------------------------------------
@@ -75,9 +61,9 @@ def test_a_cold_edge_gets_the_burst_and_then_the_tail(chain: tuple[Node, Node, N
     assert all(stream.read(i)[0] == programme.frame(i) for i in range(1500))
 
 
-def test_header_lines_titles_and_header_pages_travel(nodes: Callable[..., Node]) -> None:
+def test_header_lines_titles_and_header_pages_travel(make_node: Callable[..., Node]) -> None:
     """An edge that joins late knows what a listener needs first."""
-    first = nodes()
+    first = make_node()
     programme = Programme(first)
     pages = [os.urandom(5000) for _ in range(40)]
     programme.stream.push(pages[0], 0, HEADER | CHAIN)
@@ -87,7 +73,7 @@ def test_header_lines_titles_and_header_pages_travel(nodes: Callable[..., Node])
     programme.stream.title("Früh am Morgen")
     for _ in range(300):
         programme.stream.push(b"audio" * 30, 20_000, START)
-    edge = nodes(first.address, bind=None, prefetch=["/live"])
+    edge = make_node(first.address, bind=None, prefetch=["/live"])
     stream = edge.stream()
     until(lambda: stream.snapshot()["head_sequence"] == 342)
     assert until(stream.header) == b"".join(pages)
@@ -97,13 +83,13 @@ def test_header_lines_titles_and_header_pages_travel(nodes: Callable[..., Node])
 
 
 def test_a_joiner_in_the_midst_of_header_pages_collects_them_itself(
-    nodes: Callable[..., Node],
+    make_node: Callable[..., Node],
 ) -> None:
     """While no start has come, a join begins with all there is."""
-    first = nodes()
+    first = make_node()
     programme = Programme(first)
     programme.stream.push(b"head", 0, HEADER | CHAIN)
-    edge = nodes(first.address, bind=None, prefetch=["/live"])
+    edge = make_node(first.address, bind=None, prefetch=["/live"])
     stream = edge.stream()
     until(lambda: stream.snapshot()["head_sequence"] == 1)
     programme.stream.push(b"tags", 0, HEADER)
@@ -153,12 +139,12 @@ def test_dropped_messages_are_repaired_at_each_hop(chain: tuple[Node, Node, Node
     until(lambda: not ear.stream.snapshot()["source_up"])
 
 
-def restart_the_middle(nodes: Callable[..., Node], times: int, outage_s: float) -> None:
+def restart_the_middle(make_node: Callable[..., Node], times: int, outage_s: float) -> None:
     """Cuts and restarts the second of three nodes while two streams run through it."""
-    first = nodes()
-    second = nodes(first.address)
+    first = make_node()
+    second = make_node(first.address)
     address = second.address
-    third = nodes(address, bind=None, prefetch=["/live", "/talk"])
+    third = make_node(address, bind=None, prefetch=["/live", "/talk"])
     programmes = [Programme(first, mount) for mount in ("/live", "/talk")]
     for programme in programmes:
         programme.push(200)
@@ -171,7 +157,7 @@ def restart_the_middle(nodes: Callable[..., Node], times: int, outage_s: float) 
         until(lambda: third.upstream() == "lost", 0.7)
         assert third.engine.find("/live") is not None
         time.sleep(outage_s)
-        second = nodes(first.address, bind=address)
+        second = make_node(first.address, bind=address)
         for ear in ears:
             ear.reach(ear.programme.sent)
     for programme, ear in zip(programmes, ears, strict=True):
@@ -180,26 +166,26 @@ def restart_the_middle(nodes: Callable[..., Node], times: int, outage_s: float) 
         assert ear.stream.snapshot()["counters"]["lost_frames_total"] == 0
 
 
-def test_a_middle_relay_that_restarts_loses_nothing(nodes: Callable[..., Node]) -> None:
+def test_a_middle_relay_that_restarts_loses_nothing(make_node: Callable[..., Node]) -> None:
     """Cut and restarted twice: the edge keeps its streams and misses no frame."""
-    restart_the_middle(nodes, 2, 1.0)
+    restart_the_middle(make_node, 2, 1.0)
 
 
 @pytest.mark.soak
-def test_a_middle_relay_that_restarts_often_loses_nothing(nodes: Callable[..., Node]) -> None:
+def test_a_middle_relay_that_restarts_often_loses_nothing(make_node: Callable[..., Node]) -> None:
     """Five times, for three seconds."""
-    restart_the_middle(nodes, 5, 3.0)
+    restart_the_middle(make_node, 5, 3.0)
 
 
 def test_an_outage_longer_than_the_ring_is_counted_once_and_goes_on(
-    nodes: Callable[..., Node],
+    make_node: Callable[..., Node],
 ) -> None:
     """What no ring holds any more is lost; the stream begins anew behind it."""
     short = {"ring_s": 4, "burst_ms": 500, "ring_bytes_max": 400_000}
-    first = nodes(settings=short)
-    second = nodes(first.address, settings=short)
+    first = make_node(settings=short)
+    second = make_node(first.address, settings=short)
     address = second.address
-    third = nodes(address, bind=None, prefetch=["/live"], settings=short)
+    third = make_node(address, bind=None, prefetch=["/live"], settings=short)
     programme = Programme(first)
     programme.push(300)
     stream = third.stream()
@@ -207,7 +193,7 @@ def test_an_outage_longer_than_the_ring_is_counted_once_and_goes_on(
     second.cut()
     until(lambda: third.upstream() == "lost")
     programme.push(6000)
-    second = nodes(first.address, bind=address, settings=short)
+    second = make_node(first.address, bind=address, settings=short)
     until(lambda: third.upstream() == "up")
     for _ in range(100):
         programme.push(1)
@@ -221,13 +207,13 @@ def test_an_outage_longer_than_the_ring_is_counted_once_and_goes_on(
     assert stream.snapshot()["tail_sequence"] <= 300 + counters["lost_frames_total"]
 
 
-def test_a_lost_upstream_is_noticed_within_half_a_second(nodes: Callable[..., Node]) -> None:
+def test_a_lost_upstream_is_noticed_within_half_a_second(make_node: Callable[..., Node]) -> None:
     """Silence is the sign; the streams stay; it is up again when it is back."""
-    first = nodes()
+    first = make_node()
     address = first.address
     programme = Programme(first)
     programme.push(10)
-    edge = nodes(address, bind=None, prefetch=["/live"])
+    edge = make_node(address, bind=None, prefetch=["/live"])
     edge.stream()
     begin = time.monotonic()
     first.cut()
@@ -235,33 +221,33 @@ def test_a_lost_upstream_is_noticed_within_half_a_second(nodes: Callable[..., No
     assert time.monotonic() - begin < 0.75  # 0.5 and what a busy machine adds
     assert edge.engine.find("/live") is not None
     assert edge.counted("upstreams_lost_total") == 1
-    first = nodes(bind=address)
+    first = make_node(bind=address)
     until(lambda: edge.upstream() == "up")
     assert edge.counted("switches_total") == 1
 
 
-def test_goodbye_is_heard_at_once(nodes: Callable[..., Node]) -> None:
+def test_goodbye_is_heard_at_once(make_node: Callable[..., Node]) -> None:
     """A node that goes says so; nobody waits for the silence."""
-    first = nodes()
-    edge = nodes(first.address, bind=None, silence_ms=60_000)
+    first = make_node()
+    edge = make_node(first.address, bind=None, silence_ms=60_000)
     until(lambda: edge.upstream() == "up")
     first.backbone.goodbye()
     until(lambda: edge.upstream() == "lost", 1.0)
 
 
 def test_a_stream_that_the_upstream_no_longer_has_leaves_the_edge(
-    nodes: Callable[..., Node],
+    make_node: Callable[..., Node],
 ) -> None:
     """A restarted origin lists what it has; the rest goes after the linger."""
-    first = nodes()
+    first = make_node()
     address = first.address
     Programme(first).push(5)
     Programme(first, "/talk").push(5)
-    edge = nodes(address, bind=None, prefetch=["/live"], settings={"linger_s": 1})
+    edge = make_node(address, bind=None, prefetch=["/live"], settings={"linger_s": 1})
     edge.stream()
     until(lambda: edge.engine.find("/talk"))
     first.cut()
-    first = nodes(bind=address)
+    first = make_node(bind=address)
     programme = Programme(first)
     programme.push(5)
     until(lambda: edge.engine.find("/talk") is None)
@@ -272,10 +258,10 @@ def test_a_stream_that_the_upstream_no_longer_has_leaves_the_edge(
 # --- demand --------------------------------------------------------------------------------------
 
 
-def test_mounts_that_came_and_went_leave_room_for_new_ones(nodes: Callable[..., Node]) -> None:
+def test_mounts_that_came_and_went_leave_room_for_new_ones(make_node: Callable[..., Node]) -> None:
     """More removed streams than the directory remembers: the next one is listed all the same."""
-    origin = nodes(streams_max=8)
-    edge = nodes(origin.address)
+    origin = make_node(streams_max=8)
+    edge = make_node(origin.address)
     for number in range(1100):
         stream = origin.engine.add_stream(f"/{number}")
         stream.set_info(INFO)
@@ -314,29 +300,29 @@ def test_snapshots_from_another_thread_survive_opening_and_closing() -> None:
         looker.join()
 
 
-def test_nothing_is_sent_that_nobody_wants(nodes: Callable[..., Node]) -> None:
+def test_nothing_is_sent_that_nobody_wants(make_node: Callable[..., Node]) -> None:
     """Demand travels up the tree, and ends after the linger."""
-    first = nodes()
-    second = nodes(first.address, settings={"linger_s": 1})
+    first = make_node()
+    second = make_node(first.address, settings={"linger_s": 1})
     programme = Programme(first)
     programme.push(10)
     until(lambda: second.engine.find("/live"))
     assert not first.link()["downstream"]
     assert second.link()["state"] == "idle"
-    third = nodes(second.address, bind=None, prefetch=["/live"])
+    third = make_node(second.address, bind=None, prefetch=["/live"])
     third.stream()
     assert first.link()["downstream"]
     third.backbone.close()
     until(lambda: second.link()["state"] == "idle")
     until(lambda: not first.link()["downstream"])
     assert second.engine.find("/live").snapshot()["epoch"] is None
-    fourth = nodes(second.address, bind=None, prefetch=["/live"])
+    fourth = make_node(second.address, bind=None, prefetch=["/live"])
     programme.push(10)
     until(lambda: fourth.stream().snapshot()["head_sequence"] == 20)
 
 
 def test_eight_hundred_streams_are_subscribed_before_and_after_a_restart(
-    nodes: Callable[..., Node],
+    make_node: Callable[..., Node],
 ) -> None:
     """No subscription is lost in a queue (a SUB with the default SNDHWM loses 700 of them)."""
     mounts = [f"/stream/{number}" for number in range(800)]
@@ -346,27 +332,27 @@ def test_eight_hundred_streams_are_subscribed_before_and_after_a_restart(
             Programme(node, mount).push(3)
 
     small = {"ring_s": 1, "ring_bytes_max": 400_000}
-    first = nodes(streams_max=1000, settings=small)
+    first = make_node(streams_max=1000, settings=small)
     address = first.address
     fill(first)
-    edge = nodes(address, bind=None, streams_max=1000, settings=small, prefetch=mounts)
+    edge = make_node(address, bind=None, streams_max=1000, settings=small, prefetch=mounts)
 
     def live() -> int:
         return sum(link["state"] == "live" for link in edge.seen()["links"])
 
     until(lambda: live() == 800, 20)
     first.cut()
-    first = nodes(bind=address, streams_max=1000, settings=small)
+    first = make_node(bind=address, streams_max=1000, settings=small)
     fill(first)
     until(lambda: first.seen()["subscriptions"] == 800, 20)
     until(lambda: live() == 800, 20)
 
 
-def test_a_mount_with_a_local_source_is_left_alone(nodes: Callable[..., Node]) -> None:
+def test_a_mount_with_a_local_source_is_left_alone(make_node: Callable[..., Node]) -> None:
     """The upstream's stream of the same name is ignored and counted."""
-    first = nodes()
+    first = make_node()
     Programme(first).push(5)
-    edge = nodes(first.address, bind=None, prefetch=["/live"])
+    edge = make_node(first.address, bind=None, prefetch=["/live"])
     mine = Programme(edge, "/mine")
     Programme(first, "/mine").push(7)
     mine.push(3)
@@ -378,15 +364,15 @@ def test_a_mount_with_a_local_source_is_left_alone(nodes: Callable[..., Node]) -
 # --- hostility -----------------------------------------------------------------------------------
 
 
-def test_a_loop_is_refused(nodes: Callable[..., Node]) -> None:
+def test_a_loop_is_refused(make_node: Callable[..., Node]) -> None:
     """A node takes no upstream whose own path leads through it."""
     port = free_port()
-    first = nodes(f"tcp://127.0.0.1:{port}")
-    second = nodes(first.address, bind=f"tcp://127.0.0.1:{port}")
+    first = make_node(f"tcp://127.0.0.1:{port}")
+    second = make_node(first.address, bind=f"tcp://127.0.0.1:{port}")
     # Whoever sees it first leaves; for the other one there is no loop any more.
     until(lambda: first.counted("loops_total") + second.counted("loops_total") > 0)
     port = free_port()
-    own = nodes(f"tcp://127.0.0.1:{port}", bind=f"tcp://127.0.0.1:{port}")
+    own = make_node(f"tcp://127.0.0.1:{port}", bind=f"tcp://127.0.0.1:{port}")
     until(lambda: own.upstream() == "loop")
 
 
@@ -429,13 +415,13 @@ def test_random_bytes_on_every_port_are_counted_and_change_nothing(
     assert refused["size"] > 0
 
 
-def test_a_hostile_upstream_is_counted_and_changes_nothing(nodes: Callable[..., Node]) -> None:
+def test_a_hostile_upstream_is_counted_and_changes_nothing(make_node: Callable[..., Node]) -> None:
     """Random runs and beacons from above."""
     dice = random.Random(5)
     context = zmq.Context()
     above = context.socket(zmq.XPUB)
     port = above.bind_to_random_port("tcp://127.0.0.1")
-    edge = nodes(f"tcp://127.0.0.1:{port}", bind=None)
+    edge = make_node(f"tcp://127.0.0.1:{port}", bind=None)
     assert above.recv() == b"\x01B" + bytes(8)
     beacon = b"B" + bytes(8) + b"\x01" + bytes([0]) + dice.randbytes(16) + (2).to_bytes(8, "little")
     beacon += bytes(8 + 2) + (port).to_bytes(2, "little") + bytes(1 + 1 + 2)
@@ -465,14 +451,14 @@ def test_a_hostile_upstream_is_counted_and_changes_nothing(nodes: Callable[..., 
     ],
 )
 def test_a_mount_that_is_no_text_is_refused(
-    nodes: Callable[..., Node], mount: bytes, taken: bool
+    make_node: Callable[..., Node], mount: bytes, taken: bool
 ) -> None:
     """An upstream lists it: all that reads mounts as text would fail at it, on every page."""
     context = zmq.Context()
     above, answers = context.socket(zmq.XPUB), context.socket(zmq.ROUTER)
     port = above.bind_to_random_port("tcp://127.0.0.1")
     router_port = answers.bind_to_random_port("tcp://127.0.0.1")
-    edge = nodes(f"tcp://127.0.0.1:{port}", bind=None)
+    edge = make_node(f"tcp://127.0.0.1:{port}", bind=None)
     assert above.recv() == b"\x01B" + bytes(8)
     above.send(
         struct.pack("<BQBB16sQQHHBBH", 66, 0, 1, 0, b"i" * 16, 5, 1, 0, router_port, 0, 0, 0)
@@ -531,10 +517,10 @@ def above() -> Iterator[Above]:
 
 
 def test_requests_about_a_stream_that_get_no_answer_are_counted(
-    nodes: Callable[..., Node], above: Above
+    make_node: Callable[..., Node], above: Above
 ) -> None:
     """As those about the directory are."""
-    edge = nodes(f"tcp://127.0.0.1:{above.port}", bind=None, prefetch=["/live"])
+    edge = make_node(f"tcp://127.0.0.1:{above.port}", bind=None, prefetch=["/live"])
     above.xpub.recv()
 
     def timed_out() -> bool:
@@ -551,10 +537,10 @@ def test_requests_about_a_stream_that_get_no_answer_are_counted(
 
 @pytest.mark.parametrize("flags", [0, 2, 1])
 def test_a_directory_without_an_end_is_asked_for_seldom(
-    nodes: Callable[..., Node], above: Above, flags: int
+    make_node: Callable[..., Node], above: Above, flags: int
 ) -> None:
     """A page that brings nothing newer, though there must be more: no request without a pause."""
-    edge = nodes(f"tcp://127.0.0.1:{above.port}", bind=None)
+    edge = make_node(f"tcp://127.0.0.1:{above.port}", bind=None)
     above.xpub.recv()
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
@@ -570,9 +556,11 @@ def test_a_directory_without_an_end_is_asked_for_seldom(
     until(lambda: edge.seen()["upstream"]["directory_known"])
 
 
-def test_a_child_that_asks_for_what_does_not_exist_is_told_so(nodes: Callable[..., Node]) -> None:
+def test_a_child_that_asks_for_what_does_not_exist_is_told_so(
+    make_node: Callable[..., Node],
+) -> None:
     """Unknown mounts are answered, not ignored."""
-    first = nodes()
+    first = make_node()
     assert first.backbone.repair_address
     context = zmq.Context()
     peer = context.socket(zmq.DEALER)
@@ -591,13 +579,13 @@ def resident_bytes() -> int:
 
 
 def test_children_that_ask_and_do_not_read_cost_a_bounded_memory(
-    nodes: Callable[..., Node],
+    make_node: Callable[..., Node],
 ) -> None:
     """Twenty of them ask for all there is, again and again: 842 MB before, and a lost upstream."""
-    first = nodes()
+    first = make_node()
     programme = Programme(first)
     programme.push(6000)
-    third = nodes(first.address, bind=None, prefetch=["/live"])
+    third = make_node(first.address, bind=None, prefetch=["/live"])
     stream = third.stream()
     until(lambda: stream.snapshot()["head_sequence"] == programme.sent)
     before = resident_bytes()
@@ -627,7 +615,7 @@ def test_children_that_ask_and_do_not_read_cost_a_bounded_memory(
     assert third.counted("upstreams_lost_total") == 0
     assert age_ms < 400
     until(lambda: stream.snapshot()["head_sequence"] == programme.sent)
-    late = nodes(first.address, bind=None, prefetch=["/live"])
+    late = make_node(first.address, bind=None, prefetch=["/live"])
     until(lambda: late.stream().snapshot()["head_sequence"] == programme.sent, 3.0)
     context.destroy(0)
     until(lambda: first.seen()["answers_held_bytes"] == 0)
@@ -668,15 +656,15 @@ def test_an_address_that_cannot_be_used_is_named(settings: dict[str, Any], word:
     assert "\n" not in str(raised.value)
 
 
-def test_a_port_that_is_taken_is_named(nodes: Callable[..., Node]) -> None:
+def test_a_port_that_is_taken_is_named(make_node: Callable[..., Node]) -> None:
     """Also by another Relay."""
     with pytest.raises(ConfigError, match="taken"):
-        open_backbone(_core.Engine(streams_max=4), bind=nodes().address)
+        open_backbone(_core.Engine(streams_max=4), bind=make_node().address)
 
 
-def test_an_engine_has_one_backbone_at_a_time(nodes: Callable[..., Node]) -> None:
+def test_an_engine_has_one_backbone_at_a_time(make_node: Callable[..., Node]) -> None:
     """A second is refused; after the first has closed it is welcome."""
-    node = nodes()
+    node = make_node()
     with pytest.raises(RelayError, match="already"):
         open_backbone(node.engine, bind="tcp://127.0.0.1:0")
     node.backbone.close()
@@ -689,12 +677,12 @@ def test_an_engine_has_one_backbone_at_a_time(nodes: Callable[..., Node]) -> Non
     again.close()
 
 
-def test_an_advertised_address_is_where_children_repair(nodes: Callable[..., Node]) -> None:
+def test_an_advertised_address_is_where_children_repair(make_node: Callable[..., Node]) -> None:
     """The repair socket binds that port, the beacon says that host."""
     port = free_port()
-    first = nodes(advertise=f"localhost:{port}")
+    first = make_node(advertise=f"localhost:{port}")
     Programme(first).push(4)
-    edge = nodes(first.address, bind=None, prefetch=["/live"])
+    edge = make_node(first.address, bind=None, prefetch=["/live"])
     edge.stream()
     assert edge.seen()["upstream"]["repair_address"] == f"tcp://localhost:{port}"
     assert first.backbone.repair_address == f"tcp://127.0.0.1:{port}"

@@ -323,7 +323,7 @@ def test_five_thousand_gets_of_a_missing_mount_are_five_thousand_404s() -> None:
 @pytest.mark.parametrize(
     "target",
     ["/", "/admin/stats", "/api/v1", "/status-json.xsl", "/metrics", "/healthz", "/readyz",
-     "/live.m3u", "/live.pls", "/live.xspf"],
+     "/live.m3u", "/live.pls", "/live.xspf", "/7.html"],
 )  # fmt: skip
 def test_pages_are_handed_over_with_their_exact_bytes(target: str) -> None:
     """Head and all that came with it, and the peer's address; the connection is the taker's."""
@@ -342,6 +342,20 @@ def test_pages_are_handed_over_with_their_exact_bytes(target: str) -> None:
             assert taken.recv(10) == b"you"
         assert engine.take_page() is None
         wait_until(lambda: engine.snapshot()["handovers_total"] == 1)
+
+
+@pytest.mark.parametrize("mount", ["/live.m3u", "/a.pls", "/x.y.xspf"])
+def test_a_mount_that_is_called_as_a_playlist_is_a_mount(mount: str) -> None:
+    """While it is here; else the page answers, which knows the streams."""
+    with running() as (engine, address):
+        with dial(address) as sock:
+            sock.sendall(get(mount))
+            wait_until(lambda: engine.snapshot()["handovers_total"] == 1)
+        os.close(engine.take_page()[0])
+        live = Programme(engine, mount)
+        live.push_seconds(1)
+        assert b"audio/mpeg" in ask(address, get(mount, method="HEAD"))
+        assert engine.snapshot()["handovers_total"] == 1
 
 
 @pytest.mark.parametrize("method", ["PUT", "SOURCE"])

@@ -6,7 +6,8 @@ Rules of this room
      passes our proxies, except where lateness is held to a bound.
   2. What counts is what listeners of other nodes than the victim missed, or heard twice: nothing.
   3. Lateness is taken at the edges' rings (tools.taps), against the undisturbed edge's of the same
-     run, frame by frame. It is printed; the soak holds its median to the bound that is promised.
+     run, frame by frame, and printed. Each fault is held to the bound that is promised, and to as
+     much more as this machine was late for the undisturbed edge in the same run.
   4. Phases, victims and walks come from a seed that is printed; `--seed N` plays them again, and a
      walk also `python -m tools.walk --seed N` in the folder tests.
   5. The checks can fail: nodes with planted defects are named, each with the invariant it breaks.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from tools.fleet import EDGES, MODES, MOUNTS, RELAYS, Fleet, Standing
@@ -29,9 +30,11 @@ from tools.walk import WEIGHTS, Walk
 
 SETTLE_S = 0.5
 WATCH_S = 1.5  # after a fault, frames made in this time are looked at
-WALK_S = 20.0
+WALK_S = 60.0
 PROOF_S = 7.0
 FOUND_S = 2.0  # half-open links
+MOVED_US = 1_000_000  # from the last frame of a parent that is frozen to another's
+BOUND_MS = {"merge": 50, "standby": 1000}  # of the extra lateness of a relay's death
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +62,23 @@ def pause(seconds: float) -> None:
     wait_until(lambda: time.monotonic() >= until_s, seconds + 1)
 
 
-def extra_ms(taps: Taps, since_s: float, until_s: float) -> float:
-    """The most that any frame of this time came later to an edge than to the undisturbed one."""
-    every = [ms for edge in EDGES for ms in taps.extra_ms(edge, "control", since_s, until_s)]
+def extra_ms(taps: Taps, since_s: float, until_s: float, edges: Sequence[str] = EDGES) -> float:
+    """The most that any frame of this time came later to these than to the undisturbed edge."""
+    every = [ms for edge in edges for ms in taps.extra_ms(edge, "control", since_s, until_s)]
     assert every, "nothing came"
     return max(every)
+
+
+def assert_within(what: str, extras: list[float], bound_ms: float, taps: Taps) -> None:
+    """No fault cost more than is promised; half of them did not, whatever else the machine did."""
+    noise_ms = taps.late_ms("control")
+    over = [ms for ms in extras if ms > bound_ms]
+    print(
+        f"{what}: over {bound_ms} ms {len(over)} of {len(extras)} {[f'{ms:.0f}' for ms in over]}; "
+        f"control itself at most {noise_ms:.0f} ms late"
+    )
+    assert statistics.median(extras) <= bound_ms, extras
+    assert max(extras) <= bound_ms + noise_ms, extras
 
 
 def row_of(fleet: Fleet, victim: str) -> str:
@@ -113,6 +128,7 @@ def test_kill_9_of_a_relay_in_either_row_loses_no_frame(
         extras.append(kill(fleet, taps, victim, dice.uniform(0.0, 0.5), 0.0))
     shown("kill -9", extras)
     assert_nothing_missed(fleet)
+    assert_within("kill -9", extras, BOUND_MS["standby"], taps)
 
 
 @pytest.mark.soak
@@ -132,36 +148,62 @@ def test_kill_9_of_any_relay_20_times_loses_no_frame(redundancy: str, seed: int)
         print(f"{taps.copies} frames sent on twice by an edge")
         assert_nothing_missed(fleet)
         assert taps.copies == 0
-    bound_ms = {"merge": 50, "standby": 1000}[redundancy]
-    over = [ms for ms in extras if ms > bound_ms]
-    print(f"over {bound_ms} ms: {len(over)} of {len(extras)}")
-    assert statistics.median(extras) <= bound_ms
+        assert_within(f"kill -9, {redundancy}", extras, BOUND_MS[redundancy], taps)
 
 
-def freeze(fleet: Fleet, taps: Taps, victim: str, seconds: float) -> float:
-    """Freeze a relay, see its children go on, wake it; the extra lateness."""
-    role = row_of(fleet, victim)
+def fed_by(fleet: Fleet, victim: str) -> set[tuple[str, str]]:
+    """Which children it feeds which stream, as they say themselves."""
+    return {
+        (child, mount)
+        for child in fleet.children_of(victim)
+        for mount, feeder in fleet.feeders(child).items()
+        if feeder == victim
+    }
+
+
+def moved_from(fleet: Fleet, victim: str, since_us: float) -> dict[tuple[str, str], int]:
+    """How long each child that has left this parent had heard nothing new of the stream, in µs of
+    its own clock, up to the moment at which another fed it: of its flight recorder."""
+    return {
+        (child, row["stream"]): row["silence_us"]
+        for child in fleet.children_of(victim)
+        for row in fleet.switches(child, victim, since_us)
+    }
+
+
+def freeze(fleet: Fleet, taps: Taps, victim: str, seconds: float) -> tuple[float, list[int]]:
+    """Freeze a relay, see its children go on, wake it; the extra lateness, and how long each of
+    its children was silent before another fed it."""
+    pause(SETTLE_S)  # a tap that is a frame later than the control's counts it as late all along
+    before_us = (time.time() - 0.6) * 1e6  # what nodes say of themselves is half a second old
+    fed = fed_by(fleet, victim)
     begin_s = time.monotonic()
     fleet.by_name[victim].stop()
-    pause(seconds)
-    extra = extra_ms(taps, begin_s - 0.1, begin_s + seconds - 0.3)
-    moved = [
-        fleet.feeders(child)
-        for child in fleet.children_of(victim)
-        if victim in fleet.feeders(child).values()
-    ]
-    fleet.by_name[victim].cont()
+    try:
+        pause(seconds)
+        extra = extra_ms(taps, begin_s - 0.1, begin_s + seconds - 0.3)
+        still, moved = fed_by(fleet, victim), moved_from(fleet, victim, before_us)
+    finally:
+        fleet.by_name[victim].cont()
     fleet.wait_ready(victim)
     pause(1.0)
-    print(f"froze {victim} ({role}) for {seconds:g} s: {extra:.0f} ms later than control")
-    assert not moved, f"still fed by {victim}: {moved}"
-    return extra
+    print(
+        f"froze {victim} (which fed {len(fed)}) for {seconds:g} s: {extra:.0f} ms later than "
+        f"control; moved after {sorted(us // 1000 for us in moved.values())} ms"
+    )
+    assert not still, f"still fed by {victim}: {still}"
+    assert fed <= set(moved), f"left {victim}, and told it nowhere: {fed - set(moved)}"
+    assert all(us <= MOVED_US for us in moved.values()), moved
+    return extra, list(moved.values())
 
 
 def test_frozen_relay_is_left_and_repeats_nothing_when_it_wakes(fleet: Fleet, taps: Taps) -> None:
-    """SIGSTOP for 3 s of the relay that feeds an edge: 0 missing, 0 repeated, before and after."""
+    """SIGSTOP for 3 s of the relay that feeds an edge: its children move within 1 s, 0 missing,
+    0 repeated, before and after."""
     victim = fleet.feeders("edge-1")["/one"]
-    shown("frozen", [freeze(fleet, taps, victim, 3.0)])
+    extra, moved = freeze(fleet, taps, victim, 3.0)
+    shown("frozen", [extra])
+    assert moved, "it fed nobody"
     assert_nothing_missed(fleet)
 
 
@@ -171,34 +213,44 @@ def test_frozen_relay_is_left_and_repeats_nothing_when_it_wakes(fleet: Fleet, ta
 def test_relays_frozen_for_10_s_lose_no_frame(redundancy: str) -> None:
     """Each relay once, for 10 s: children move within 1 s; 0 missing, 0 repeated."""
     with Standing(redundancy=redundancy) as fleet, taps_on(fleet) as taps:
-        extras = []
+        extras, moved = [], []
         for victim in RELAYS:
-            extras.append(freeze(fleet, taps, victim, 10.0))
+            extra, its = freeze(fleet, taps, victim, 10.0)
+            extras.append(extra)
+            moved += its
             pause(3.0)
         shown(f"frozen 10 s, {redundancy}", extras)
+        assert moved, "none of the relays fed anybody"
         assert_nothing_missed(fleet)
         assert taps.copies == 0
-    assert statistics.median(extras) <= 1000
+        assert_within(f"frozen 10 s, {redundancy}", extras, 1000, taps)
 
 
-def restart_all(fleet: Fleet, taps: Taps) -> list[float]:
-    """Stop and start the relays one after another, each when the one before is ready."""
-    extras = []
+def restart_all(fleet: Fleet, taps: Taps) -> dict[str, list[float]]:
+    """Stop and start the relays one after another, each when the one before is ready; the extra
+    lateness at the edges of each redundancy."""
+    extras: dict[str, list[float]] = {}
     for victim in RELAYS:
         role = row_of(fleet, victim)
         fleet.farewell(victim)
         begin_s = time.monotonic()
         fleet.by_name[victim].terminate()
         pause(1.0 - (time.monotonic() - begin_s))
-        extras.append(extra_ms(taps, begin_s - 0.1, begin_s + 0.7))
-        print(f"stopped {victim} ({role}): {extras[-1]:.0f} ms later than control")
+        for mode in MODES:
+            edges = [edge for edge in EDGES if fleet.modes[edge] == mode]
+            if edges:
+                late_ms = extra_ms(taps, begin_s - 0.1, begin_s + 0.7, edges)
+                extras.setdefault(mode, []).append(late_ms)
+                print(f"stopped {victim} ({role}): {mode} {late_ms:.0f} ms later than control")
         fleet.start_again(victim)
     return extras
 
 
 def test_all_relays_restarted_by_plan_lose_no_frame(fleet: Fleet, taps: Taps) -> None:
-    """One after another, waiting for /readyz: 0 missing, and no listener of another node falls."""
-    shown("planned stop", restart_all(fleet, taps))
+    """One after another, waiting for /readyz: 0 missing, and no listener of another node falls.
+    What it cost the edges in standby and in merge is told apart."""
+    for mode, extras in restart_all(fleet, taps).items():
+        shown(f"planned stop, {mode}", extras)
     assert_nothing_missed(fleet)
 
 
@@ -208,10 +260,10 @@ def test_all_relays_restarted_by_plan_lose_no_frame(fleet: Fleet, taps: Taps) ->
 def test_all_relays_restarted_five_times_lose_no_frame(redundancy: str) -> None:
     """Twenty planned stops: 0 missing, extra lateness at most 100 ms."""
     with Standing(redundancy=redundancy) as fleet, taps_on(fleet) as taps:
-        extras = [ms for _ in range(5) for ms in restart_all(fleet, taps)]
+        extras = [ms for _ in range(5) for ms in restart_all(fleet, taps)[redundancy]]
         shown(f"planned stop, {redundancy}", extras)
         assert_nothing_missed(fleet)
-    assert statistics.median(extras) <= 100
+        assert_within(f"planned stop, {redundancy}", extras, 100, taps)
 
 
 def counted(fleet: Fleet, name: str) -> dict[str, int]:
@@ -294,8 +346,9 @@ def named(breaches: list[Breach]) -> str:
     return "\n".join(f"{one.invariant}: {one.who}: {one.what}" for one in breaches)
 
 
+@pytest.mark.timeout(300)
 def test_walk_breaks_no_invariant(fleet: Fleet, seed: int) -> None:
-    """Faults by dice in three rows at once."""
+    """Faults by dice in three rows at once, for a minute."""
     walk = Walk(fleet, seed, WALK_S)
     breaches = walk.run()
     print(f"{len(walk.done)} faults; {fleet.totals()}")

@@ -138,3 +138,23 @@ def test_backlog_comes_at_once_whatever_the_origin_would_hold_back(nodes: Nodes)
         live.feed(maker.seconds(40.0))
         wait_until(lambda: told(node).get("head_sequence") == maker.sequence, 15.0, what="40 s")
         print(f"\n40 s of audio after {time.monotonic() - begin:.1f} s")
+
+
+def test_epoch_that_has_lost_is_refused_for_good(nodes: Nodes) -> None:
+    """With 410, which tells the sender to begin a new one; a newer epoch is let in."""
+    node = nodes.start()
+    speaker = Speaker([f"http://source:{PASSWORD}@{node.http}/live"]).start()
+    wait_until(lambda: told(node).get("head_sequence"), 10.0, what="the first run")
+    speaker.stop()
+    wait_until(lambda: told(node)["state"] != "live", 10.0, what="its end")
+    with framed(node, ahead_ms=-60_000) as late:
+        assert late.connect() == 410
+        late.status(2.0)
+        assert b"has lost against" in late.answer
+    with framed(node) as newer:
+        assert newer.connect() == 100
+    wait_until(
+        lambda: node.json("/api/v1/status")["counters"]["source_refused_410_total"] == 1,
+        5.0,
+        what="the refusal, counted",
+    )

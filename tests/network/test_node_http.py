@@ -119,7 +119,7 @@ async def test_a_title_outlives_its_epoch(kind: str) -> None:
             async with node.source("/live", content_type=kind) as live:
                 if title:
                     live.title(title)
-                assert node._gather().streams[0].title == "A talk"
+                assert node._tells().gather().streams[0].title == "A talk"
 
 
 async def test_a_stream_of_an_edge_is_ready_until_somebody_listens() -> None:
@@ -163,7 +163,7 @@ async def test_reader_on_an_edge_makes_its_node_ask_upstream() -> None:
                     break
         start = sent.index(got[0])
         assert got == sent[start : start + 80]
-        await asyncio.sleep(relay.node.FACTS_S)
+        await asyncio.sleep(relay.telling.FACTS_S)
         assert edge.facts().streams[0].role == "edge"
         assert edge.facts().upstream["state"] == "up"
 
@@ -218,7 +218,7 @@ def test_refusals_of_sources_come_before_the_100(nodes: Nodes) -> None:
             (401, {"password": "wrong"}),
             (415, {"content_type": "video/mp4"}),
             (403, {}),
-            (400, {"mount": "/x.m3u"}),
+            (400, {"mount": "/metrics"}),
         ):
             with Source(node.address, **options) as other:  # type: ignore[arg-type]
                 assert other.connect() == status

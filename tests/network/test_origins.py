@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,7 @@ import pytest
 from tools.listeners import Crowd, Listener
 from tools.nodes import PASSWORD, NodeProcess, Nodes, wait_known, wait_until
 from tools.programs import Program
+from tools.proxy import Proxy
 from tools.sources import FrameChecker, FrameMaker, LiveSource, Source
 from tools.speaker import Speaker
 
@@ -198,6 +200,42 @@ def test_kill_9_of_either_origin_loses_no_frame_in_20_kills(
         pair.speak()
     pair.listen()
     pair.kill_in_turn(20, dice)
+
+
+def metrics(node: NodeProcess) -> str:
+    """What /metrics says."""
+    with urllib.request.urlopen(node.url("/metrics"), timeout=5) as reply:
+        return str(reply.read(), "utf-8")
+
+
+def test_linked_origin_takes_the_source_once_its_upstream_is_lost(pair: Pair) -> None:
+    """The second origin has the first as upstream, and listeners: it refuses the same run while it
+    is fed, takes it when the first dies, and its listeners and the edge's miss nothing."""
+    first = pair.origins[0]
+    second = pair.nodes.start("--name", "linked", upstreams=[first.backbone])
+    pair.origins[1].kill9()
+    pair.origins[1] = second
+    both = [first.backbone, second.backbone]
+    pair.edge = pair.nodes.start("--name", "edge", upstreams=both)
+    proxy = pair.stack.enter_context(Proxy(second.address))
+    proxy.drop()  # the source comes to it once it is fed from above, not before
+    speaker = Speaker([pair.urls[0], pair.urls[1].replace(second.http, f"127.0.0.1:{proxy.port}")])
+    pair.stack.callback(speaker.start().stop)
+    for node in (second, pair.edge):
+        wait_known(node, "/live", timeout_s=10.0)
+        pair.listeners += pair.crowd.join_many(LISTENERS, node.address, "/live")
+    pair.wait_news("the first audio")
+    assert pair.stream(second)["role"] == "edge"
+    proxy.heal()
+    wait_until(lambda: "source_refused_403_total 0" not in metrics(second), 10)
+    assert pair.stream(second)["role"] == "edge"
+    epoch = pair.stream(second)["epoch"]
+    first.kill9()
+    pair.wait_news("after the first origin's end")
+    pair.wait_fed(second)
+    told = pair.stream(second)
+    assert (told["role"], told["epoch"]) == ("origin", epoch)
+    assert not pair.faults(), "\n".join(pair.faults())
 
 
 def test_encoder_that_fails_over_to_the_second_origin_keeps_its_listeners(pair: Pair) -> None:

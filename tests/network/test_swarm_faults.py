@@ -135,6 +135,7 @@ def judge_after_a_lag(server: FaultyServer) -> Group:
         return swarm.finish().windows["start"].groups["incumbents"]
 
 
+FRAME_MS = 24
 SKIP_AT = 60  # while they lag: 20 of the burst, and a second
 
 
@@ -143,6 +144,8 @@ def test_a_skip_of_one_that_lagged_on_our_will_is_counted_and_no_loss() -> None:
     with FaultyServer(Fault("skip", 3, SKIP_AT)) as server:
         group = judge_after_a_lag(server)
     assert (group.skips_allowed, group.frames_skipped) == (1, SKIPPED)
+    assert group.skip_ms.total == 1
+    assert group.skip_ms.max >= SKIPPED * FRAME_MS
     assert (group.frames_lost, group.frames_damaged, group.frames_repeated) == (0, 0, 0)
     assert (group.titles_wrong, group.unequal) == (0, 0)
     assert group.titles_heard > LISTENERS

@@ -11,6 +11,7 @@ import selectors
 import threading
 import time
 
+from relay._probe_hop import measure_push
 from tools.engines import MP3, dial, get, running
 from tools.sources import FrameMaker
 
@@ -77,7 +78,7 @@ def write_without_pace(stream: core.Stream, frame: bytes, until: threading.Event
     assert RING_BYTES % len(frame) > 50
     counts = itertools.cycle([700, 9000, 150, 20_000, 2000, 400, 60, 12_000])
     while not until.is_set():
-        core.measure_push(stream, frame, next(counts))
+        measure_push(core.pointer_of(stream), frame, next(counts))
         time.sleep(0)
 
 
@@ -105,7 +106,7 @@ def test_no_listener_hears_anything_after_bytes_that_were_overtaken() -> None:
         stream.claim()
         stream.set_info(MP3)
         stream.begin()
-        core.measure_push(stream, frame, 100)
+        measure_push(core.pointer_of(stream), frame, 100)
         over = threading.Event()
         writer = threading.Thread(target=write_without_pace, args=(stream, frame, over))
         writer.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,28 +19,14 @@ from relay.errors import ConfigError
 MODES = ["standby", "merge"]
 
 
-@pytest.fixture
-def nodes() -> Iterator[Callable[..., Node]]:
-    """Makes nodes; closes them last first."""
-    made: list[Node] = []
-
-    def make(*args: Any, **more: Any) -> Node:
-        made.append(Node(*args, **more))
-        return made[-1]
-
-    yield make
-    for node in reversed(made):
-        node.backbone.close()
-
-
 class Diamond:
     """An origin, two relays, an edge below both; /live runs through it."""
 
-    def __init__(self, nodes: Callable[..., Node], redundancy: str, **more: Any) -> None:
-        self.origin = nodes()
-        self.relays = [nodes(self.origin.address), nodes(self.origin.address)]
+    def __init__(self, make_node: Callable[..., Node], redundancy: str, **more: Any) -> None:
+        self.origin = make_node()
+        self.relays = [make_node(self.origin.address), make_node(self.origin.address)]
         self.relays.sort(key=lambda node: node.address)  # the first name is preferred
-        self.edge = nodes(
+        self.edge = make_node(
             [relay.address for relay in self.relays],
             bind=None,
             prefetch=["/live"],
@@ -72,10 +58,10 @@ class Diamond:
 @pytest.mark.parametrize("victim", ["feeder", "other"])
 @pytest.mark.parametrize("mode", MODES)
 def test_either_parent_may_die_and_no_frame_is_missed(
-    nodes: Callable[..., Node], mode: str, victim: str
+    make_node: Callable[..., Node], mode: str, victim: str
 ) -> None:
     """Cut without a word; the edge goes on from the other, whole and in order."""
-    diamond = Diamond(nodes, mode)
+    diamond = Diamond(make_node, mode)
     diamond.settle()
     dead = diamond.feeder() if victim == "feeder" else 1 - diamond.feeder()
     diamond.relays[dead].cut()
@@ -91,10 +77,10 @@ def test_either_parent_may_die_and_no_frame_is_missed(
     assert diamond.edge.upstream() == "up"
 
 
-def test_in_standby_one_parent_sends_and_in_merge_both_do(nodes: Callable[..., Node]) -> None:
+def test_in_standby_one_parent_sends_and_in_merge_both_do(make_node: Callable[..., Node]) -> None:
     """A copy that came second is counted, and nothing else."""
     for mode, many in (("standby", 1), ("merge", 2)):
-        diamond = Diamond(nodes, mode)
+        diamond = Diamond(make_node, mode)
         diamond.settle()
         until(lambda d=diamond, n=many: sum(r.link()["downstream"] for r in d.relays) == n)
         before = diamond.counters()["duplicates_total"]
@@ -109,10 +95,10 @@ def test_in_standby_one_parent_sends_and_in_merge_both_do(nodes: Callable[..., N
 
 @pytest.mark.parametrize("mode", MODES)
 def test_runs_that_one_parent_drops_come_from_it_or_the_other(
-    nodes: Callable[..., Node], mode: str
+    make_node: Callable[..., Node], mode: str
 ) -> None:
     """Each third run is lost on the way, whoever sent it."""
-    diamond = Diamond(nodes, mode)
+    diamond = Diamond(make_node, mode)
     assert diamond.edge.backbone._core
     diamond.edge.backbone._core.fault(drop_every=3)
     at = diamond.programme.sent
@@ -123,12 +109,12 @@ def test_runs_that_one_parent_drops_come_from_it_or_the_other(
     assert diamond.counters()["lost_frames_total"] == 0
 
 
-def test_a_parent_that_hears_nothing_itself_is_left(nodes: Callable[..., Node]) -> None:
+def test_a_parent_that_hears_nothing_itself_is_left(make_node: Callable[..., Node]) -> None:
     """It lives and sends beacons, but its own upstream is gone: the silence of the stream tells."""
-    origin = nodes()
-    above = [nodes(origin.address), nodes(origin.address)]
-    relays = [nodes(node.address) for node in above]
-    edge = nodes([relay.address for relay in relays], bind=None, prefetch=["/live"])
+    origin = make_node()
+    above = [make_node(origin.address), make_node(origin.address)]
+    relays = [make_node(node.address) for node in above]
+    edge = make_node([relay.address for relay in relays], bind=None, prefetch=["/live"])
     until(lambda: [up["state"] for up in edge.seen()["upstreams"]] == ["up", "up"])
     programme = Programme(origin)
     programme.push(50)
@@ -144,12 +130,12 @@ def test_a_parent_that_hears_nothing_itself_is_left(nodes: Callable[..., Node]) 
     assert ear.stream.snapshot()["counters"]["lost_frames_total"] == 0
 
 
-def test_the_shorter_path_is_taken(nodes: Callable[..., Node]) -> None:
+def test_the_shorter_path_is_taken(make_node: Callable[..., Node]) -> None:
     """Whatever the order of the settings; and children are told how far it is."""
-    origin = nodes()
-    relay = nodes(origin.address)
+    origin = make_node()
+    relay = make_node(origin.address)
     orders = [[origin.address, relay.address], [relay.address, origin.address]]
-    edges = [nodes(addresses, prefetch=["/live"]) for addresses in orders]
+    edges = [make_node(addresses, prefetch=["/live"]) for addresses in orders]
     for edge in edges:
         until(lambda e=edge: [up["directory_known"] for up in e.seen()["upstreams"]] == [1, 1])
     programme = Programme(origin)
@@ -160,9 +146,9 @@ def test_the_shorter_path_is_taken(nodes: Callable[..., Node]) -> None:
         assert edge.link()["hops"] == 1
 
 
-def test_goodbye_moves_the_stream_at_once(nodes: Callable[..., Node]) -> None:
+def test_goodbye_moves_the_stream_at_once(make_node: Callable[..., Node]) -> None:
     """A planned stop: nobody waits for a silence, and nothing is missed."""
-    diamond = Diamond(nodes, "standby", silence_ms=10_000)
+    diamond = Diamond(make_node, "standby", silence_ms=10_000)
     diamond.settle()
     first = diamond.feeder()
     diamond.relays[first].backbone.goodbye()
@@ -176,10 +162,10 @@ def test_goodbye_moves_the_stream_at_once(nodes: Callable[..., Node]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_of_two_origins_the_higher_epoch_wins(nodes: Callable[..., Node], mode: str) -> None:
+def test_of_two_origins_the_higher_epoch_wins(make_node: Callable[..., Node], mode: str) -> None:
     """The other source is shadowed, and counted once; when the winner ends, it does not return."""
-    origins = [nodes(), nodes()]
-    edge = nodes(
+    origins = [make_node(), make_node()]
+    edge = make_node(
         [origin.address for origin in origins], bind=None, prefetch=["/live"], redundancy=mode
     )
     until(lambda: [up["state"] for up in edge.seen()["upstreams"]] == ["up", "up"])
@@ -205,13 +191,13 @@ def test_of_two_origins_the_higher_epoch_wins(nodes: Callable[..., Node], mode: 
     older.stop()
 
 
-def test_relays_that_name_each_other_feed_no_loop(nodes: Callable[..., Node]) -> None:
+def test_relays_that_name_each_other_feed_no_loop(make_node: Callable[..., Node]) -> None:
     """Cut off from the origin, neither takes the other's copy for news."""
-    origin = nodes()
+    origin = make_node()
     ports = [free_port(), free_port()]
     addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
     relays = [
-        nodes([origin.address, addresses[1 - i]], bind=addresses[i], prefetch=["/live"])
+        make_node([origin.address, addresses[1 - i]], bind=addresses[i], prefetch=["/live"])
         for i in range(2)
     ]
     programme = Programme(origin)
@@ -225,7 +211,7 @@ def test_relays_that_name_each_other_feed_no_loop(nodes: Callable[..., Node]) ->
     time.sleep(0.5)
     feeding = [relay.link()["feeding"] for relay in relays]
     assert feeding != [1, 1], "each feeds the other"
-    again = nodes(bind=origin.address)
+    again = make_node(bind=origin.address)
     programme = Programme(again)
     programme.push(20)
     for relay in relays:
@@ -234,20 +220,22 @@ def test_relays_that_name_each_other_feed_no_loop(nodes: Callable[..., Node]) ->
 
 
 def test_children_that_repair_at_once_do_not_starve_the_live_one(
-    nodes: Callable[..., Node],
+    make_node: Callable[..., Node],
 ) -> None:
     """Thirty cold edges fetch a whole ring while one listens: it misses nothing, asks nothing."""
     big = {"ring_s": 60, "ring_bytes_max": 16 << 20}
-    origin = nodes(settings=big)
+    origin = make_node(settings=big)
     programme = Programme(origin)
     programme.push(5000)
-    edge = nodes(origin.address, bind=None, prefetch=["/live"], settings=big)
+    edge = make_node(origin.address, bind=None, prefetch=["/live"], settings=big)
     ear = Ear(edge, programme)
     ear.reach(5000)
     until(lambda: edge.link()["tail_whole"], 20.0)
     asked = edge.counted("repairs_asked_total")
     programme.run()
-    cold = [nodes(origin.address, bind=None, prefetch=["/live"], settings=big) for _ in range(30)]
+    cold = [
+        make_node(origin.address, bind=None, prefetch=["/live"], settings=big) for _ in range(30)
+    ]
     for other in cold:
         until(lambda o=other: o.link().get("tail_whole") and o.engine.find("/live"), 30.0)
     programme.stop()
@@ -259,9 +247,9 @@ def test_children_that_repair_at_once_do_not_starve_the_live_one(
         Ear(other, programme).reach(programme.sent)
 
 
-def test_answers_of_all_children_together_keep_a_rate(nodes: Callable[..., Node]) -> None:
+def test_answers_of_all_children_together_keep_a_rate(make_node: Callable[..., Node]) -> None:
     """Children that join again and again, and read it all, get 128 MiB/s after the first 32 MiB."""
-    origin = nodes()
+    origin = make_node()
     Programme(origin).push(9000)
     context = zmq.Context()
     children = [context.socket(zmq.DEALER) for _ in range(4)]

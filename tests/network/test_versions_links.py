@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from tools.backbones import Ear, Node, Programme, until
@@ -12,33 +11,16 @@ from tools.parents import HandParent, entry
 OWN = 2
 
 
-@pytest.fixture
-def nodes() -> Iterator[Callable[..., Node]]:
-    """Makes nodes that speak a version (and the one before it); closes them last first."""
-    made: list[Node] = []
-
-    def make(*args: Any, version: int = OWN, **more: Any) -> Node:
-        made.append(Node(*args, **more))
-        core = made[-1].backbone._core
-        assert core is not None
-        core.fault(version=version)
-        return made[-1]
-
-    yield make
-    for node in reversed(made):
-        node.backbone.close()
-
-
 @pytest.mark.parametrize(
     "versions", [(1, 2, 1), (2, 1, 2), (1, 1, 2), (2, 2, 1), (2, 3, 2), (3, 2, 1), (1, 2, 3)]
 )
 def test_audio_flows_through_neighbouring_versions(
-    nodes: Callable[..., Node], versions: tuple[int, int, int]
+    make_node: Callable[..., Node], versions: tuple[int, int, int]
 ) -> None:
     """Origin, relay and edge: join, header lines, live frames, repairs, the end, the next epoch."""
-    origin = nodes(version=versions[0])
-    relay = nodes(origin.address, version=versions[1])
-    edge = nodes(relay.address, version=versions[2], bind=None, prefetch=["/live"])
+    origin = make_node(version=versions[0])
+    relay = make_node(origin.address, version=versions[1])
+    edge = make_node(relay.address, version=versions[2], bind=None, prefetch=["/live"])
     programme = Programme(origin)
     programme.push(100)
     ear = Ear(edge, programme)
@@ -67,12 +49,12 @@ def test_audio_flows_through_neighbouring_versions(
 
 @pytest.mark.parametrize("versions", [(1, 3), (3, 1), (4, 2), (2, 4), (9, 2)])
 def test_a_version_two_away_is_refused_with_the_numbers(
-    nodes: Callable[..., Node], versions: tuple[int, int]
+    make_node: Callable[..., Node], versions: tuple[int, int]
 ) -> None:
     """Not lost, not up: version; and up as soon as it speaks a neighbouring one."""
-    origin = nodes(version=versions[0])
+    origin = make_node(version=versions[0])
     Programme(origin).push(5)
-    edge = nodes(origin.address, version=versions[1], bind=None)
+    edge = make_node(origin.address, version=versions[1], bind=None)
     until(lambda: edge.upstream() == "version")
     assert edge.seen()["upstream"]["versions"] == [max(1, versions[0] - 1), versions[0]]
     assert edge.counted("refused")["version"] > 0
@@ -81,11 +63,11 @@ def test_a_version_two_away_is_refused_with_the_numbers(
     until(lambda: edge.upstream() == "up")
 
 
-def test_what_a_later_version_appends_is_skipped(nodes: Callable[..., Node]) -> None:
+def test_what_a_later_version_appends_is_skipped(make_node: Callable[..., Node]) -> None:
     """Beacons, pages and runs that are longer than we know them, as version 3 may send them."""
     tail = b"what version 3 knows"
     with HandParent(entry("/live", 1000), version=2, more_versions=1, tail=tail) as parent:
-        edge = nodes(parent.address, bind=None, prefetch=["/live"])
+        edge = make_node(parent.address, bind=None, prefetch=["/live"])
         until(lambda: edge.upstream() == "up")
         assert edge.seen()["upstream"]["versions"] == [2, 3]
         until(lambda: edge.engine.find("/live") and parent.wants("/live"))
@@ -95,10 +77,12 @@ def test_what_a_later_version_appends_is_skipped(nodes: Callable[..., Node]) -> 
         assert {request[9] for request in parent.asked} == {2}
 
 
-def test_a_request_is_made_in_the_version_of_an_older_parent(nodes: Callable[..., Node]) -> None:
+def test_a_request_is_made_in_the_version_of_an_older_parent(
+    make_node: Callable[..., Node],
+) -> None:
     """Its beacon says nothing of others: that is version 1."""
     with HandParent(entry("/live", 1000)) as parent:
-        edge = nodes(parent.address, bind=None, prefetch=["/live"])
+        edge = make_node(parent.address, bind=None, prefetch=["/live"])
         until(lambda: any(request[:1] == b"J" for request in parent.asked))
         assert {request[9] for request in parent.asked} == {1}
         assert edge.seen()["upstream"]["versions"] == [1, 1]

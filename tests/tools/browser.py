@@ -12,13 +12,14 @@ import base64
 import http.client
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Self
 
 from tools.nodes import wait_until
 from tools.programs import Program
 
-READY_S = 20.0
+READY_S = 60.0
 ANSWER_S = 30.0
 PLAY_BUTTON_PX = 25  # from the left end of Chromium's player
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # W3C WebDriver §11
@@ -60,6 +61,28 @@ const audio = document.createElement("audio");
 audio.controls = true; audio.src = arguments[0];
 document.body.append(audio);
 audio.play().then(() => done(""), problem => done(String(problem)));
+"""
+# A file of sound through MediaRecorder, as a page would send a microphone; answers with the pieces.
+RECORD = """
+const done = arguments[arguments.length - 1], [wav, seconds, piece_ms, kind] = arguments;
+const text = async blob => {
+  let told = "";
+  for (const byte of new Uint8Array(await blob.arrayBuffer())) told += String.fromCharCode(byte);
+  return btoa(told);
+};
+(async () => {
+  const context = new AudioContext(), sink = context.createMediaStreamDestination();
+  const sound = context.createBufferSource();
+  sound.buffer = await context.decodeAudioData(
+    Uint8Array.from(atob(wav), byte => byte.charCodeAt(0)).buffer);
+  sound.connect(sink);
+  const recorder = new MediaRecorder(sink.stream, {mimeType: kind}), pieces = [];
+  recorder.ondataavailable = event => pieces.push(event.data);
+  recorder.onstop = async () => done(await Promise.all(pieces.map(text)));
+  recorder.start(piece_ms);
+  sound.start();
+  setTimeout(() => recorder.stop(), seconds * 1000);
+})().catch(problem => done(String(problem)));
 """
 
 
@@ -153,6 +176,12 @@ class Browser:
         assert not problem, f"{url} does not play: {problem}"
         self.watch()
 
+    def record(self, wav: bytes, media_s: float, piece_ms: int, kind: str) -> list[bytes]:
+        """Let MediaRecorder encode the beginning of a WAV file in real time; returns its pieces."""
+        told = self.run_async(RECORD, base64.b64encode(wav).decode(), media_s, piece_ms, kind)
+        assert isinstance(told, list), f"{kind} is not recorded: {told}"
+        return [base64.b64decode(piece) for piece in told]
+
     def watch(self) -> None:
         """Note events of the <audio> elements that are on the page now."""
         self.run(WATCH)
@@ -162,6 +191,13 @@ class Browser:
         state = self.run(STATE, path)
         assert state is not None, f"no <audio> of {path} on the page"
         return dict(state)
+
+    def wait_played(self, path: str, media_s: float, timeout_s: float = 30.0) -> None:
+        """Wait until its clock is past so many seconds; AssertionError tells what it did."""
+        until = time.monotonic() + timeout_s
+        while (state := self.audio(path))["time_s"] <= media_s:
+            assert time.monotonic() < until, f"{path} at {media_s:g} s: {state}, {self.console()}"
+            time.sleep(0.2)
 
     def console(self) -> list[str]:
         """Return the page's own log so far."""

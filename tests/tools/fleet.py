@@ -13,14 +13,16 @@ Rules of this room
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from typing import Any
 
 from tools.backbones import free_port
 from tools.children import split_address
 from tools.listeners import Crowd, Listener
-from tools.nodes import NodeProcess, Nodes, wait_known, wait_until
+from tools.nodes import PASSWORD, NodeProcess, Nodes, wait_known, wait_until
 from tools.proxy import Proxies, Proxy
 from tools.sources import FrameChecker, FrameMaker, LiveSource, Source
 
@@ -115,6 +117,7 @@ class Fleet:
         self._nodes, self._proxies, self._crowd = nodes, proxies, crowd
         self._redundancy, self._options, self._commands = redundancy, options, commands or {}
         self.links: dict[str, Link] = {}
+        self.modes: dict[str, str] = {}  # each node's redundancy
         self.by_name: dict[str, NodeProcess] = {}
         self._above: dict[str, str] = {}  # where children of a node attach
         self.listeners: dict[tuple[str, str], list[Listener]] = {}  # by edge and mount
@@ -152,6 +155,7 @@ class Fleet:
 
     def _spawn_one(self, name: str, number: int, above: Sequence[str], linked: bool) -> None:
         mode = MODES[number % 2] if self._redundancy == "mixed" else self._redundancy
+        self.modes[name] = mode
         words = ["--name", name, *self._options]
         words += ["--redundancy", mode] if above else []
         port = free_port()
@@ -270,6 +274,26 @@ class Fleet:
             for mount, address in fed.items()
             if mount in MOUNTS
         }
+
+    def switches(self, child: str, victim: str, since_us: float) -> list[dict[str, Any]]:
+        """What the flight recorder of a child says of its leaving this parent, oldest first.
+
+        Args:
+            child, victim: names.
+            since_us: nothing older, on the wall clock.
+        """
+        account = base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
+        answer = self.by_name[child].request(
+            "/api/v1/recorder?since=60", headers={"Authorization": f"Basic {account}"}
+        )
+        assert answer.status == 200, answer
+        return [
+            row
+            for row in reversed(answer.json()["records"])
+            if row["kind"] == "switch"
+            and row.get("left") == self._above[victim]
+            and row["wall_us"] >= since_us
+        ]
 
     # --- what is wrong ---
 

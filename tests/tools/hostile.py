@@ -14,6 +14,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Self
@@ -79,14 +80,32 @@ def say(socket: zmq.Socket[bytes], message: bytes) -> int:
     return 1
 
 
-def raw_child(backbone: str) -> socket.socket:
-    """A connection to an XPUB by hand (ZMTP 3.0, no keys): it may say what no ZeroMQ socket would.
+def flood_topics(
+    backbone: str, dice: random.Random, count: int, curve: tuple[str, str, str] | None = None
+) -> zmq.Context[zmq.Socket[bytes]]:
+    """A child that asks for so many streams that nobody has, and again after each cut; it goes with
+    the context's destroy()."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    sub = context.socket(zmq.XSUB)
+    sub.setsockopt(zmq.SNDHWM, 0)
+    options = (zmq.CURVE_PUBLICKEY, zmq.CURVE_SECRETKEY, zmq.CURVE_SERVERKEY)
+    for option, key in zip(options, curve or (), strict=curve is not None):
+        sub.setsockopt(option, bytes.fromhex(key))
+    sub.connect(backbone)
+    for _ in range(count):
+        sub.send(b"\x01S" + dice.randbytes(8))
+    return context
+
+
+def raw_child(backbone: str, kind: bytes = b"SUB") -> socket.socket:
+    """A connection to an XPUB by hand (ZMTP 3.0, no keys), as a DEALER to a ROUTER: it may say what
+    no ZeroMQ socket would.
 
     The peer that libzmq makes never unsubscribes from what it has not subscribed to.
     """
     raw = socket.create_connection(split_address(backbone), timeout=5.0)
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 3) + b"SUB"
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
     raw.sendall(greeting + bytes([4, len(ready)]) + ready)
     heard = b""
     while b"READY" not in heard:
@@ -99,6 +118,40 @@ def raw_child(backbone: str) -> socket.socket:
 def say_raw(raw: socket.socket, message: bytes) -> None:
     """Send one short message on it."""
     raw.sendall(bytes([0, len(message)]) + message)
+
+
+def say_whole(raw: socket.socket, message: bytes) -> None:
+    """Send one message of any size on it."""
+    raw.sendall(b"\x02" + struct.pack(">Q", len(message)) + message)
+
+
+def send_endless(raw: socket.socket, part_bytes: int, bytes_max: int) -> int:
+    """Send parts of a message that has no last one, until the connection is cut or so much has
+    been sent; returns how much."""
+    part = (
+        bytes([1, part_bytes]) + bytes(part_bytes)
+        if part_bytes < 256
+        else (b"\x03" + struct.pack(">Q", part_bytes) + bytes(part_bytes))
+    )
+    many = part * (65536 // len(part))
+    sent = 0
+    try:
+        while sent < bytes_max:
+            raw.sendall(many)
+            sent += len(many)
+            time.sleep(0.002)  # 30 MB/s: what is kept is what comes between two looks
+    except (ConnectionError, TimeoutError):
+        pass
+    return sent
+
+
+def say_parts(socket: zmq.Socket[bytes], part: bytes, bytes_all: int) -> None:
+    """Send one message in many parts. libzmq keeps it until the last one, and then sends it as it
+    would any other, keys included: to who gets it, it is one without an end for as long as it
+    lasts."""
+    for _ in range(bytes_all // len(part)):
+        socket.send(part, zmq.SNDMORE)
+    socket.send(part)
 
 
 def is_closed(raw: socket.socket) -> bool:

@@ -169,12 +169,13 @@ class Tapped:
 
 
 class Tap:
-    """Forwards TCP connections to a node, and keeps what came through."""
+    """Forwards TCP connections to a node, and keeps what came through; on a port of its own choice
+    unless one is given."""
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], port: int = 0) -> None:
         self.target = target
         self.all: list[Tapped] = []
-        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server = socket.create_server(("127.0.0.1", port))
         self._sockets: list[socket.socket] = []
         self._closed = False
         threading.Thread(target=self._accept, daemon=True).start()

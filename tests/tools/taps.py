@@ -50,6 +50,7 @@ class Taps:
         """backbones: `tcp://host:port` of each node, by a name for it."""
         self.came: dict[tuple[str, str], OrderedDict[int, float]] = {}  # sequence -> when
         self.copies = 0  # frames that a node has sent on twice
+        self._late_s: dict[str, float] = {}  # by node: the most that a frame was late for the tap
         self._mounts = {mount_key(mount): mount for mount in mounts}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._names: dict[zmq.Socket[bytes], str] = {}
@@ -83,8 +84,14 @@ class Taps:
                 self.copies += 1
                 continue
             came[mark.sequence] = now_s
+            late_s = now_s - mark.made_us / 1e6
+            self._late_s[name] = max(self._late_s.get(name, 0.0), late_s)
             if len(came) > FRAMES_MAX:
                 came.popitem(last=False)
+
+    def late_ms(self, name: str) -> float:
+        """The most that any frame took from its source to this tap, since the tap began."""
+        return self._late_s[name] * 1000
 
     def extra_ms(self, name: str, control: str, since_s: float, until_s: float) -> list[float]:
         """How much later each frame came to `name` than to `control`, where it came in this time.
