@@ -89,6 +89,7 @@ class Telling:
         """What is true of this node now."""
         from relay.web.facts import Facts, upstreams_facts
 
+        at = round(time.time(), 3)  # of the oldest number in it
         link = {} if self.backbone is None else self.backbone.snapshot()
         upstreams = upstreams_facts(link)
         streams = self._streams(link, upstreams)
@@ -103,6 +104,7 @@ class Telling:
             name=self.config.node.name,
             id=self.engine.node_id,
             version=self.version,
+            at=at,
             started_at=self.started_at,
             uptime_s=round(time.monotonic() - self.started, 1),
             http=self.http,

@@ -84,6 +84,7 @@ class FakeDesk:
             "name": "studio",
             "id": "ab" * 16,
             "version": "0.1.0",
+            "at": 1_700_000_012.5,
             "started_at": 1_700_000_000.0,
             "uptime_s": 12.5,
             "http": "127.0.0.1:8000",

@@ -76,7 +76,15 @@ def test_bit_rate_is_measured_once_there_is_a_second_of_audio() -> None:
 def test_status_document_has_the_documented_fields() -> None:
     """docs/http-api.md promises these names."""
     document = status_document(FakeDesk(stream()).facts())
-    assert set(document) == {"node", "streams", "upstream", "upstreams", "counters", "measured"}
+    assert set(document) == {
+        "at",
+        "node",
+        "streams",
+        "upstream",
+        "upstreams",
+        "counters",
+        "measured",
+    }
     assert document["measured"]["join"] == {
         "total": 5,
         "p50_ms": 1.5,

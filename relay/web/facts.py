@@ -72,7 +72,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     name: str
     id: str
     version: str
-    started_at: float  # wall clock, seconds
+    at: float  # when all this was true: wall clock, seconds
+    started_at: float  # likewise
     uptime_s: float
     http: str | None
     backbone: str | None
@@ -296,6 +297,7 @@ def status_document(facts: Facts) -> dict[str, Any]:
     """/api/v1/status."""
     names = ("name", "id", "version", "uptime_s", "http", "backbone", "insecure", "trust")
     return {
+        "at": facts.at,
         "node": {name: getattr(facts, name) for name in names},
         "streams": [stream_document(stream) for stream in facts.streams],
         "upstream": facts.upstream,
