@@ -53,7 +53,7 @@ class House(NamedTuple):
 
     def exact(self) -> int:
         """How many joins of the right edge began exactly where they asked."""
-        counters = self.right.json("/api/v1/status")["counters"]
+        counters = self.right.counters()
         return int(counters["anchored_exact_total"])
 
 

@@ -72,7 +72,7 @@ class Place:
 
     def counts(self) -> tuple[int, int, int]:
         """Listeners of the MP3, joins and probes of the node."""
-        told = self.node.json("/api/v1/status")
+        told = self.node.status()
         listeners = [s["listeners"] for s in told["streams"] if s["mount"] == MP3.mount]
         counters = told["counters"]
         return sum(listeners), counters["joins_total"], counters["probes_total"]

@@ -201,7 +201,7 @@ def test_a_player_that_is_refused_asks_again_until_it_is_let_in(
     station.browser.press_play(PLAYER)
 
     def refused() -> int:
-        counters = station.node.json("/api/v1/status")["counters"]
+        counters = station.node.counters()
         return int(counters["refused_full_total"])
 
     first = wait_until(refused, 20.0, what="a refusal", every_s=0.1)

@@ -320,7 +320,7 @@ class Returning:
 def wait_exact(node: NodeProcess) -> None:
     """Wait until a node tells of one listener that began exactly at its byte (0.5 s late)."""
     wait_until(
-        lambda: node.json("/api/v1/status")["counters"]["anchored_exact_total"] == 1,
+        lambda: node.counters()["anchored_exact_total"] == 1,
         what=f"one exact join at {node!r}",
         every_s=0.1,
     )

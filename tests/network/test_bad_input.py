@@ -81,7 +81,7 @@ def house(shared_house: House) -> Iterator[House]:
 
 def counted(node: NodeProcess, name: str) -> int:
     """Return one counter of a node; what never happened is not listed."""
-    return int(node.json("/api/v1/status")["counters"].get(name, 0))
+    return int(node.counters().get(name, 0))
 
 
 def wait_counted(node: NodeProcess, name: str, at_least: int) -> None:

@@ -54,7 +54,7 @@ def account(user: str, password: str) -> dict[str, str]:
 
 def counter(node: NodeProcess, name: str) -> int:
     """One counter of the node."""
-    return int(node.json("/api/v1/status")["counters"][name])
+    return int(node.counters()[name])
 
 
 def test_the_script_says_who_may_listen(

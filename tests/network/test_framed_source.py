@@ -125,7 +125,7 @@ def test_body_that_is_no_framed_one_is_refused_with_the_reason(nodes: Nodes) -> 
             source.send(data)
             assert source.status(5.0) == 400
             assert reason in source.answer, source.answer
-    assert node.json("/api/v1/status")["counters"]["source_broken_total"] == 3
+    assert node.counters()["source_broken_total"] == 3
 
 
 def test_backlog_comes_at_once_whatever_the_origin_would_hold_back(nodes: Nodes) -> None:
@@ -154,7 +154,7 @@ def test_epoch_that_has_lost_is_refused_for_good(nodes: Nodes) -> None:
     with framed(node) as newer:
         assert newer.connect() == 100
     wait_until(
-        lambda: node.json("/api/v1/status")["counters"]["source_refused_410_total"] == 1,
+        lambda: node.counters()["source_refused_410_total"] == 1,
         5.0,
         what="the refusal, counted",
     )

@@ -71,7 +71,7 @@ def state(node: NodeProcess) -> str:
 def refused(node: NodeProcess, reason: str) -> int:
     """How many handshakes the node has refused for this reason."""
     name = f"backbone_handshakes_refused_{reason}_total"
-    return int(node.json("/api/v1/status")["counters"][name])
+    return int(node.counters()[name])
 
 
 def test_listed_child_hears_every_frame_and_a_stranger_none(
@@ -156,7 +156,8 @@ def test_either_of_two_parents_with_keys_of_their_own_may_die(
 def test_refusals_are_logged_once_a_minute(nodes: Nodes, origin: NodeProcess) -> None:
     """However often one tries."""
     stranger = below(nodes, origin, "", "")
-    wait_until(lambda: refused(origin, "none") >= 5, 15.0, what="five attempts")
+    # libzmq may stop after each refusal: then the next comes 2 to 4 s later, by our own dialling
+    wait_until(lambda: refused(origin, "none") >= 5, 30.0, what="five attempts")
     lines = [e for e in tuple(origin.events) if e.get("event") == "child_refused"]
     told = {(e["address"], e["reason"]) for e in lines}
     assert len(lines) == len(told)
@@ -224,7 +225,7 @@ def test_garbage_on_keyed_ports_changes_nothing(
             assert child.join("/nowhere", version=99) == b""
             assert child.join("/live")[:1] in {b"h", b"e", b"l"}
         wait_until(lambda: refused(origin, "broken") == 2, 5.0, what="broken handshakes")
-        counters = origin.json("/api/v1/status")["counters"]
+        counters = origin.counters()
         for reason in ("topic", "short", "version"):
             assert counters[f"backbone_refused_{reason}_total"] > 0, reason
         crowd.wait_audio(30_000)
@@ -413,4 +414,4 @@ def test_child_that_subscribes_without_end_is_cut(
     assert listener.checker is not None
     assert listener.checker.clean, listener.checker
     assert state(edge) == "up"
-    assert parent.json("/api/v1/status")["counters"]["backbone_expelled_total"] < 1000
+    assert parent.counters()["backbone_expelled_total"] < 1000

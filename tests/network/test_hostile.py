@@ -60,7 +60,7 @@ def curve(secret: str) -> tuple[str, str, str]:
 
 
 def counters(node: NodeProcess) -> dict[str, int]:
-    """All counters of a node."""
+    """All counters of a node, up to half a second old: for loops that have more to do."""
     told: dict[str, int] = node.json("/api/v1/status")["counters"]
     return told
 
@@ -95,7 +95,7 @@ def children(keyed: bool) -> tuple[list[str], dict[str, str]]:
 def most_flooded(node: NodeProcess, dice: random.Random, keyed: bool, bytes_max: int) -> int:
     """The most that a node takes up while a child floods it with topics: until the child is cut, or
     it is more than so many bytes."""
-    before = counters(node)["backbone_expelled_total"]
+    before = node.counters()["backbone_expelled_total"]
     greedy = flood_topics(node.backbone, dice, TOPICS, curve(GREEDY) if keyed else None)
     most, until_s = 0, time.monotonic() + 30.0
     while most <= bytes_max and counters(node)["backbone_expelled_total"] == before:
@@ -151,7 +151,7 @@ def test_hostile_child_changes_nothing(nodes: Nodes, crowd: Crowd, seed: int, wh
         grown = max(most, memory_bytes(origin.pid)) - memory
         told = {
             name: number - before.get(name, 0)
-            for name, number in counters(origin).items()
+            for name, number in origin.counters().items()
             if "refused" in name and number > before.get(name, 0)
         }
         print(f"{who}: {sent} messages, memory {grown / 1e6:+.1f} MB, {told}")
@@ -202,7 +202,7 @@ def test_lying_parent_changes_nothing_of_the_others(
         )
         liar.lies_each = 0
         wait_heard(listener)
-        told = {name: n for name, n in counters(child).items() if "backbone_refused" in name and n}
+        told = {name: n for name, n in child.counters().items() if "backbone_refused" in name and n}
         grown = memory_bytes(child.pid) - memory
         print(f"{liar.lies_told} lies, memory {grown / 1e6:+.1f} MB, {told}")
         assert child.alive
@@ -230,11 +230,11 @@ def test_forged_unsubscription_takes_a_stream_from_nobody(
             say_raw(raw, b"\1" + topic)
             say_raw(raw, b"\0" + topic)
             wait_heard(listener)
-            assert counters(origin)["backbone_expelled_total"] == 0
+            assert origin.counters()["backbone_expelled_total"] == 0
         say_raw(raw, b"\0" + topic)
         assert is_closed(raw)
         wait_heard(listener)
-        told = counters(origin)
+        told = origin.counters()
         assert told["backbone_expelled_total"] == 1
         assert told["backbone_refused_topic_total"] == 1
 
@@ -257,14 +257,14 @@ def test_message_without_an_end_is_cut_and_freed(nodes: Nodes, crowd: Crowd) -> 
         grown = memory_bytes(origin.pid) - memory
         print(f"\ncut after {[f'{size / 1e6:.1f} MB' for size in sent]}, memory {grown / 1e6:+.1f}")
         assert max(sent) < ENDLESS_BYTES
-        assert counters(origin)["backbone_endless_total"] == 2
+        assert origin.counters()["backbone_endless_total"] == 2
         assert grown <= GROWTH_BYTES_MAX
         with raw_child(f"tcp://127.0.0.1:{repair}", b"DEALER") as raw:
             for _ in range(3000):
                 say_whole(raw, bytes(1000))
             raw.settimeout(0.5)
             assert not is_closed(raw)
-        assert counters(origin)["backbone_endless_total"] == 2
+        assert origin.counters()["backbone_endless_total"] == 2
         wait_heard(listener)
 
 
@@ -303,7 +303,7 @@ def test_message_without_an_end_of_a_child_with_a_key_is_cut(
         with Child(origin.backbone, curve=curve(FRIEND)) as again:
             assert sum(say(again.dealer, bytes(900)) for _ in range(3000)) == 3000
             wait_until(lambda: again.join("/calm")[:1] == b"h", 10.0, what="an answer")
-        assert counters(origin)["backbone_endless_total"] == 1
+        assert origin.counters()["backbone_endless_total"] == 1
 
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["open", "keys"])
@@ -364,7 +364,7 @@ def slow_child(nodes: Nodes, crowd: Crowd, seconds: float) -> None:
         while time.monotonic() < begin_s + seconds:
             wait_heard(listener)
             most = max(most, memory_bytes(origin.pid) - memory)
-        sent = counters(origin)["backbone_sent_messages_total"]
+        sent = origin.counters()["backbone_sent_messages_total"]
         frozen.cont()
         gap_ms = listener.gap_ms_max(begin_s)
         print(

@@ -282,7 +282,7 @@ def test_frozen_edge_judges_nobody_by_its_own_sleep(diamond: Diamond) -> None:
         diamond.wait_phase(1.0)
         diamond.edge.cont()
         diamond.wait_news("after SIGCONT")
-    told = diamond.edge.json("/api/v1/status")
+    told = diamond.edge.status()
     assert [up["lost_total"] for up in told["upstreams"]] == [0, 0]
     assert diamond.feeders() == fed
     assert not diamond.faults(), "\n".join(diamond.faults())

@@ -172,7 +172,7 @@ def test_answers_are_charged_to_the_key_and_not_to_the_connection(parent: Node, 
 
 def judged(node: NodeProcess) -> int:
     """Handshakes that were answered, whatever the answer."""
-    told = node.json("/api/v1/status")["counters"]
+    told = node.counters()
     return int(told["backbone_handshakes_total"] + told["backbone_handshakes_refused_total"])
 
 
@@ -207,7 +207,7 @@ def test_many_connections_of_one_key_cost_little(nodes: Nodes, crowd: Crowd) -> 
             wait_until(lambda wanted=wanted: judged(origin) == wanted, 30.0)  # type: ignore[misc]
             most = max(most, memory_bytes(origin.pid))
         print(f"\n{CONNECTIONS} connections, memory at most {(most - memory) / 1e6:+.1f} MB")
-        told = origin.json("/api/v1/status")["counters"]
+        told = origin.counters()
         assert told["backbone_handshakes_refused_often_total"] > CONNECTIONS // 2
         assert most - memory <= CONNECTIONS_BYTES_MAX
         wait_heard(listener)

@@ -258,7 +258,7 @@ def test_garbage_as_audio_ends_the_source_alone(nodes: Nodes, crowd: Crowd) -> N
         assert listener.alive
         assert listener.checker is not None
         assert listener.checker.clean
-    counters = node.json("/api/v1/status")["counters"]
+    counters = node.counters()
     assert counters["source_broken_total"] == 1
 
 
@@ -272,7 +272,7 @@ def test_source_that_runs_ahead_is_held_back_by_tcp(nodes: Nodes) -> None:
         sent = frames(20_000)
         with pytest.raises(TimeoutError):
             source.send(sent)
-        stream = node.json("/api/v1/status")["streams"][0]
+        stream = node.status()["streams"][0]
         assert stream["head_sequence"] < 400
 
 

@@ -174,7 +174,7 @@ def test_each_node_tells_its_own_lateness(nodes: Nodes, crowd: Crowd) -> None:
             crowd.join(node.address)
         wait_until(lambda: lateness_seen(origin) and lateness_seen(edge), 15.0, every_s=0.2)
         for node in (origin, edge):
-            told = node.json("/api/v1/status")["measured"]
+            told = node.status()["measured"]
             assert told["join"]["total"] == 1
             assert 0 < told["lateness"]["p50_ms"] <= told["lateness"]["max_ms"]
             assert told["gap"]["total"] > 0

@@ -72,7 +72,7 @@ def error(node: NodeProcess, mount: str = "/x") -> str:
 
 def counter(node: NodeProcess, name: str) -> int:
     """One counter of the node."""
-    return int(node.json("/api/v1/status")["counters"][name])
+    return int(node.counters()[name])
 
 
 def join(crowd: Crowd, node: NodeProcess, mount: str = "/x") -> Listener:

@@ -100,7 +100,7 @@ def test_a_second_signal_ends_the_node_at_once(nodes: Nodes, crowd: Crowd) -> No
 
 def counter(node: NodeProcess, name: str) -> int:
     """Return one of the node's counters."""
-    return int(node.json("/api/v1/status")["counters"].get(name, 0))
+    return int(node.counters().get(name, 0))
 
 
 def test_a_source_faster_than_real_time_is_held_back(nodes: Nodes, crowd: Crowd) -> None:

@@ -69,7 +69,7 @@ def measure(
 
 def refused_not_found(node: NodeProcess) -> int:
     """Return how many GETs the node has answered with 404."""
-    counters = node.json("/api/v1/status")["counters"]
+    counters = node.counters()
     return int(counters["refused_not_found_total"])
 
 

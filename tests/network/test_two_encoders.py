@@ -92,7 +92,7 @@ def test_the_newer_of_two_encoders_dies_and_the_older_is_heard(
     wait_known(second, MOUNT, timeout_s=20.0)
     for relay in relays:
         wait_until(
-            lambda r=relay: r.json("/api/v1/status")["counters"]["backbone_shadowed_total"], 10.0,
+            lambda r=relay: r.counters()["backbone_shadowed_total"], 10.0,
             what="the newer one's epoch at a relay",
         )  # fmt: skip
     listeners = crowd.join_many(5, edge.address, MOUNT)
@@ -111,7 +111,7 @@ def test_the_newer_of_two_encoders_dies_and_the_older_is_heard(
     assert stream_at(edge)["counters"]["epochs_total"] >= 2
     assert stream_at(first)["counters"]["epochs_total"] == 2
     assert stream_at(edge)["epoch"] == stream_at(first)["epoch"] > lost
-    told = [relay.json("/api/v1/status")["counters"] for relay in relays]
+    told = [relay.counters() for relay in relays]
     assert sum(one["backbone_wishes_asked_total"] for one in told) > 0
     assert first.output().count('"event": "epoch_anew"') == 1
     wait_until(lambda: breaks(edge, wall_ms), 20.0, what="the break in the edge's book")

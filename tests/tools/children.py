@@ -53,7 +53,9 @@ class Child:
         curve: tuple[str, str, str] | None = None,
         timeout_s: float = 5.0,
     ) -> None:
-        """Connect both; waits for a beacon, which names the repair port. AssertionError if none.
+        """Connect both; waits for a beacon, which names the repair port, and until the parent has
+        let both in: a child that is cut for what it says on one can no longer connect the other.
+        AssertionError if it does not within the time.
 
         curve: public key, secret key (without `secret:`) and the parent's public key, if it has.
         """
@@ -63,6 +65,7 @@ class Child:
         self.dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         for each in (self.sub, self.dealer):
             each.setsockopt(zmq.LINGER, 300)
+            each.setsockopt(zmq.SNDTIMEO, round(timeout_s * 1000))
             if curve is not None:
                 options = (zmq.CURVE_PUBLICKEY, zmq.CURVE_SECRETKEY, zmq.CURVE_SERVERKEY)
                 for option, key in zip(options, curve, strict=True):
@@ -71,11 +74,11 @@ class Child:
         self.subscribe(BEACON_TOPIC)
         try:
             port = self._repair_port(timeout_s)
+            self.repair = f"{backbone.rpartition(':')[0]}:{port}"
+            self._connect_dealer(timeout_s)
         except AssertionError:
             self.close()
             raise
-        self.repair = f"{backbone.rpartition(':')[0]}:{port}"
-        self.dealer.connect(self.repair)
 
     def _repair_port(self, timeout_s: float) -> int:
         until_s = time.monotonic() + timeout_s
@@ -85,6 +88,13 @@ class Child:
                 if message[:1] == b"B":
                     return int(BEACON.unpack_from(message, HEAD.size)[5])
         raise AssertionError(f"no beacon from {self.backbone} within {timeout_s:g} s")
+
+    def _connect_dealer(self, timeout_s: float) -> None:
+        with self.dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) as shaken:
+            self.dealer.connect(self.repair)
+            there = shaken.poll(round(timeout_s * 1000))
+            self.dealer.disable_monitor()
+        assert there, f"{self.repair} did not let this child in within {timeout_s:g} s"
 
     def subscribe(self, topic: bytes) -> None:
         """Ask for a topic: any bytes."""

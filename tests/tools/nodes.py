@@ -258,6 +258,20 @@ class NodeProcess:
         assert answer.status == 200, f"{path}: {answer.status} {answer.body[:200]!r}"
         return answer.json()
 
+    def status(self) -> Any:
+        """/api/v1/status with numbers that were taken after this call: waits for them, 0.5 s."""
+        called_at = time.time()
+        until_s = time.monotonic() + 10.0
+        while (told := self.json("/api/v1/status"))["at"] < called_at:
+            assert time.monotonic() < until_s, f"{self}: numbers of {told['at']}"
+            time.sleep(0.05)
+        return told
+
+    def counters(self) -> dict[str, int]:
+        """All counters of that status."""
+        told: dict[str, int] = self.status()["counters"]
+        return told
+
     def __repr__(self) -> str:
         pid = self.process.pid if self.process else None
         return f"<node {self.http} {self.backbone} pid={pid}>"
