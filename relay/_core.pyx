@@ -61,8 +61,9 @@ from relay._core.histogram cimport histogram_below, histogram_quantile_us, histo
 from relay._core.observe cimport *
 from relay._core.ring cimport (
     FRAME_PRESENT, FRAME_TITLE, PLACE_BAD, PLACE_FAR, PLACE_NO_MEMORY, audio_bytes, frame_t,
-    header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_read_entry,
-    ring_t, ring_tail_sequence, ring_title, ring_unpin, ring_was_overtaken, title_t,
+    header_t, ring_at, ring_burst_sequence, ring_entry_was_overtaken, ring_header, ring_hide,
+    ring_read_entry, ring_show, ring_t, ring_tail_sequence, ring_title, ring_unpin,
+    ring_was_overtaken, title_t,
 )
 from relay._core.ring_writer cimport ring_give_up
 from relay._core.connection cimport (
@@ -71,10 +72,10 @@ from relay._core.connection cimport (
 from relay._core.redirect cimport REDIRECTS_MAX
 from relay._core.shard cimport shard_run
 from relay._core.stream cimport (
-    STREAM_FULL, WRITER_LINK, WRITER_LOCAL, hub_tell, info_t, mount_key, stream_before_take,
-    stream_begin_epoch, stream_claim, stream_config_t, stream_drop, stream_end_epoch, stream_mark,
-    stream_open, stream_place, stream_push, stream_resize, stream_ring_drop, stream_ring_take,
-    stream_set_info, stream_t, stream_unclaim,
+    STREAM_FULL, VIEWS_MAX, WRITER_LINK, WRITER_LOCAL, hub_tell, info_t, mount_key,
+    stream_before_take, stream_begin_epoch, stream_claim, stream_config_t, stream_drop,
+    stream_end_epoch, stream_mark, stream_open, stream_place, stream_push, stream_resize,
+    stream_ring_drop, stream_ring_take, stream_set_info, stream_t, stream_unclaim,
 )
 from relay._core.upstream cimport UPSTREAMS_MAX, WINDOW_MAX, upstream_t
 from relay._core.wire cimport WIRE_ADDRESS_BYTES_MAX
@@ -87,7 +88,7 @@ import socket
 import time
 from array import array
 
-from relay.errors import MountError, RelayError, SourceError
+from relay.errors import MountError, OvertakenError, RelayError, SourceError
 
 cdef extern from *:
     """
@@ -161,6 +162,7 @@ cdef void* intake_main(void* intake) noexcept nogil:
 
 cdef enum:
     SHARDS_MAX = 64
+    TITLE_TEXT_BYTES_MAX = 4000
 
 
 cdef uint32_t size_u32(Buffer run) noexcept:
@@ -1259,9 +1261,6 @@ cdef bytes framed_bytes(framed_out_t* out):
         free(out.bytes)
 
 
-cdef int TITLE_TEXT_BYTES_MAX = 4000
-
-
 cdef bytes title_bytes(str text):
     # Cut between characters.
     return text.encode()[:TITLE_TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()
@@ -1532,44 +1531,50 @@ cdef class Reader:
 
 @cython.no_gc_clear
 cdef class RingView:
-    """A run of a ring's bytes without a copy, since its last lost run at most: pins the ring's
-    memory, not its contents.
+    """A run of a ring's bytes without a copy, since its last lost run at most. While it or a
+    buffer of it lives they stay as they are, and the writer goes on elsewhere.
 
-    Supports the buffer protocol (`numpy.frombuffer(view, dtype="u1")`). The writer goes on: call
-    `is_whole()` after reading; False means that the oldest bytes were overwritten meanwhile.
+    Supports the buffer protocol (`numpy.frombuffer(view, dtype="u1")`). Call `is_whole()` after
+    reading: False means that the writer could go nowhere else, and the oldest were overwritten.
     """
 
     cdef Stream stream
     cdef ring_t* ring
-    cdef uint64_t position
+    cdef readonly uint64_t first_position
     cdef Py_ssize_t size
     cdef int held                   # buffers given out, and not given back yet
+    cdef bint is_shown              # the writer keeps away
 
     @staticmethod
     cdef RingView wrap(Stream stream, ring_t* ring):
         # Takes over the caller's reference on the ring, and keeps a pin instead.
         cdef RingView self = RingView.__new__(RingView)
-        cdef frame_t frame
-        cdef uint64_t head = load_u64(&ring.head_position)
-        self.stream = stream
-        self.ring = ring
+        cdef uint64_t end
         add_u32(&ring.pins, 1)
         stream_ring_drop(stream.stream, ring)
-        self.position = head
-        if ring_read_entry(ring, ring_tail_sequence(ring), &frame):
-            self.position = frame.position if frame.position < head else head
-        if self.position < load_u64(&ring.holes_end_position) <= head:
-            self.position = ring.holes_end_position     # a lost run is not in any view
-        self.size = <Py_ssize_t>(head - self.position)
+        self.stream = stream
+        self.ring = ring        # unpinned by __dealloc__, whatever happens here
+        if add_u32(&stream.stream.views, 1) > VIEWS_MAX:
+            raise RelayError(
+                f"{stream.mount}: {VIEWS_MAX} views are open: end one, and keep no array of it"
+            )
+        self.is_shown = ring_show(ring, &self.first_position, &end)
+        if not self.is_shown:
+            raise OvertakenError(f"{stream.mount}: its writer is too quick to be looked at")
+        self.size = <Py_ssize_t>(end - self.first_position)
         return self
 
     def __dealloc__(self):
-        if self.ring != NULL and _pid != -1:
-            ring_unpin(self.ring)
+        if self.ring == NULL or _pid == -1:
+            return
+        if self.is_shown:
+            ring_hide(self.ring)
+        sub_u32(&self.stream.stream.views, 1)
+        ring_unpin(self.ring)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(
-            buffer, self, <void*>ring_at(self.ring, self.position), self.size, 1, flags
+            buffer, self, <void*>ring_at(self.ring, self.first_position), self.size, 1, flags
         )
         self.held += 1
 
@@ -1589,14 +1594,9 @@ cdef class RingView:
         """Whether a memoryview or an array still shows it."""
         return self.held > 0
 
-    @property
-    def first_position(self):
-        """Position of the first byte."""
-        return self.position
-
     def is_whole(self):
-        """Whether no byte of this run has been overwritten so far."""
-        return not ring_was_overtaken(self.ring, self.position)
+        """Whether no byte of this run has been overwritten."""
+        return not ring_was_overtaken(self.ring, self.first_position)
 
 
 # --- the backbone ---------------------------------------------------------------------------------

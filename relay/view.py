@@ -1,10 +1,12 @@
 """The bytes of a stream where they lie in the ring, without a copy, for the length of a block.
 
 Rules of this room
-  1. The writer waits for nobody and copies for nobody. What it overwrites while a block looks at it
-     is seen at the block's end, which raises: nothing that was made of such bytes stands.
+  1. What a block looks at stays as it is: before the writer comes near, the stream goes on in
+     another ring. Where it cannot (a hole stays open for longer than the view is away from the
+     writer, or there is no memory) audio goes before: bytes are overwritten, and check() and the
+     block's end raise.
   2. Behind the block nothing shows the ring any more: its memoryview is released, and whatever else
-     shows it still (an array, a slice) is an error.
+     shows it still (an array, a slice) is an error, for it keeps a ring of memory.
   3. Memory that Python can reach is never unmapped, whatever becomes of the stream and the node.
 """
 
@@ -24,11 +26,11 @@ class View:
     """All frames of a stream that the ring holds, one behind the other, without a copy:
     `with reader.view() as view`. Once; for one thread.
 
-    It begins a fifth of the ring before the writer: whoever needs less time than that audio lasts
-    is not overtaken. Make no use of what a block did before it has ended well.
+    The bytes do not change while the block looks at them. It begins a fifth of the ring before the
+    writer; whoever takes longer than half of that audio lasts costs a copy of the ring, once.
 
     Args:
-        run: pins the ring's memory.
+        run: pins the bytes.
     """
 
     def __init__(self, run: RingView) -> None:
@@ -56,10 +58,10 @@ class View:
         return self._data
 
     def check(self) -> None:
-        """In a long block: go on only while it is worth it. Does not block.
+        """In a block of seconds: go on only while it is worth it. Does not block.
 
         Raises:
-            OvertakenError: the oldest bytes have been overwritten.
+            OvertakenError: the oldest bytes have been overwritten, for want of another ring.
             RelayError: outside of the block.
         """
         if self._run is None:
@@ -93,5 +95,6 @@ class View:
         if not run.is_whole():
             raise OvertakenError(
                 f"epoch {self.epoch}: the bytes from position {self.position} on were overwritten "
-                "while they were looked at: be quicker, or read copies (subscribe)"
+                "while they were looked at, for the writer could go nowhere else: be quicker, or "
+                "read copies (subscribe)"
             )

@@ -102,6 +102,23 @@ def rings_mapped() -> int:
     return len(re.findall(r"/memfd:relay-ring", maps)) // 2
 
 
+def test_rings_that_were_left_for_a_view_go_with_it():
+    """However many there were: the writer came near each, and went on in another."""
+    engine = Engine()
+    engine.configure(ring_bytes_max=1 << 16)
+    stream = engine.add_stream("/live")
+    stream.begin()
+    before = rings_mapped()
+    for _ in range(30):
+        view = stream.view()
+        for _ in range(100):
+            stream.push(bytes(1000), 20_000)
+        assert view.is_whole()
+        del view
+        engine.sweep()
+    assert rings_mapped() == before
+
+
 def test_ring_is_freed_with_the_last_handle():
     """A stream that nobody holds leaves no mapping behind."""
     before = rings_mapped()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from relay._core import Engine, Stream
-from relay.errors import MountError, SourceError
+from relay.errors import MountError, RelayError, SourceError
 
 START, HEADER, CHAIN, TITLE = 1, 2, 4, 8
 FRAME_US = 20_000
@@ -279,18 +279,79 @@ def test_view_is_read_by_numpy_without_a_copy(stream):
     assert (len(view), view.first_position) == (6, 0)
 
 
-def test_view_tells_that_it_was_overtaken(engine):
-    """When the writer has come round, is_whole() is False."""
+def full(engine, mount="/live"):
+    """A stream whose ring of 64 KiB has been written round."""
     engine.configure(ring_bytes_max=1 << 16)
-    stream = engine.add_stream("/live")
+    stream = engine.add_stream(mount)
     stream.begin()
-    for _ in range(100):
-        stream.push(bytes(1000), FRAME_US)
+    push_numbered(stream, 100)
+    return stream
+
+
+def push_numbered(stream, count):
+    """Frames of 1,000 bytes, each full of its number."""
+    for _ in range(count):
+        number = stream.snapshot()["head_sequence"]
+        stream.push(bytes([number % 251]) * 1000, FRAME_US)
+
+
+def test_view_keeps_its_bytes_and_the_stream_goes_on(engine):
+    """The writer comes round many times: nothing of it is in the view, nor missing elsewhere."""
+    stream = full(engine)
     view = stream.view()
+    before = bytes(view)
+    push_numbered(stream, 1000)
+    assert bytes(view) == before
     assert view.is_whole()
-    for _ in range(20):
-        stream.push(bytes(1000), FRAME_US)
+    head = stream.snapshot()["head_sequence"]
+    assert head == 1100
+    tail = stream.snapshot()["tail_sequence"]
+    assert head - tail > 30
+    for sequence in range(tail, head):
+        assert stream.read(sequence)[0] == bytes([sequence % 251]) * 1000
+    assert view.epoch == stream.snapshot()["epoch"]
+
+
+def test_view_that_is_quick_costs_no_ring(engine):
+    """A writer that comes not near it stays where it is."""
+    stream = full(engine)
+    for _ in range(50):
+        view = stream.view()
+        address = np.frombuffer(view, "u1").ctypes.data - view.first_position % (1 << 16)
+        push_numbered(stream, 3)
+        del view
+        view = stream.view()
+        assert np.frombuffer(view, "u1").ctypes.data - view.first_position % (1 << 16) == address
+        del view
+
+
+def test_view_over_the_bound_is_refused(engine):
+    """Of one stream; one that has ended makes room."""
+    stream, other = full(engine), full(engine, "/other")
+    views = [stream.view() for _ in range(8)]
+    with pytest.raises(RelayError, match=r"/live: 8 views are open: end one"):
+        stream.view()
+    assert other.view()
+    del views[3]
+    assert stream.view()
+
+
+def test_view_is_overwritten_only_where_a_hole_stays_open(engine):
+    """Then it says so; frames are placed as they come, whoever looks."""
+    stream = full(engine)
+    view = stream.view()
+    push_numbered(stream, 2)
+    head = stream.snapshot()
+    sequence, position = head["head_sequence"], head["head_position"]
+    for ahead in range(1, 26):  # no further than a ring takes
+        number, at = sequence + ahead, position + ahead * 1000
+        assert stream.place(number, at, number * FRAME_US, bytes(1000), FRAME_US) == 1
     assert not view.is_whole()
+    assert stream.give_up() == 1
+    assert stream.snapshot()["head_sequence"] == sequence + 26
+    again = stream.view()
+    push_numbered(stream, 200)
+    assert again.is_whole()
 
 
 def test_view_begins_after_the_last_lost_run(stream):

@@ -1,4 +1,4 @@
-"""A ring looked at without a copy: what was overwritten meanwhile is never taken for audio."""
+"""A ring looked at without a copy: what a block looks at does not change under it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ def overrun(stream: Stream) -> None:
     measure_push(pointer_of(stream), bytes(FRAME_BYTES), RING_BYTES // FRAME_BYTES)
 
 
+def overwrite(stream: Stream) -> None:
+    """Write where a view looks: ahead of a hole, while that is open the ring cannot be left."""
+    head = stream.snapshot()
+    sequence, position = head["head_sequence"], head["head_position"]
+    for ahead in range(1, RING_BYTES // FRAME_BYTES * 2 // 5 - 2):
+        at, number = position + ahead * FRAME_BYTES, sequence + ahead
+        assert stream.place(number, at, number * 20_000, bytes(FRAME_BYTES), 20_000) == 1
+
+
 def test_a_view_shows_what_readers_get_without_a_copy(reader: relay.Subscription) -> None:
     """Whole frames in a row, at the place where they are; the reader stays where it is."""
     with reader.view() as view:
@@ -71,19 +80,33 @@ def interrupt(error: BaseException) -> None:
     raise error
 
 
-def test_a_block_that_was_overtaken_raises_at_its_end() -> None:
+def test_a_block_may_take_its_time() -> None:
+    """The writer goes round many times meanwhile; nothing of that is seen."""
+    stream, reader = small()
+    with reader.view() as view:
+        before = bytes(view.data)
+        for _ in range(20):
+            overrun(stream)
+        view.check()
+        assert bytes(view.data) == before
+
+
+@pytest.mark.parametrize("during", ["nothing", "check", "ValueError", "KeyboardInterrupt"])
+def test_a_block_that_was_overwritten_raises(during: str) -> None:
     """Its result goes with it, and an error that came of it; check() tells earlier."""
     stream, reader = small()
-    with pytest.raises(relay.OvertakenError, match=r"position \d+ on were overwritten .* quicker"):
-        look(reader, lambda view: overrun(stream))
-    with pytest.raises(relay.OvertakenError) as early:
-        look(reader, lambda view: [overrun(stream), view.check()])
-    assert early.value.__context__ is None
-    with pytest.raises(relay.OvertakenError) as late:
-        look(reader, lambda view: [overrun(stream), interrupt(ValueError("no frame"))])
-    assert isinstance(late.value.__context__, ValueError)
-    with pytest.raises(KeyboardInterrupt):
-        look(reader, lambda view: [overrun(stream), interrupt(KeyboardInterrupt())])
+    does: dict[str, Callable[[relay.View], object]] = {
+        "nothing": lambda view: overwrite(stream),
+        "check": lambda view: [overwrite(stream), view.check()],
+        "ValueError": lambda view: [overwrite(stream), interrupt(ValueError("no frame"))],
+        "KeyboardInterrupt": lambda view: [overwrite(stream), interrupt(KeyboardInterrupt())],
+    }
+    error = KeyboardInterrupt if during == "KeyboardInterrupt" else relay.OvertakenError
+    with pytest.raises(error) as raised:
+        look(reader, does[during])
+    if error is relay.OvertakenError:
+        raised.match(r"position \d+ on were overwritten .* quicker")
+        assert isinstance(raised.value.__context__, ValueError) == (during == "ValueError")
 
 
 def test_an_error_of_the_block_comes_out_as_it_is(reader: relay.Subscription) -> None:
@@ -146,38 +169,53 @@ def test_who_cannot_look_is_told(relay_node: relay.Node, reader: relay.Subscript
         relay_node.subscribe("/later").view()
 
 
-def test_blocks_that_end_well_have_shown_no_wrong_byte() -> None:
-    """Against a writer without pace and without the lock: many blocks raise, and some of those saw
-    frames out of order; of the others none did."""
+def test_blocks_show_no_wrong_byte() -> None:
+    """Against a writer without pace and without the lock, in quick blocks and in slow ones: no
+    frame is out of order, at their begin or at their end, and none is overtaken."""
     stream, reader = small()
     address, over = pointer_of(stream), threading.Event()
+    written = itertools.count()
 
     def write() -> None:
         for count in itertools.cycle([700, 9000, 150, 20_000, 2000, 400, 60, 12_000]):
             measure_push(address, bytes(FRAME_BYTES), count)
+            next(written)
             if over.is_set():
                 return
             time.sleep(0)
 
     writer = threading.Thread(target=write)
     writer.start()
-    well = raised = wrong_well = wrong_raised = 0
+    blocks = passed = 0
     until = time.monotonic() + SECONDS_MAX
     try:
-        while (well < 200 or wrong_raised < 20) and time.monotonic() < until:
-            is_wrong = False
-            try:
-                with reader.view() as view:
-                    is_wrong = out_of_order(view.data)
-                well, wrong_well = well + 1, wrong_well + is_wrong
-            except relay.OvertakenError:
-                raised, wrong_raised = raised + 1, wrong_raised + is_wrong
+        while (blocks < 400 or passed < 50) and time.monotonic() < until:
+            with reader.view() as view:
+                head = stream.snapshot()["head_position"]
+                assert not out_of_order(view.data)
+                for _ in range(blocks % 3):
+                    time.sleep(0.0005)
+                assert not out_of_order(view.data)
+                passed += stream.snapshot()["head_position"] - head > RING_BYTES
+            blocks += 1
     finally:
         over.set()
         writer.join()
-    assert wrong_well == 0
-    assert well >= 20
-    assert wrong_raised > 0, f"{well} ended well, {raised} raised: nothing was shown"
+    assert blocks >= 100, f"{next(written)} runs written"
+    assert passed >= 20, f"of {blocks} blocks the writer went round in {passed} only"
+
+
+def test_nine_views_are_one_too_many(reader: relay.Subscription) -> None:
+    """Also where what was left of a block is kept: it counts until it goes."""
+    left: list[object] = []
+    with pytest.raises(relay.RelayError, match="keep a copy"):
+        look(reader, lambda view: left.append(view.data[1:]))
+    views = [reader.view() for _ in range(7)]
+    with pytest.raises(relay.RelayError, match="8 views are open"):
+        reader.view()
+    left.clear()
+    assert look(reader, lambda view: len(view.data))
+    del views
 
 
 def out_of_order(data: memoryview) -> bool:

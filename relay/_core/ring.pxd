@@ -10,13 +10,18 @@
 #   4. Memory: 1 × size_bytes + 32 B × frames_count + 4 KiB of marks + ≤ 8 titles × 8 KiB
 #      + ≤ 4 headers × 1 MiB. The first three are mappings of the ring's own: what it
 #      gives back goes to the system; no holes stay in the heap when thousands are fitted at once.
-#   5. This room does not know sockets, listeners, streams or time.
+#   5. What a view shows stays as it is (ring_show): before the writer comes near it, its stream
+#      goes on in another ring. granted_position is how far the writer may go without a look at
+#      pinned_end: each side stores its own word, then a fence, then reads the other's.
+#   6. This room does not know sockets, listeners, streams or time.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 
-from relay._core.atomics cimport fence_acquire, load_pointer, load_u64, load_u64_relaxed, sub_u32
+from relay._core.atomics cimport (
+    fence, fence_acquire, load_pointer, load_u64, load_u64_relaxed, store_u64, sub_u32,
+)
 from relay._core.frames_state cimport FRAME_START
 from relay._core.icy cimport ICY_BLOCK_BYTES_MAX
 from relay._core.marks cimport marks_t
@@ -45,6 +50,7 @@ cdef enum:
     TITLE_BYTES_MAX = 4080    # one ICY block: 255 × 16
     HEADER_BYTES_MAX = 1 << 20
     RING_FRAMES_MAX = 1 << 20
+    SHOW_TRIES = 8
 
 cdef extern from *:
     """
@@ -54,6 +60,7 @@ cdef extern from *:
     const uint64_t RING_BYTES_MAX "RELAY_RING_BYTES_MAX"
     # Sequences, positions and media times end here, so that sums of two never overflow.
     const uint64_t RING_NUMBER_MAX "RELAY_RING_NUMBER_MAX"
+    const uint64_t NOTHING_PINNED "UINT64_MAX"
 
 cdef enum:  # what ring_place answers
     PLACED = 1
@@ -114,6 +121,9 @@ cdef struct ring_t:
     uint64_t titles_total
     header_t* headers[RING_HEADERS]
     uint64_t headers_total
+    uint64_t granted_position   # writes end here or before, until the writer has looked at …
+    uint64_t pinned_end         # … where the next byte would be one that a view shows
+    uint32_t views              # that show it; changed with the GIL held
     # the writer's own
     uint8_t* header_bytes     # the header being collected
     uint32_t header_size_bytes
@@ -166,6 +176,8 @@ cdef inline ring_t* ring_open(
     ring.reserved_position = ring.head_position = ring.base_position = position
     ring.reserved_sequence = ring.head_sequence = ring.base_sequence = sequence
     ring.head_media_us = media_us
+    ring.granted_position = position
+    ring.pinned_end = NOTHING_PINNED
     ring.refs = 1
     ring.pins = 1
     return ring
@@ -210,6 +222,40 @@ cdef inline bint ring_was_overtaken(ring_t* ring, uint64_t position) noexcept no
 cdef inline bint ring_entry_was_overtaken(ring_t* ring, uint64_t sequence) noexcept nogil:
     fence_acquire()
     return load_u64_relaxed(&ring.reserved_sequence) > sequence + ring.frames_count
+
+cdef inline uint64_t ring_run_begin(ring_t* ring, uint64_t head_position) noexcept nogil:
+    # Where the frames that may be read begin, behind the newest lost run; the head if there are
+    # none.
+    cdef frame_t frame
+    cdef uint64_t begin = head_position
+    cdef uint64_t behind
+    if ring_read_entry(ring, ring_tail_sequence(ring), &frame) and frame.position < head_position:
+        begin = frame.position
+    behind = load_u64(&ring.holes_end_position)
+    return behind if begin < behind <= head_position else begin
+
+cdef inline bint ring_show(ring_t* ring, uint64_t* position, uint64_t* end_position) noexcept nogil:
+    # Finds what may be read, and pins it: until ring_hide these bytes stay as they are. False: the
+    # writer is too quick. (One that sees a pin that is taken back has gone on in another ring.)
+    cdef uint64_t pinned_end = ring.pinned_end
+    cdef uint64_t pin
+    for _ in range(SHOW_TRIES):
+        end_position[0] = load_u64(&ring.head_position)
+        position[0] = ring_run_begin(ring, end_position[0])
+        pin = position[0] + ring.size_bytes
+        store_u64(&ring.pinned_end, pin if pin < pinned_end else pinned_end)
+        fence()
+        if load_u64(&ring.granted_position) <= pin:
+            ring.views += 1
+            return True
+    store_u64(&ring.pinned_end, pinned_end)
+    return False
+
+cdef inline void ring_hide(ring_t* ring) noexcept nogil:
+    # A view is over; what the last one showed may be overwritten.
+    ring.views -= 1
+    if ring.views == 0:
+        store_u64(&ring.pinned_end, NOTHING_PINNED)
 
 cdef inline uint64_t ring_tail_position(ring_t* ring) noexcept nogil:
     # The oldest byte at which a reader may begin: base, or a guard away from the writer.

@@ -7,14 +7,18 @@
 #   3. The head moves over what connects, or over a lost run by ring_give_up; nothing else moves it.
 #   4. No allocation after ring_open, except for titles and headers, which change a few times an
 #      hour, and for a new size.
-#   5. What comes from a wire is bounded before use (RING_NUMBER_MAX, FRAME_BYTES_MAX) and refused
+#   5. Before a stream writes beyond granted_position it asks ring_is_shown, and goes on in another
+#      ring if it can.
+#   6. What comes from a wire is bounded before use (RING_NUMBER_MAX, FRAME_BYTES_MAX) and refused
 #      when it contradicts its neighbours.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
-from relay._core.atomics cimport fence_release, store_pointer, store_u64, store_u64_relaxed
+from relay._core.atomics cimport (
+    fence, fence_release, load_u64, store_pointer, store_u64, store_u64_relaxed,
+)
 from relay._core.frames_state cimport FRAME_BYTES_MAX, FRAME_CHAIN, FRAME_HEADER, FRAME_START
 from relay._core.icy cimport icy_block
 from relay._core.retire cimport retire_later
@@ -27,6 +31,18 @@ from relay._core.ring cimport (
 
 cdef inline void release_plain(void* thing) noexcept nogil:
     free(thing)
+
+cdef inline bint ring_is_shown(ring_t* ring, uint64_t end_position) noexcept nogil:
+    # Would a writer that goes on to here come near what a view shows? A quarter of the guard is
+    # granted beyond, while that is well away from it. What no frame can be at, is not judged.
+    if end_position - ring.reserved_position > ring.size_bytes:
+        return False
+    store_u64(&ring.granted_position, end_position + ring.guard_bytes // 4)
+    fence()
+    if end_position + ring.guard_bytes // 2 <= load_u64(&ring.pinned_end):
+        return False
+    store_u64(&ring.granted_position, end_position)
+    return True
 
 cdef inline void ring_set_header(
     ring_t* ring, const uint8_t* bytes, uint32_t size_bytes, uint64_t end_sequence

@@ -8,7 +8,9 @@
 #      `next`, at the same position (resize) or at the first frame (a new epoch).
 #   3. A stream is freed when its last reference goes: the engine's table holds one, each listener,
 #      each Python handle and the backbone hold one.
-#   4. Decides nothing about listeners; knows no socket and no clock.
+#   4. Views pin bytes of a ring, and rings that are left for their sake (stream_clear) are not
+#      counted in `rings`: VIEWS_MAX bounds those.
+#   5. Decides nothing about listeners; knows no socket and no clock.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -22,10 +24,12 @@ from relay._core.marks cimport marks_add
 from relay._core.retire cimport retire_later, retire_t
 from relay._core.frames cimport FRAME_BYTES_MAX
 from relay._core.ring cimport (
-    FRAME_TITLE, PLACED, PLACE_BAD, PLACE_NO_MEMORY, RING_FRAMES_MAX, RING_NUMBER_MAX, ring_open,
-    ring_t, ring_unpin,
+    DUPLICATE, FRAME_TITLE, PLACED, PLACE_BAD, PLACE_NO_MEMORY, RING_FRAMES_MAX, RING_NUMBER_MAX,
+    ring_open, ring_t, ring_unpin,
 )
-from relay._core.ring_writer cimport release_plain, ring_place, ring_place_run, ring_resized
+from relay._core.ring_writer cimport (
+    release_plain, ring_is_shown, ring_place, ring_place_run, ring_resized,
+)
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd_write(int fd, uint64_t value)
@@ -34,6 +38,7 @@ cdef enum:
     MOUNT_BYTES_MAX = 255
     INFO_BYTES_MAX = 4096
     RINGS_MAX = 8             # live rings of one stream: a source that flaps faster is refused
+    VIEWS_MAX = 8             # of one stream at a time: each may hold back a ring
     BEFORE_US = 10000000
 
 cdef enum:  # who writes
@@ -123,6 +128,7 @@ cdef struct stream_t:
     uint32_t listeners        # attached now, all shards
     uint32_t relays           # of the listeners, those that are servers and pass it on
     uint32_t readers          # Python subscribers
+    uint32_t views            # and what they look at without a copy
     uint32_t downstream       # children subscribed (owner: backbone)
     uint32_t away             # of its listeners, those that hear a fallback (owner: shards)
     uint32_t lent             # mounts whose fallback it is just now (owner: fallback_look.pxd)
@@ -437,14 +443,27 @@ cdef inline void stream_mark(stream_t* stream, uint64_t now_us) noexcept nogil:
     # in one go, so that no frame pays for a clock.
     marks_add(&stream.ring.marks, stream.ring.head_position, now_us)
 
+cdef inline bint stream_clear(stream_t* stream, uint64_t end_position) noexcept nogil:
+    # Before bytes are written up to here: if views show what would go, they keep this ring, and the
+    # stream goes on in another of its size. Where that cannot be had (a hole is open, no memory)
+    # audio goes before: the view is overwritten, and finds that. Whether more has been granted.
+    if end_position <= stream.ring.granted_position:
+        return False
+    while ring_is_shown(stream.ring, end_position):
+        if not stream_resize(stream, stream.ring.size_bytes, stream.ring.frames_count):
+            break
+    return True
+
 cdef inline int stream_place(
     stream_t* stream, uint64_t sequence, uint64_t position, uint64_t media_us,
     const uint8_t* bytes, uint32_t size_bytes, uint32_t duration_us, uint32_t flags,
 ) noexcept nogil:
     # One frame into the newest ring, where it belongs (see ring_place for the answers).
     cdef int status
+    cdef bint granted
     if stream.ring.guard_bytes < size_bytes <= FRAME_BYTES_MAX and not flags & FRAME_TITLE:
         stream_grow(stream, 8 * <uint64_t>size_bytes)
+    granted = not flags & FRAME_TITLE and stream_clear(stream, position + size_bytes)
     status = ring_place(
         stream.ring, sequence, position, media_us, bytes, size_bytes, duration_us, flags
     )
@@ -456,7 +475,10 @@ cdef inline int stream_place(
         if stream.ring.head_media_us >= stream.fit_media_us:
             stream_fit(stream)
         hub_tell(stream.hub, stream)
-    elif status == 0:
+        return status
+    if granted:     # to a frame that was not written
+        store_u64(&stream.ring.granted_position, stream.ring.reserved_position)
+    if status == DUPLICATE:
         stream.counters.duplicates_total += 1
     else:
         stream.counters.refused_frames_total += 1
@@ -467,8 +489,11 @@ cdef inline uint32_t stream_place_run(
     const uint64_t* records, uint32_t count, const uint8_t* bytes,
 ) noexcept nogil:
     # The first frames of a run, as many as can go in at once (see ring_place_run); 0: none.
-    cdef ring_t* ring = stream.ring
-    cdef uint32_t frames = ring_place_run(ring, sequence, position, media_us, records, count, bytes)
+    cdef ring_t* ring
+    cdef uint32_t frames
+    stream_clear(stream, position + stream.ring.guard_bytes // 4)   # ring_place_run takes no more
+    ring = stream.ring
+    frames = ring_place_run(ring, sequence, position, media_us, records, count, bytes)
     if frames:
         stream.counters.received_bytes_total += ring.head_position - position
         stream.counters.received_frames_total += frames
