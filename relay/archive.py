@@ -159,7 +159,6 @@ class Recording:
     def close(self) -> None:
         """Finish the file."""
         try:
-            self._flush()
             self._finish()
         except Exception as error:
             self._failed(error)
@@ -168,6 +167,7 @@ class Recording:
         subscription = self._subscribed()
         if subscription is None:
             return
+        is_gone = subscription.is_gone  # asked first: then what is here is all
         for _ in range(BATCHES_MAX):
             if not (batch := subscription.waiting()):
                 break
@@ -176,7 +176,7 @@ class Recording:
                     self._counters["missed_frames"] += item.frames
                 else:
                     self._frame(item)
-        if self._engine.find(self._mount) is None:  # it has left the node
+        if is_gone:
             self._unsubscribe()
             self._finish()
         elif self._is_over():
@@ -204,7 +204,6 @@ class Recording:
     def _frame(self, frame: Frame) -> None:
         if frame.epoch != self._epoch:
             self._epoch = frame.epoch
-            self._flush()
             self._finish()
             self._header.begin(b"")
             if not frame.header and self._subscription is not None:
@@ -233,7 +232,6 @@ class Recording:
 
     def _begin(self, cut: Cut, frame: Frame) -> None:
         """The next file; none while an error is young."""
-        self._flush()
         self._finish()
         if self._clock() < self._rest_until:
             return
@@ -259,7 +257,8 @@ class Recording:
             self._counters["bytes"] += len(data)
 
     def _finish(self) -> None:
-        """End the file that is being written, if there is one."""
+        """End the file that is being written, if there is one, with all that was taken."""
+        self._flush()
         file, self._file = self._file, None
         if file is None:
             return

@@ -253,6 +253,12 @@ class Subscription(Closing):
             return True  # the node has closed
         return is_gone or epoch != self._epoch or head > self._next
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether its stream has left the node: what is here is the last, and a stream of this
+        mount that comes is another one."""
+        return self._reader is None or self._stream.at_head()[2]
+
     def _look(self) -> bool:
         """Take what is new; False: there will be no more."""
         if self._reader is None:

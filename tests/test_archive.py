@@ -86,6 +86,18 @@ def test_a_file_is_finished_when_the_source_leaves(desk: Desk) -> None:
     assert desk.counters["frames"] == 2
 
 
+@pytest.mark.parametrize("is_unlinked", [False, True])
+def test_what_came_just_before_the_end_is_in_the_file(desk: Desk, is_unlinked: bool) -> None:
+    """The last frames and the end of the source are seen in one look."""
+    desk.push(b"one")
+    desk.stream.push(b"two", 20_000)
+    desk.stream.end()
+    if is_unlinked:
+        desk.engine.remove_stream(desk.stream)
+    desk.recording.turn()
+    assert desk.files() == [("_.mp3", b"onetwo")]
+
+
 def test_each_epoch_and_each_title_has_a_file(desk: Desk) -> None:
     """Cut exactly where the title holds; a title that comes back begins another."""
     desk.push(b"a1")
@@ -256,6 +268,22 @@ def test_a_mount_that_has_gone_is_forgotten(tmp_path: Path, clock: FakeClock) ->
         assert not archive._recordings
     files = sorted(p.read_bytes() for p in tmp_path.rglob("*.mp3"))
     assert files == [b"018", b"019"]  # the newest of each: those of before were known, too
+
+
+def test_a_mount_that_was_away_between_two_looks_is_recorded_again(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    """It is another stream by then: what the first one brought last is written, then the new."""
+    engine, archive = recorded(tmp_path, clock)
+    put(engine, "/0", b"one")
+    archive.turn()
+    engine.find("/0").push(b"two", 20_000)
+    leave(engine, "/0")
+    clock.advance(s=1)
+    put(engine, "/0", b"three")
+    archive.turn()
+    archive.turn()
+    assert sorted(p.read_bytes() for p in tmp_path.rglob("*.mp3*")) == [b"onetwo", b"three"]
 
 
 def test_a_mount_that_has_gone_is_kept_while_its_files_grow_old(
