@@ -25,7 +25,7 @@ from relay._core.histogram cimport (
     histogram_quantile_us, histogram_read, histogram_t,
 )
 from relay._core.http_head cimport (
-    AT_BAD, AT_LIVE, AT_NONE, RANGE_NONE, RANGE_PROBE, head_end as room_head_end,
+    AT_BAD, AT_LIVE, AT_NONE, AT_TIME, RANGE_NONE, RANGE_PROBE, head_end as room_head_end,
     head_parse as room_head_parse, head_t,
 )
 from relay._core.icy cimport (
@@ -101,10 +101,12 @@ def head_place(bytes data):
     cdef head_t head
     if size == 0 or room_head_parse(&head, run.bytes, size) != 0:
         return None
-    at = {AT_NONE: None, AT_LIVE: "live", AT_BAD: "bad"}.get(head.at, "place")
+    at = {AT_NONE: None, AT_LIVE: "live", AT_BAD: "bad", AT_TIME: "time"}.get(head.at, "place")
     if at == "place":
         at = (head.at_epoch, head.at_position)
         at += (head.at_header_bytes,) if head.at_header_told else ()
+    elif at == "time":
+        at = ("time", head.at_epoch, head.at_media_us)
     part = None
     if head.range != RANGE_NONE:
         is_probe = head.range == RANGE_PROBE

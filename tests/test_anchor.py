@@ -85,10 +85,18 @@ def paged(frames: int = 40) -> tuple[OneListener, bytes]:
         (b"?at=5%2E7", "bad"),
         (b"?at=5.7&at=5.7", "bad"),
         (b"?at=5.7#at=1.1", (5, 7)),
+        (b"?at=5.t7", ("time", 5, 7000)),
+        (b"?at=5.t" + b"9" * 15, ("time", 5, (10**15 - 1) * 1000)),
+        (b"?at=5.t" + b"9" * 16, "bad"),
+        (b"?at=5.t", "bad"),
+        (b"?at=5.t7.1", "bad"),
+        (b"?at=5.7.t1", "bad"),
+        (b"?at=t7", "bad"),
+        (b"?at=5.T7", "bad"),
     ],
 )
 def test_a_place_is_read_from_the_query(query: bytes, said: object) -> None:
-    """Two or three numbers, once; all else is malformed, and never a refusal."""
+    """Two or three numbers, or an epoch and a time; all else is malformed, and never a refusal."""
     assert head_place(request(b"/live" + query)) == (said, None)
 
 
@@ -135,7 +143,8 @@ def test_garbage_in_query_and_range_never_crashes(query: bytes, value: bytes) ->
     said = head_place(request(b"/live?at=" + query, b"Range: bytes=" + value))
     if said is not None:
         place, part = said
-        assert place in {None, "live", "bad"} or all(number < 10**18 for number in place)
+        if place not in {None, "live", "bad"}:
+            assert all(number < 10**18 for number in place if number != "time")
         assert part is None or 0 < part[1] < 10**18
 
 
@@ -227,6 +236,54 @@ def test_who_is_ahead_of_the_head_waits_until_it_is_late() -> None:
     assert one.ask(at(1, 0, first=head + 1)) == ("at", "exact", 1, head + 1, 0)
 
 
+def at_time(epoch: int, media_ms: int, *fields: bytes) -> bytes:
+    """A request for the place of a media time."""
+    return request(b"/live?at=%d.t%d" % (epoch, media_ms), *fields)
+
+
+@given(st.integers(0, 40 * FRAME_US // 1000), st.sampled_from([1, 5]))
+def test_a_media_time_leads_to_the_nearest_start(media_ms: int, starts: int) -> None:
+    """Before it or behind it; with a Range, too: who follows asks for the same bytes there."""
+    one, _ = stream(starts=starts)
+    begins = range(0, 40, starts)
+    off = [abs(number * FRAME_US - media_ms * 1000) for number in begins]
+    for fields in ([], [b"Range: bytes=9-"]):
+        told = one.ask(at_time(1, media_ms, *fields))
+        if 40 * FRAME_US - media_ms * 1000 < min(off):  # the next to come is nearer
+            assert told == ("wait", None)
+        else:
+            how, why, epoch, position, header = told
+            assert (how, why, epoch, header) == ("send on", "exact", 1, 0)
+            assert off[begins.index(position // 100)] == min(off)
+
+
+def test_a_media_time_leads_to_header_pages_too() -> None:
+    """A place as any other."""
+    one, _ = paged()
+    how, why, epoch, position, header = one.ask(at_time(1, 300))
+    assert (how, why) == ("send on", "exact")
+    assert one.ask(at(epoch, position, header))[0] == "at"
+    assert header == len(BLOB)
+
+
+def test_a_media_time_that_is_not_here() -> None:
+    """Ahead, it may come; before the tail, of another epoch, or far ahead it begins live."""
+    one, _ = stream()
+    head_ms = 40 * FRAME_US // 1000
+    assert one.ask(at_time(1, head_ms - FRAME_US // 1000))[0] == "send on"
+    assert one.ask(at_time(1, head_ms - 1)) == ("wait", None)  # where the next will begin
+    assert one.ask(at_time(1, head_ms + 1)) == ("wait", None)
+    assert one.ask(at_time(1, head_ms + 1), late=True) == ("live", "ahead")
+    assert one.ask(at_time(1, head_ms + 20_000)) == ("wait", None)
+    assert one.ask(at_time(1, head_ms + 20_001)) == ("live", "ahead")
+    assert one.ask(at_time(2, 10)) == ("wait", None)
+    assert one.ask(at_time(0, 10)) == ("live", "epoch")
+    for number in range(200):
+        one.push(frame(number, 60_000), FRAME_US, START)
+    assert one.ask(at_time(1, 10)) == ("live", "old")
+    assert one.ask(at_time(1, 10**15 - 1)) == ("live", "ahead")
+
+
 def test_no_number_overflows() -> None:
     """The largest that a request can say are ahead, or of another epoch, and nothing else."""
     one, _ = paged()
@@ -286,6 +343,7 @@ def test_who_has_heard_an_epoch_out_goes_on_in_the_next() -> None:
         one.push(frame(number), FRAME_US, START)
     assert one.ask(at(1, 0, first=len(audio) + 150)) == ("at", "exact", 2, 150, 0)
     assert one.ask(at(1, len(audio) + 150)) == ("send on", "exact", 2, 200, 0)
+    assert one.ask(at_time(1, (40 * FRAME_US + 30_000) // 1000)) == ("send on", "exact", 2, 100, 0)
 
 
 def test_an_epoch_that_begins_between_two_looks_is_not_its_own_successor() -> None:

@@ -8,27 +8,31 @@
 #   2. Who asks without a Range, or for byte 0, begins at a `start`; where POSITION is none, or
 #      tells another HEADER, he is sent on to the next place that is: what he counts is true.
 #   3. Who comes back (N > 0) gets exactly byte N, in mid-frame too, and no header pages again.
-#   4. What may still come is waited for, until the caller says that it is late. Everybody else
+#   4. Who tells a media time (EPOCH.tMILLISECONDS) is sent to the place of the start nearest to it:
+#      how far it has heard a browser knows in seconds alone.
+#   5. What may still come is waited for, until the caller says that it is late. Everybody else
 #      begins as any listener does, and it is counted why.
-#   5. Reads rings; the caller holds them. Knows no sockets, listeners or time.
+#   6. Reads rings; the caller holds them. Knows no sockets, listeners or time.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 
 from relay._core.atomics cimport load_u64
 from relay._core.http_head cimport (
-    AT_LIVE, AT_NONE, AT_PLACE, METHOD_GET, RANGE_FROM, RANGE_PROBE, head_t,
+    AT_LIVE, AT_NONE, AT_PLACE, AT_TIME, METHOD_GET, RANGE_FROM, RANGE_PROBE, head_t,
     param_end, param_is_at,
 )
+from relay._core.frames_state cimport FRAME_START
 from relay._core.ring cimport (
     frame_t, header_t, ring_at, ring_burst_sequence, ring_header, ring_read_entry,
     ring_readable_end, ring_sequence_at, ring_start_after, ring_t, ring_tail_position,
-    ring_was_overtaken,
+    ring_tail_sequence, ring_was_overtaken,
 )
 
 cdef enum:
     PLACE_TEXT_BYTES_MAX = 80 # at= and three numbers of 64 bits
+    TIME_AHEAD_US = 20000000  # a media time so far ahead of the head may still come
 
 cdef enum:  # how
     BEGIN_LIVE = 0            # as any listener
@@ -50,6 +54,7 @@ cdef struct begin_t:
     ring_t* ring              # of BEGIN_AT and BEGIN_SEND_ON; one of the caller's
     uint64_t position         # the cursor, or the place to be sent to
     uint64_t whole_position   # begin of the frame that it is in
+    int64_t media_us          # at the begin of that frame
     const uint8_t* header     # what is left of the header pages, to go out first; of this turn
     uint32_t header_bytes
     uint32_t header_all_bytes # of all of them
@@ -59,6 +64,7 @@ cdef inline void begin_set(begin_t* begin, int how, int why) noexcept nogil:
     begin.why = why
     begin.ring = NULL
     begin.position = begin.whole_position = 0
+    begin.media_us = 0
     begin.header = NULL
     begin.header_bytes = begin.header_all_bytes = 0
 
@@ -73,6 +79,7 @@ cdef inline bint begin_on(
     begin_set(begin, how, ANCHOR_EXACT)
     begin.ring = ring
     begin.position = begin.whole_position = frame.position
+    begin.media_us = frame.media_us
     header = ring_header(ring, sequence)
     if header != NULL:
         begin.header = header.bytes
@@ -175,6 +182,41 @@ cdef inline void anchor_again(
             return
         begin.whole_position = frame.position
 
+cdef inline void anchor_time(
+    begin_t* begin, ring_t* ring, uint64_t media_us, bint goes_back, bint late
+) noexcept nogil:
+    # Somebody who knows how far he has heard: to the start nearest to that.
+    cdef uint64_t head_us = load_u64(&ring.head_media_us)
+    cdef uint64_t head = load_u64(&ring.head_sequence)
+    cdef uint64_t tail = ring_tail_sequence(ring)
+    cdef uint64_t sequence = head
+    cdef uint64_t nearest = head
+    cdef uint64_t least_us = 0
+    cdef uint64_t off_us
+    cdef bint is_past = False   # a start at or before that time was seen
+    cdef bint may_come
+    cdef frame_t frame
+    if media_us > head_us:
+        may_come = media_us - head_us <= TIME_AHEAD_US
+        begin_unless(begin, -ANCHOR_AHEAD if may_come else ANCHOR_AHEAD, late)
+        return
+    while sequence > tail and not is_past:
+        sequence -= 1
+        if not ring_read_entry(ring, sequence, &frame) or not frame.flags & FRAME_START:
+            continue
+        is_past = <uint64_t>frame.media_us <= media_us
+        off_us = media_us - frame.media_us if is_past else frame.media_us - media_us
+        if nearest == head or off_us < least_us:
+            nearest = sequence
+            least_us = off_us
+    if not is_past:
+        may_come = goes_back and tail == load_u64(&ring.base_sequence)
+        begin_unless(begin, -ANCHOR_OLD if may_come else ANCHOR_OLD, late)
+    elif head_us - media_us < least_us:     # the next start is nearer still
+        begin_unless(begin, -ANCHOR_AHEAD, late)
+    elif not begin_on(begin, BEGIN_SEND_ON, ring, nearest):
+        begin_set(begin, BEGIN_LIVE, ANCHOR_OLD)
+
 cdef inline void anchor_begin(
     begin_t* begin, const head_t* head, ring_t* newest, ring_t* before, bint goes_back, bint late
 ) noexcept nogil:
@@ -183,10 +225,11 @@ cdef inline void anchor_begin(
     # began between the two looks makes one ring both.
     cdef ring_t* ring = newest
     cdef uint64_t position
+    cdef uint64_t media_us
     cdef bint again = head.range == RANGE_FROM
     if before == newest:
         before = NULL
-    if head.at != AT_PLACE:
+    if head.at != AT_PLACE and head.at != AT_TIME:
         begin_set(begin, BEGIN_LIVE, ANCHOR_NONE)
         return
     if newest == NULL or head.at_epoch > newest.epoch:
@@ -197,6 +240,13 @@ cdef inline void anchor_begin(
             begin_set(begin, BEGIN_LIVE, ANCHOR_EPOCH)
             return
         ring = before
+    if head.at == AT_TIME:
+        media_us = head.at_media_us
+        if ring == before and media_us >= load_u64(&before.head_media_us):
+            media_us -= load_u64(&before.head_media_us)     # as below
+            ring = newest
+        anchor_time(begin, ring, media_us, goes_back and ring == newest, late)
+        return
     if again and head.range_first < head.at_header_bytes:
         anchor_header(begin, head, ring, goes_back and ring == newest, late)
         return

@@ -540,7 +540,7 @@ cdef inline void shard_admit(
     cdef listener_t* listener = &shard.records[index]
     cdef bint is_new
     cdef flow_t flow
-    cdef uint32_t size = shard_write_reply(shard, listener.stream, head, listener.icy)
+    cdef uint32_t size = shard_write_reply(shard, listener.stream, head, listener.icy, begin)
     if listener.state == HEAD:
         heads_drop(&shard.heads, index)
     listener.state = FLOWING

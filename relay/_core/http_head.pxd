@@ -22,13 +22,15 @@ cdef enum:
     FIELDS_MAX = 64
     PATH_BYTES_MAX = 255
     NUMBER_DIGITS_MAX = 18    # of an epoch, position or range: below 2^60, so sums of three fit
+    MEDIA_DIGITS_MAX = 15     # of milliseconds: the same in microseconds
     PROBE_BYTES_MAX = 100     # a closed range from 0 that is no longer only asks what there is
 
 cdef enum:  # at: what the query says
     AT_NONE = 0
     AT_PLACE = 1              # EPOCH.POSITION or EPOCH.POSITION.HEADER
     AT_LIVE = 2               # `at=live`: to be told where it would begin now
-    AT_BAD = 3                # malformed: as none, but never answered with a place
+    AT_TIME = 3               # EPOCH.tMILLISECONDS: to be told which place that is
+    AT_BAD = 4                # malformed: as none, but never answered with a place
 
 cdef enum:  # range
     RANGE_NONE = 0            # absent, `bytes=0-`, or nothing that is served in parts
@@ -59,6 +61,7 @@ cdef struct head_t:           # what the request says
     uint64_t at_position
     uint64_t at_header_bytes  # sent before that position in the first answer; 0 unless told
     bint at_header_told
+    uint64_t at_media_us      # of AT_TIME
     int range                 # RANGE_…
     uint64_t range_first      # RANGE_FROM: the first byte of the body that is wanted
     uint32_t range_bytes      # RANGE_PROBE: how many
@@ -178,6 +181,9 @@ cdef inline void head_at(head_t* head, const uint8_t* value, uint64_t size) noex
         if i == size or value[i] != 46:
             break
         i += 1
+        if count == 1 and i < size and value[i] == 116:
+            head_at_time(head, value, size, i + 1, numbers[0])
+            return
     if i != size or count < 2:
         return
     head.at = AT_PLACE
@@ -185,6 +191,18 @@ cdef inline void head_at(head_t* head, const uint8_t* value, uint64_t size) noex
     head.at_position = numbers[1]
     head.at_header_bytes = numbers[2]
     head.at_header_told = count == 3
+
+cdef inline void head_at_time(
+    head_t* head, const uint8_t* value, uint64_t size, uint64_t i, uint64_t epoch
+) noexcept nogil:
+    # Behind the t.
+    cdef uint64_t begin = i
+    cdef uint64_t media_ms = read_number(value, size, &i)
+    if i != size or i == begin or i - begin > MEDIA_DIGITS_MAX:
+        return
+    head.at = AT_TIME
+    head.at_epoch = epoch
+    head.at_media_us = media_ms * 1000
 
 cdef inline uint32_t param_end(
     const uint8_t* target, uint32_t size, uint32_t begin
@@ -329,6 +347,7 @@ cdef inline int head_parse(head_t* head, const uint8_t* bytes, uint64_t size) no
     head.at = AT_NONE
     head.at_epoch = head.at_position = head.at_header_bytes = head.range_first = 0
     head.at_header_told = False
+    head.at_media_us = 0
     head.range = RANGE_NONE
     head.range_bytes = head.ranges = head.agent_bytes = 0
     head.agent = NULL

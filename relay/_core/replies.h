@@ -19,9 +19,10 @@ static const char REPLY_AUDIO[] =
     "Pragma: no-cache\r\nExpires: Mon, 26 Jul 1997 05:00:00 GMT\r\n"
     "Accept-Ranges: %s\r\n" ANY_ORIGIN
     "Access-Control-Expose-Headers: icy-metaint, icy-name, icy-br, icy-genre, icy-url, "
-    "icy-description, ice-audio-info, Content-Length, Content-Range\r\n%.*s";
+    "icy-description, ice-audio-info, Content-Length, Content-Range, Relay-Media-Ms\r\n%.*s";
 
 static const char REPLY_RANGE[] = "Content-Range: bytes %llu-%llu/%llu\r\n";
+static const char REPLY_MEDIA[] = "Relay-Media-Ms: %lld\r\n";
 static const char REPLY_LENGTH[] = "Content-Length: %u\r\n";
 
 /* Status line, then one more field (or none), then the length of the body and the body. */

@@ -11,15 +11,15 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy, strlen
 
 from relay._core.anchor cimport (
-    BEGIN_LIVE, BEGIN_SEND_ON, anchor_begin, anchor_live, anchor_location, anchor_probe,
-    anchor_wanted, begin_t,
+    BEGIN_AT, BEGIN_LIVE, BEGIN_SEND_ON, anchor_begin, anchor_live, anchor_location,
+    anchor_probe, anchor_wanted, begin_t,
 )
 from relay._core.atomics cimport load_pointer, load_u32
 from relay._core.connection cimport http_date, shard_t
 from relay._core.engine cimport engine_t, wall_ms
 from relay._core.fallback_look cimport rule_stands
 from relay._core.http_head cimport (
-    AT_PLACE, METHOD_GET, METHOD_HEAD, RANGE_NONE, RANGE_PROBE, head_t, strncasecmp,
+    AT_PLACE, METHOD_GET, METHOD_HEAD, RANGE_FROM, RANGE_NONE, RANGE_PROBE, head_t, strncasecmp,
 )
 from relay._core.icy cimport ICY_METAINT
 from relay._core.refusal cimport (
@@ -33,6 +33,7 @@ cdef extern from "replies.h" nogil:
     const char* REPLY_AUDIO
     const char* REPLY_RANGE   # first and last byte, and how many there are
     const char* REPLY_LENGTH
+    const char* REPLY_MEDIA   # media time at a place, ms
     const char* REPLY_PLACE_END   # of REPLY_FOUND, to a place on this node
 
 cdef extern from *:
@@ -67,7 +68,7 @@ cdef inline bint stream_takes_titles(stream_t* stream) noexcept nogil:
     return info != NULL and (stream.config.icy_ogg != 0 or info_takes_titles(info))
 
 cdef inline uint32_t shard_write_reply(
-    shard_t* shard, stream_t* stream, const head_t* head, bint icy
+    shard_t* shard, stream_t* stream, const head_t* head, bint icy, const begin_t* begin
 ) noexcept nogil:
     # The response head, into shard.reply. HTTP/1.0 without a length: every player takes it.
     cdef info_t* info = <info_t*>load_pointer(<void**>&stream.info)
@@ -95,6 +96,8 @@ cdef inline uint32_t shard_write_reply(
                          <unsigned long long>(first + PART_BYTES))
     if icy:
         size += snprintf(shard.reply + size, 64, b"icy-metaint:%d\r\n", <int>ICY_METAINT)
+    if begin.how == BEGIN_AT and head.range != RANGE_FROM:
+        size += snprintf(shard.reply + size, 64, REPLY_MEDIA, <long long>(begin.media_us // 1000))
     memcpy(shard.reply + size, b"\r\n", 2)
     return <uint32_t>size + 2
 
@@ -137,7 +140,8 @@ cdef inline int shard_reply_head(
     if begin.how == BEGIN_SEND_ON and shard_send_on(shard, index, head, &begin):
         return REFUSE_NONE
     size = shard_write_reply(
-        shard, stream, head, head.icy and head.at != AT_PLACE and stream_takes_titles(stream)
+        shard, stream, head, head.icy and head.at != AT_PLACE and stream_takes_titles(stream),
+        &begin,
     )
     if head.method == METHOD_GET:
         shard.counters.probes_total += 1

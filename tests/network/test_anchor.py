@@ -129,6 +129,25 @@ def test_n_bytes_after_a_place_come_as_a_part() -> None:
         assert bytes(live.audio[position + 1001 :]).startswith(body)
 
 
+def test_a_place_tells_its_media_time_and_that_time_leads_to_it() -> None:
+    """For players that know in seconds what they have heard; one that counts bytes needs it not."""
+    with running() as (engine, address):
+        Programme(engine).push_seconds(5)
+        place = place_of(address)
+        epoch = place.partition("at=")[2].partition(".")[0]
+        _, fields, _ = read(address, get(place), 100)
+        media_ms = int(fields["relay-media-ms"])
+        assert 0 < media_ms < 5000
+        head = answer(ask(address, get(place, method="HEAD")), to_head=True)[1]
+        assert head["relay-media-ms"] == fields["relay-media-ms"]
+        for method in ("GET", "HEAD"):
+            asked = get(f"/live?at={epoch}.t{media_ms}", method=method)
+            status, told, _ = answer(ask(address, asked), to_head=method == "HEAD")
+            assert (status, told["location"]) == (302, place)
+        for plain in (get(place, "Range: bytes=9-"), get(), get(f"/live?at={epoch}.t999999999")):
+            assert "relay-media-ms" not in read(address, plain, 100)[1]
+
+
 def test_a_place_has_no_title_blocks() -> None:
     """They would be bytes that no place counts."""
     with running() as (engine, address):
