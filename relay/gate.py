@@ -282,7 +282,10 @@ class Gate:
             self.comes(value, upstream)
             return
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            why = f"does not know this node: list its public key there ({self.keys.public})"
+            why = (  # libzmq passes on no reason
+                f"does not let this node in: its public key ({self.keys.public}) is not listed "
+                "there, or it came too often or was cut a moment ago; the log there says which"
+            )
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             why = "has no keys, or another than the one after #"
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
