@@ -31,6 +31,7 @@ from tools.programs import Program, Programs, Tap, Tapped
 
 ALL = CODINGS | MORE_CODINGS
 HEARD_S_MIN = 50
+TAIL_BYTES = 8192
 JOIN_AT_S = 5.0  # into the stream: later than the burst of 3 s reaches back
 
 pytestmark = pytest.mark.timeout(180)
@@ -84,8 +85,9 @@ def run(
 
 
 def has_all(heard: Heard) -> bool:
-    """Whether curl has the last bytes that the encoder wrote."""
-    return heard.curl.output.endswith(heard.sent.body[-64:])
+    """Whether curl has the last bytes that the encoder wrote: more than what is alike in frames of
+    silence, with which MP3 ends."""
+    return heard.curl.output.endswith(heard.sent.body[-TAIL_BYTES:])
 
 
 def headers_and_audio(coding: Coding, data: bytes) -> tuple[bytes, bytes]:
