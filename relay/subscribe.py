@@ -237,7 +237,8 @@ class Subscription(Closing):
 
         Raises:
             SourceError: the stream has had no source yet.
-            RelayError: this reader is closed.
+            RelayError: this reader is closed, or eight views of the stream are open.
+            OvertakenError: the writer goes round too quickly to be looked at.
         """
         if self._reader is None:
             raise RelayError(f"{self.mount}: this reader is closed; subscribe again")

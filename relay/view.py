@@ -3,8 +3,8 @@
 Rules of this room
   1. What a block looks at stays as it is: before the writer comes near, the stream goes on in
      another ring. Where it cannot (a hole stays open for longer than the view is away from the
-     writer, or there is no memory) audio goes before: bytes are overwritten, and check() and the
-     block's end raise.
+     writer, there is no memory, or too many epochs are still being heard) audio goes before: bytes
+     are overwritten, and check() and the block's end raise.
   2. Behind the block nothing shows the ring any more: its memoryview is released, and whatever else
      shows it still (an array, a slice) is an error, for it keeps a ring of memory.
   3. Memory that Python can reach is never unmapped, whatever becomes of the stream and the node.
@@ -66,7 +66,7 @@ class View:
         """
         if self._run is None:
             raise RelayError("this view is over: make another one")
-        self._check(self._run)
+        self._check(self._run.is_whole())
 
     def __enter__(self) -> Self:
         check_process()
@@ -82,17 +82,19 @@ class View:
         self._run = self._data = None
         with contextlib.suppress(BufferError):  # an array shows it
             data.release()
+        is_whole, is_held = run.is_whole(), run.is_held
+        del run, data  # an error that somebody keeps must not keep the ring
         if error is None or (isinstance(error, Exception) and type(error) is not OvertakenError):
-            self._check(run)  # an error may well come from bytes that were none
-        if error is None and run.is_held:
+            self._check(is_whole)  # an error may well come from bytes that were none
+        if error is None and is_held:
             raise RelayError(
                 "an array or a slice still shows the ring behind the block: keep a copy "
                 "(numpy.array(…), bytes(…)), and let go of the rest (del)"
             )
 
-    def _check(self, run: RingView) -> None:
+    def _check(self, is_whole: bool) -> None:
         check_process()  # a child sees what its parent writes, and not where
-        if not run.is_whole():
+        if not is_whole:
             raise OvertakenError(
                 f"epoch {self.epoch}: the bytes from position {self.position} on were overwritten "
                 "while they were looked at, for the writer could go nowhere else: be quicker, or "

@@ -257,6 +257,16 @@ def test_a_media_time_leads_to_the_nearest_start(media_ms: int, starts: int) -> 
             assert off[begins.index(position // 100)] == min(off)
 
 
+def test_the_oldest_start_is_found_by_the_time_that_it_tells() -> None:
+    """Which is told in whole milliseconds."""
+    one = OneListener(icy=False)
+    one.push(frame(0), 10_999, 0)
+    for number in range(1, 20):
+        one.push(frame(number), FRAME_US, START)
+    assert one.ask(at_time(1, 10)) == ("send on", "exact", 1, 100, 0)
+    assert one.ask(at_time(1, 9)) == ("live", "old")
+
+
 def test_a_media_time_leads_to_header_pages_too() -> None:
     """A place as any other."""
     one, _ = paged()
@@ -343,7 +353,11 @@ def test_who_has_heard_an_epoch_out_goes_on_in_the_next() -> None:
         one.push(frame(number), FRAME_US, START)
     assert one.ask(at(1, 0, first=len(audio) + 150)) == ("at", "exact", 2, 150, 0)
     assert one.ask(at(1, len(audio) + 150)) == ("send on", "exact", 2, 200, 0)
-    assert one.ask(at_time(1, (40 * FRAME_US + 30_000) // 1000)) == ("send on", "exact", 2, 100, 0)
+    end_ms = 40 * FRAME_US // 1000
+    for off_ms, position in ((-13, 3900), (-11, 0), (-1, 0), (0, 0), (11, 0), (13, 100), (30, 100)):
+        epoch = 1 if position == 3900 else 2
+        told = one.ask(at_time(1, end_ms + off_ms))
+        assert told == ("send on", "exact", epoch, position, 0), off_ms
 
 
 def test_an_epoch_that_begins_between_two_looks_is_not_its_own_successor() -> None:

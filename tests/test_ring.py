@@ -766,14 +766,6 @@ def test_header_above_its_bound_is_not_published():
     assert ring.header(17) is None
 
 
-def test_resize_waits_until_a_header_is_complete():
-    """A resize in the middle of header pages would lose them."""
-    ring = ring_of()
-    ring.place(0, 0, 0, b"h0", 0, HEADER | CHAIN)
-    with pytest.raises(MemoryError):
-        RingProbe(8 * PAGE, 64, resized=ring)
-
-
 # --- resizing -------------------------------------------------------------------------------------
 
 

@@ -312,17 +312,20 @@ def test_view_keeps_its_bytes_and_the_stream_goes_on(engine):
     assert view.epoch == stream.snapshot()["epoch"]
 
 
+def address_of(view):
+    """Where the ring of a view lies."""
+    return np.frombuffer(view, "u1").ctypes.data - view.first_position % (1 << 16)
+
+
 def test_view_that_is_quick_costs_no_ring(engine):
     """A writer that comes not near it stays where it is."""
     stream = full(engine)
     for _ in range(50):
         view = stream.view()
-        address = np.frombuffer(view, "u1").ctypes.data - view.first_position % (1 << 16)
+        address = address_of(view)
         push_numbered(stream, 3)
         del view
-        view = stream.view()
-        assert np.frombuffer(view, "u1").ctypes.data - view.first_position % (1 << 16) == address
-        del view
+        assert address_of(stream.view()) == address
 
 
 def test_view_over_the_bound_is_refused(engine):
@@ -334,6 +337,44 @@ def test_view_over_the_bound_is_refused(engine):
     assert other.view()
     del views[3]
     assert stream.view()
+
+
+def test_frames_that_are_refused_cost_views_nothing(engine):
+    """Neither a copy of the ring, nor the next view: however far ahead they say they are."""
+    stream = full(engine)
+    address = address_of(stream.view())
+    head = stream.snapshot()
+    sequence, position = head["head_sequence"], head["head_position"]
+    for ahead in (28_000, 40_000, 70_000, 1 << 20, 1 << 61):
+        view = stream.view()
+        for number in (0, 1, sequence - 1, sequence, sequence + 1, sequence + 20, 1 << 61):
+            assert stream.place(number, position + ahead, 0, bytes(1000), FRAME_US) <= 0
+        assert view.is_whole()
+    assert address_of(stream.view()) == address
+    assert bytes(stream.view())
+
+
+def test_view_stays_whole_while_header_pages_come(engine):
+    """As long as they may be: the part of them that has come goes along into the next ring."""
+    stream = full(engine)
+    view = stream.view()
+    before = bytes(view)
+    pages = [bytes([number]) * 4000 for number in range(20)]
+    for number, page in enumerate(pages):
+        stream.push(page, 0, HEADER | CHAIN if number == 0 else HEADER)
+    stream.push(b"audio", FRAME_US)
+    assert (bytes(view), view.is_whole()) == (before, True)
+    assert stream.header() == b"".join(pages)
+
+
+def test_view_stays_whole_while_a_title_waits_behind_a_hole(engine):
+    """It has no bytes in the ring."""
+    stream = full(engine)
+    view = stream.view()
+    head = stream.snapshot()
+    sequence, position = head["head_sequence"], head["head_position"]
+    assert stream.place(sequence + 20, position + 20_000, 0, b"title", 0, TITLE) == 1
+    assert view.is_whole()
 
 
 def test_view_is_overwritten_only_where_a_hole_stays_open(engine):

@@ -205,6 +205,23 @@ def test_blocks_show_no_wrong_byte() -> None:
     assert passed >= 20, f"of {blocks} blocks the writer went round in {passed} only"
 
 
+def test_errors_that_are_kept_keep_no_ring() -> None:
+    """A log keeps them with their frames."""
+    stream, reader = small()
+    kept, left = [], []
+    for _ in range(10):
+        with pytest.raises(relay.RelayError) as error:
+            look(reader, lambda view: left.append(view.data[1:]))
+        kept.append(error)
+        left.clear()
+        with pytest.raises(relay.OvertakenError) as error:
+            look(reader, lambda view: overwrite(stream))
+        kept.append(error)
+        stream.give_up()
+        overrun(stream)
+    assert look(reader, lambda view: len(view.data))
+
+
 def test_nine_views_are_one_too_many(reader: relay.Subscription) -> None:
     """Also where what was left of a block is kept: it counts until it goes."""
     left: list[object] = []

@@ -26,12 +26,13 @@ from relay._core.http_head cimport (
 from relay._core.frames_state cimport FRAME_START
 from relay._core.ring cimport (
     frame_t, header_t, ring_at, ring_burst_sequence, ring_header, ring_read_entry,
-    ring_readable_end, ring_sequence_at, ring_start_after, ring_t, ring_tail_position,
-    ring_tail_sequence, ring_was_overtaken,
+    ring_readable_end, ring_sequence_at, ring_sequence_at_time, ring_start_after, ring_t,
+    ring_tail_position, ring_tail_sequence, ring_was_overtaken,
 )
 
 cdef enum:
     PLACE_TEXT_BYTES_MAX = 80 # at= and three numbers of 64 bits
+    TIME_ROUNDED_US = 1000    # who tells a media time tells whole milliseconds
     TIME_AHEAD_US = 20000000  # a media time so far ahead of the head may still come
 
 cdef enum:  # how
@@ -182,38 +183,63 @@ cdef inline void anchor_again(
             return
         begin.whole_position = frame.position
 
-cdef inline void anchor_time(
-    begin_t* begin, ring_t* ring, uint64_t media_us, bint goes_back, bint late
+cdef inline uint64_t abs_us(int64_t one, uint64_t other) noexcept nogil:
+    return <uint64_t>one - other if <uint64_t>one > other else other - <uint64_t>one
+
+cdef inline uint64_t anchor_nearest(
+    ring_t* ring, uint64_t media_us, uint64_t* off_us
 ) noexcept nogil:
-    # Somebody who knows how far he has heard: to the start nearest to that.
-    cdef uint64_t head_us = load_u64(&ring.head_media_us)
+    # The start nearest to a media time, and how far from it; the head's sequence: that time has
+    # left the ring.
     cdef uint64_t head = load_u64(&ring.head_sequence)
     cdef uint64_t tail = ring_tail_sequence(ring)
-    cdef uint64_t sequence = head
-    cdef uint64_t nearest = head
-    cdef uint64_t least_us = 0
-    cdef uint64_t off_us
-    cdef bint is_past = False   # a start at or before that time was seen
-    cdef bint may_come
+    cdef uint64_t middle = ring_sequence_at_time(ring, media_us)
+    cdef uint64_t sequence = middle + 1 if middle < head else head
+    cdef uint64_t found = head
     cdef frame_t frame
-    if media_us > head_us:
-        may_come = media_us - head_us <= TIME_AHEAD_US
-        begin_unless(begin, -ANCHOR_AHEAD if may_come else ANCHOR_AHEAD, late)
-        return
-    while sequence > tail and not is_past:
+    off_us[0] = TIME_ROUNDED_US + 1     # what there is behind the time alone must be as near
+    while sequence > tail and found == head:
         sequence -= 1
-        if not ring_read_entry(ring, sequence, &frame) or not frame.flags & FRAME_START:
-            continue
-        is_past = <uint64_t>frame.media_us <= media_us
-        off_us = media_us - frame.media_us if is_past else frame.media_us - media_us
-        if nearest == head or off_us < least_us:
-            nearest = sequence
-            least_us = off_us
-    if not is_past:
-        may_come = goes_back and tail == load_u64(&ring.base_sequence)
+        if ring_read_entry(ring, sequence, &frame) and frame.flags & FRAME_START:
+            if <uint64_t>frame.media_us <= media_us:
+                found = sequence
+                off_us[0] = abs_us(frame.media_us, media_us)
+    sequence = middle
+    while sequence < head:
+        if (
+            ring_read_entry(ring, sequence, &frame) and frame.flags & FRAME_START
+            and <uint64_t>frame.media_us > media_us
+        ):
+            if abs_us(frame.media_us, media_us) < off_us[0]:
+                found = sequence
+                off_us[0] = abs_us(frame.media_us, media_us)
+            break
+        sequence += 1
+    return found
+
+cdef inline void anchor_time(
+    begin_t* begin, const head_t* head, ring_t* ring, ring_t* after, uint64_t media_us,
+    bint goes_back, bint late
+) noexcept nogil:
+    # Somebody who knows how far he has heard: to the start nearest to that. after: the next epoch,
+    # when that ring has got all it will.
+    cdef uint64_t head_us = load_u64(&ring.head_media_us)
+    cdef uint64_t off_us = 0
+    cdef uint64_t nearest = anchor_nearest(ring, media_us, &off_us)
+    cdef bint is_old = nearest == load_u64(&ring.head_sequence)
+    cdef bint may_come
+    if media_us > head_us or (not is_old and head_us - media_us < off_us):
+        # nothing is near yet, or the next start to come is nearer
+        if after != NULL:
+            anchor_first(begin, head, after, 0, goes_back, late)
+            return
+        may_come = media_us <= head_us or media_us - head_us <= TIME_AHEAD_US
+        begin_unless(begin, -ANCHOR_AHEAD if may_come else ANCHOR_AHEAD, late)
+    elif is_old:
+        may_come = goes_back and after == NULL and (
+            ring_tail_sequence(ring) == load_u64(&ring.base_sequence)
+        )
         begin_unless(begin, -ANCHOR_OLD if may_come else ANCHOR_OLD, late)
-    elif head_us - media_us < least_us:     # the next start is nearer still
-        begin_unless(begin, -ANCHOR_AHEAD, late)
     elif not begin_on(begin, BEGIN_SEND_ON, ring, nearest):
         begin_set(begin, BEGIN_LIVE, ANCHOR_OLD)
 
@@ -245,7 +271,9 @@ cdef inline void anchor_begin(
         if ring == before and media_us >= load_u64(&before.head_media_us):
             media_us -= load_u64(&before.head_media_us)     # as below
             ring = newest
-        anchor_time(begin, ring, media_us, goes_back and ring == newest, late)
+        anchor_time(
+            begin, head, ring, newest if ring == before else NULL, media_us, goes_back, late
+        )
         return
     if again and head.range_first < head.at_header_bytes:
         anchor_header(begin, head, ring, goes_back and ring == newest, late)
@@ -266,6 +294,8 @@ cdef inline void anchor_begin(
 cdef inline bint anchor_wanted(const head_t* head, bint icy, bint by_default) noexcept nogil:
     # Is this request to be sent to a place? Title blocks would make bytes that no place counts,
     # so who gets them stays where he is, unless he asks by name.
+    if head.at == AT_TIME:
+        return True
     if head.at == AT_LIVE:
         return head.range != RANGE_FROM
     return (

@@ -15,7 +15,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from relay._core.anchor cimport (
-    BEGIN_AT, BEGIN_LIVE, BEGIN_SEND_ON, BEGIN_WAIT, anchor_begin, begin_t,
+    ANCHOR_NONE, BEGIN_AT, BEGIN_LIVE, BEGIN_SEND_ON, BEGIN_WAIT, anchor_begin, begin_set, begin_t,
 )
 from relay._core.atomics cimport add_u32, add_u64, load_pointer, load_u32, load_u64, sub_u32
 from relay._core.budget cimport ACCEPTS_MIN, LOOKS_MIN, TURN_US_MAX, budget_make, budget_t
@@ -36,8 +36,8 @@ from relay._core.heads cimport (
     GOES_EVICTED, heads_add, heads_drop, heads_due, heads_hold, heads_look, heads_make_room,
 )
 from relay._core.http_head cimport (
-    AT_PLACE, HEAD_BYTES_MAX, METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_POST, METHOD_PUT,
-    METHOD_SOURCE, RANGE_NONE, head_end, head_parse, head_t,
+    AT_PLACE, AT_TIME, HEAD_BYTES_MAX, METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_POST,
+    METHOD_PUT, METHOD_SOURCE, RANGE_NONE, head_end, head_parse, head_t,
 )
 from relay._core.icy cimport ICY_METAINT
 from relay._core.listener cimport (
@@ -52,8 +52,8 @@ from relay._core.refusal cimport (
     shard_refuse, shard_refuse_fd,
 )
 from relay._core.reply cimport (
-    head_only_asks, shard_reply_head, shard_send_on, shard_write_reply, stream_gives_place,
-    stream_takes_titles, stream_wants_place,
+    head_only_asks, place_is_due, shard_reply_head, shard_send_on, shard_write_reply,
+    stream_gives_place, stream_takes_titles, stream_wants_place,
 )
 from relay._core.ring cimport ring_t
 from relay._core.stream cimport (
@@ -517,12 +517,14 @@ cdef inline void shard_begin(
     cdef ring_t* newest = stream_ring_take(stream)
     cdef ring_t* before = stream_before_take(stream)
     cdef begin_t begin
+    cdef bint wanted
     late = late or shard_falls_back(shard, stream)      # there is audio: nobody waits in silence
     anchor_begin(&begin, head, newest, before, load_u32(&stream.writer) == WRITER_LINK, late)
     listener.icy = head.icy and head.at != AT_PLACE and stream_takes_titles(stream)
-    if stream_wants_place(shard.engine, stream, head, listener.icy, stream.config.anchor) and (
-        not stream_gives_place(stream, &begin, newest)
-    ):
+    wanted = stream_wants_place(shard.engine, stream, head, listener.icy, stream.config.anchor)
+    if head.at == AT_TIME and not wanted:       # no places here: live, as all are
+        begin_set(&begin, BEGIN_LIVE, ANCHOR_NONE)
+    elif place_is_due(head, &begin, wanted) and not stream_gives_place(stream, &begin, newest):
         begin.how = BEGIN_LIVE if late else BEGIN_WAIT
     if begin.how == BEGIN_WAIT:
         shard_park(shard, index, head, now)

@@ -11,15 +11,16 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy, strlen
 
 from relay._core.anchor cimport (
-    BEGIN_AT, BEGIN_LIVE, BEGIN_SEND_ON, anchor_begin, anchor_live, anchor_location,
-    anchor_probe, anchor_wanted, begin_t,
+    ANCHOR_NONE, BEGIN_AT, BEGIN_LIVE, BEGIN_SEND_ON, BEGIN_WAIT, anchor_begin, anchor_live,
+    anchor_location, anchor_probe, anchor_wanted, begin_set, begin_t,
 )
 from relay._core.atomics cimport load_pointer, load_u32
 from relay._core.connection cimport http_date, shard_t
 from relay._core.engine cimport engine_t, wall_ms
 from relay._core.fallback_look cimport rule_stands
 from relay._core.http_head cimport (
-    AT_PLACE, METHOD_GET, METHOD_HEAD, RANGE_FROM, RANGE_NONE, RANGE_PROBE, head_t, strncasecmp,
+    AT_PLACE, AT_TIME, METHOD_GET, METHOD_HEAD, RANGE_FROM, RANGE_NONE, RANGE_PROBE, head_t,
+    strncasecmp,
 )
 from relay._core.icy cimport ICY_METAINT
 from relay._core.refusal cimport (
@@ -118,6 +119,13 @@ cdef inline bint stream_gives_place(
     # next one will be somewhere else.
     return load_u32(&stream.source_up) == 1 and anchor_live(begin, newest, stream.config.burst_us)
 
+cdef inline bint place_is_due(const head_t* head, const begin_t* begin, bint wanted) noexcept nogil:
+    # Is this request still to be told where a listener would begin now? Who told a media time is
+    # that has left the rings, unless he counts bytes from there.
+    return wanted and (
+        head.at != AT_TIME or (begin.how == BEGIN_LIVE and head.range != RANGE_FROM)
+    )
+
 cdef inline int shard_reply_head(
     shard_t* shard, uint32_t index, stream_t* stream, head_t* head
 ) noexcept nogil:
@@ -125,16 +133,19 @@ cdef inline int shard_reply_head(
     cdef uint32_t bound = stream.config.listeners_max
     cdef uint32_t size
     cdef begin_t begin
+    cdef bint wanted = stream_wants_place(shard.engine, stream, head, False, False)
     cdef ring_t* ring = <ring_t*>load_pointer(<void**>&stream.ring)     # a turn keeps both
     cdef ring_t* before = <ring_t*>load_pointer(<void**>&stream.before)
     if load_u32(&shard.engine.listeners) >= shard.engine.listeners_max:
         return REFUSE_NODE_FULL
     if bound > 0 and load_u32(&stream.listeners) >= bound:
         return REFUSE_MOUNT_FULL
-    anchor_begin(&begin, head, ring, before, False, True)
-    if begin.how == BEGIN_LIVE and not (
-        stream_wants_place(shard.engine, stream, head, False, False)
-        and stream_gives_place(stream, &begin, ring)
+    # who told a media time is not told another place while his may still come
+    anchor_begin(&begin, head, ring, before, False, head.at != AT_TIME)
+    if begin.how == BEGIN_WAIT or (head.at == AT_TIME and not wanted):
+        begin_set(&begin, BEGIN_LIVE, ANCHOR_NONE)
+    elif begin.how == BEGIN_LIVE and not (
+        place_is_due(head, &begin, wanted) and stream_gives_place(stream, &begin, ring)
     ) and anchor_live(&begin, ring, stream.config.burst_us):
         begin.how = BEGIN_LIVE      # a probe gets its bytes from there
     if begin.how == BEGIN_SEND_ON and shard_send_on(shard, index, head, &begin):

@@ -245,7 +245,10 @@ cdef inline bint ring_show(ring_t* ring, uint64_t* position, uint64_t* end_posit
         pin = position[0] + ring.size_bytes
         store_u64(&ring.pinned_end, pin if pin < pinned_end else pinned_end)
         fence()
-        if load_u64(&ring.granted_position) <= pin:
+        # a run that was lost meanwhile could lie behind one that is in it
+        if load_u64(&ring.granted_position) <= pin and (
+            load_u64(&ring.holes_end_position) <= end_position[0]
+        ):
             ring.views += 1
             return True
     store_u64(&ring.pinned_end, pinned_end)
@@ -312,6 +315,23 @@ cdef inline uint64_t ring_sequence_at(ring_t* ring, uint64_t position) noexcept 
         if not ring_has(ring, middle):
             low = half + 1
         elif frame.position + audio_bytes(frame) > position:
+            high = middle
+        else:
+            low = half + 1
+    return low
+
+cdef inline uint64_t ring_sequence_at_time(ring_t* ring, uint64_t media_us) noexcept nogil:
+    # Likewise the frame that plays at this media time.
+    cdef uint64_t low = ring_tail_sequence(ring)
+    cdef uint64_t high = load_u64(&ring.head_sequence)
+    cdef uint64_t half
+    cdef uint64_t middle
+    cdef frame_t* frame
+    while low < high:
+        half = low + (high - low) // 2
+        middle = ring_probe(ring, low, half)
+        frame = ring_entry(ring, middle)
+        if ring_has(ring, middle) and <uint64_t>frame.media_us + frame.duration_us > media_us:
             high = middle
         else:
             low = half + 1

@@ -32,14 +32,17 @@ from relay._core.ring cimport (
 cdef inline void release_plain(void* thing) noexcept nogil:
     free(thing)
 
-cdef inline bint ring_is_shown(ring_t* ring, uint64_t end_position) noexcept nogil:
-    # Would a writer that goes on to here come near what a view shows? A quarter of the guard is
-    # granted beyond, while that is well away from it. What no frame can be at, is not judged.
-    if end_position - ring.reserved_position > ring.size_bytes:
-        return False
-    store_u64(&ring.granted_position, end_position + ring.guard_bytes // 4)
+cdef inline bint ring_is_shown(
+    ring_t* ring, uint64_t position, uint64_t end_position
+) noexcept nogil:
+    # Would a writer that goes on from here to there come near what a view shows? Half a guard is
+    # granted, while that is away from it.
+    cdef uint64_t granted = position + ring.guard_bytes // 2
+    if granted < end_position:
+        granted = end_position
+    store_u64(&ring.granted_position, granted)
     fence()
-    if end_position + ring.guard_bytes // 2 <= load_u64(&ring.pinned_end):
+    if granted <= load_u64(&ring.pinned_end):
         return False
     store_u64(&ring.granted_position, end_position)
     return True
@@ -365,13 +368,14 @@ cdef inline ring_t* ring_resized(
     ring_t* old, uint64_t size_bytes, uint64_t frames_count,
 ) noexcept nogil:
     # A copy of the newest frames in a ring of another size; NULL: no memory, or frames lie ahead
-    # of a hole (the writer tries again later). The caller links it: old.next, the stream.
+    # of a hole (the writer tries again later). The caller links it: old.next, the stream. A header
+    # that is being collected moves to it.
     cdef ring_t* ring
     cdef frame_t* frame
     cdef header_t* header
     cdef uint64_t sequence
     cdef int i
-    if old.reserved_sequence != old.head_sequence or old.header_open:
+    if old.reserved_sequence != old.head_sequence:
         return NULL
     sequence = ring_tail_sequence(old)
     while sequence < old.head_sequence and (
@@ -411,6 +415,11 @@ cdef inline ring_t* ring_resized(
         header = old.headers[(old.headers_total + i) % RING_HEADERS]
         if header != NULL:
             ring_set_header(ring, header.bytes, header.size_bytes, header.end_sequence)
+    ring.header_bytes = old.header_bytes
+    ring.header_size_bytes = old.header_size_bytes
+    ring.header_open = old.header_open
+    old.header_bytes = NULL
+    old.header_open = False
     return ring
 
 cdef inline void ring_copy_entry(

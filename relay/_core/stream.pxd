@@ -8,8 +8,8 @@
 #      `next`, at the same position (resize) or at the first frame (a new epoch).
 #   3. A stream is freed when its last reference goes: the engine's table holds one, each listener,
 #      each Python handle and the backbone hold one.
-#   4. Views pin bytes of a ring, and rings that are left for their sake (stream_clear) are not
-#      counted in `rings`: VIEWS_MAX bounds those.
+#   4. Views pin bytes of a ring. Rings that were left for their sake (stream_clear) are counted in
+#      `rings` only while cursors are in them: VIEWS_MAX bounds those that views hold back.
 #   5. Decides nothing about listeners; knows no socket and no clock.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -443,16 +443,31 @@ cdef inline void stream_mark(stream_t* stream, uint64_t now_us) noexcept nogil:
     # in one go, so that no frame pays for a clock.
     marks_add(&stream.ring.marks, stream.ring.head_position, now_us)
 
-cdef inline bint stream_clear(stream_t* stream, uint64_t end_position) noexcept nogil:
-    # Before bytes are written up to here: if views show what would go, they keep this ring, and the
-    # stream goes on in another of its size. Where that cannot be had (a hole is open, no memory)
-    # audio goes before: the view is overwritten, and finds that. Whether more has been granted.
-    if end_position <= stream.ring.granted_position:
+cdef inline bint stream_clear(
+    stream_t* stream, uint64_t sequence, uint64_t position, uint64_t end_position
+) noexcept nogil:
+    # Before bytes are written from here to there: if views show what would go, they keep this ring,
+    # and the stream goes on in another of its size. Where that cannot be had (a hole is open, no
+    # memory, too many rings) audio goes before: the view is overwritten, and finds that. Whether
+    # more has been granted; nothing is to a frame that ring_place refuses.
+    cdef ring_t* ring = stream.ring
+    if end_position <= ring.granted_position:
         return False
-    while ring_is_shown(stream.ring, end_position):
+    if (
+        sequence < ring.head_sequence or position < ring.head_position
+        or end_position - ring.head_position > (ring.size_bytes - ring.guard_bytes) // 2
+    ):
+        return False
+    while ring_is_shown(stream.ring, position, end_position):
+        if load_u32(&stream.rings) > RINGS_MAX // 2:    # the others are for epochs
+            break
         if not stream_resize(stream, stream.ring.size_bytes, stream.ring.frames_count):
             break
     return True
+
+cdef inline void stream_not_written(stream_t* stream) noexcept nogil:
+    # What was granted was not used.
+    store_u64(&stream.ring.granted_position, stream.ring.reserved_position)
 
 cdef inline int stream_place(
     stream_t* stream, uint64_t sequence, uint64_t position, uint64_t media_us,
@@ -463,7 +478,9 @@ cdef inline int stream_place(
     cdef bint granted
     if stream.ring.guard_bytes < size_bytes <= FRAME_BYTES_MAX and not flags & FRAME_TITLE:
         stream_grow(stream, 8 * <uint64_t>size_bytes)
-    granted = not flags & FRAME_TITLE and stream_clear(stream, position + size_bytes)
+    granted = stream_clear(
+        stream, sequence, position, position + (0 if flags & FRAME_TITLE else size_bytes)
+    )
     status = ring_place(
         stream.ring, sequence, position, media_us, bytes, size_bytes, duration_us, flags
     )
@@ -476,8 +493,8 @@ cdef inline int stream_place(
             stream_fit(stream)
         hub_tell(stream.hub, stream)
         return status
-    if granted:     # to a frame that was not written
-        store_u64(&stream.ring.granted_position, stream.ring.reserved_position)
+    if granted:
+        stream_not_written(stream)
     if status == DUPLICATE:
         stream.counters.duplicates_total += 1
     else:
@@ -489,9 +506,13 @@ cdef inline uint32_t stream_place_run(
     const uint64_t* records, uint32_t count, const uint8_t* bytes,
 ) noexcept nogil:
     # The first frames of a run, as many as can go in at once (see ring_place_run); 0: none.
-    cdef ring_t* ring
+    cdef ring_t* ring = stream.ring
     cdef uint32_t frames
-    stream_clear(stream, position + stream.ring.guard_bytes // 4)   # ring_place_run takes no more
+    cdef bint granted = (
+        sequence == ring.head_sequence and position == ring.head_position
+        # ring_place_run takes no more
+        and stream_clear(stream, sequence, position, position + ring.guard_bytes // 4)
+    )
     ring = stream.ring
     frames = ring_place_run(ring, sequence, position, media_us, records, count, bytes)
     if frames:
@@ -500,6 +521,8 @@ cdef inline uint32_t stream_place_run(
         if ring.head_media_us >= stream.fit_media_us:
             stream_fit(stream)
         hub_tell(stream.hub, stream)
+    elif granted:
+        stream_not_written(stream)
     return frames
 
 cdef inline int stream_push(

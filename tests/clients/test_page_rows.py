@@ -51,6 +51,11 @@ window.setTimeout = window.later;
 if (window.tell) window.tell();
 held.forEach(act => act());
 """
+PAUSE = f"""
+const done = arguments[arguments.length - 1], audio = document.querySelector('{PLAYER}');
+audio.addEventListener("pause", () => setTimeout(() => done(true)), {{once: true}});
+audio.pause();
+"""
 REFRESH = "const done = arguments[arguments.length - 1]; refresh().then(() => done(true));"
 KEEP = f"document.querySelector('{ROW}').kept = true;"
 KEPT = f"const row = document.querySelector('{ROW}'); return !!row && row.kept === true;"
@@ -189,6 +194,21 @@ def test_a_place_that_arrives_leaves_the_player_ready_to_be_pressed(station: Sta
     station.browser.press_play(PLAYER)
     station.plays()
     assert "?at=" in str(station.state()["src"])
+
+
+def test_a_player_that_was_paused_by_hand_does_not_come_back_by_itself(station: Station) -> None:
+    """Its connection breaks meanwhile; the next press plays what is live then."""
+    station.open()
+    station.browser.press_play(PLAYER)
+    station.plays()
+    station.browser.run_async(PAUSE)
+    before = station.state()
+    station.browser.run(f"document.querySelector('{PLAYER}').dispatchEvent(new Event('error'))")
+    station.browser.run_async(REFRESH)
+    assert station.state() == before
+    station.browser.press_play(PLAYER)
+    wait_until(lambda: station.state()["src"] != before["src"], 10.0, what="its new place")
+    station.plays()
 
 
 def test_a_player_that_is_refused_asks_again_until_it_is_let_in(

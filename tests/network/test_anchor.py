@@ -144,8 +144,47 @@ def test_a_place_tells_its_media_time_and_that_time_leads_to_it() -> None:
             asked = get(f"/live?at={epoch}.t{media_ms}", method=method)
             status, told, _ = answer(ask(address, asked), to_head=method == "HEAD")
             assert (status, told["location"]) == (302, place)
-        for plain in (get(place, "Range: bytes=9-"), get(), get(f"/live?at={epoch}.t999999999")):
+        for plain in (get(place, "Range: bytes=9-"), get()):
             assert "relay-media-ms" not in read(address, plain, 100)[1]
+
+
+@pytest.mark.parametrize("time", ["1.t5", "{epoch}.t999999999"])
+def test_a_media_time_that_is_not_here_leads_to_where_one_begins_now(time: str) -> None:
+    """Of another epoch, or far ahead: who knows places by time alone needs one. Who counts bytes
+    from there begins live, as from a place that is not here."""
+    with running() as (engine, address):
+        live = Programme(engine)
+        live.push_seconds(5)
+        place = place_of(address)
+        asked = "/live?at=" + time.format(epoch=live.stream.snapshot()["epoch"])
+        for method in ("GET", "HEAD"):
+            told = answer(ask(address, get(asked, method=method)), to_head=method == "HEAD")
+            assert (told[0], told[1]["location"]) == (302, place)
+        assert read(address, get(asked, "Range: bytes=9-"), 100)[0] == 206
+
+
+def test_a_media_time_just_ahead_is_no_answer_to_head() -> None:
+    """A GET waits for it; where one would begin now is not what was asked for."""
+    with running() as (engine, address):
+        live = Programme(engine)
+        live.push_seconds(5)
+        ring = live.stream.snapshot()
+        asked = f"/live?at={ring['epoch']}.t{ring['head_media_us'] // 1000 + 30}"
+        assert answer(ask(address, get(asked, method="HEAD")), to_head=True)[0] == 200
+        with dial(address) as sock:
+            sock.sendall(get(asked))
+            live.push_seconds(1)
+            assert sock.recv(1000).startswith(b"HTTP/1.0 302 ")
+
+
+def test_no_place_by_time_where_none_is_handed_out() -> None:
+    """On a mount with an intro: live, as all are."""
+    with running() as (engine, address):
+        engine.configure("/live", intro=(bytes(1000), "audio/mpeg"))
+        live = Programme(engine)
+        live.push_seconds(5)
+        asked = get(f"/live?at={live.stream.snapshot()['epoch']}.t2000", method="HEAD")
+        assert answer(ask(address, asked), to_head=True)[0] == 200
 
 
 def test_a_place_has_no_title_blocks() -> None:
