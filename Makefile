@@ -5,7 +5,8 @@
 #      into $(VENV). What is missing is named in one line.
 #   2. Every build has its own place: release in the tree, checked and asan under build/. Their tests
 #      say which core they ran on, and fail when it is not the one meant.
-#   3. Nothing here is needed to use Relay as a library: `pip install` does that without make.
+#   3. A test that fails beside others is tried again alone, and named (tests/tools/again.py).
+#   4. Nothing here is needed to use Relay as a library: `pip install` does that without make.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -63,6 +64,13 @@ run: setup
 # Two halves at once: tests on the network and with clients wait for clocks and sockets most of the
 # time, so several of them wait together; the others compute meanwhile and give way to them.
 WAITING := -n 6 --dist worksteal
+
+# $(call beside_others,CACHE,WORDS): pytest with these words, several at once; 1 is "tests failed".
+define beside_others
+	rm -rf $(1); $(PYTEST) -o cache_dir=$(1) $(WAITING) $(2) || \
+	  { [ $$? -eq 1 ] && $(PY) tests/tools/again.py $(1) $(2); }
+endef
+
 test: setup
 ifeq ($(strip $(ARGS)),)
 	$(MAKE) --no-print-directory -j2 --output-sync=line test-network test-rest
@@ -73,8 +81,9 @@ endif
 	$(PYTEST) benchmarks --benchmark-disable
 
 .PHONY: test-network test-rest
+test-network: export RELAY_EXPECT_BUILD = release
 test-network:
-	RELAY_EXPECT_BUILD=release $(PYTEST) $(WAITING) tests/network tests/clients
+	$(call beside_others,build/cache/network,tests/network tests/clients)
 
 test-rest:
 	RELAY_EXPECT_BUILD=release nice -n 10 $(PYTEST) -n 2 --dist worksteal --ignore=tests/network --ignore=tests/clients
@@ -101,10 +110,11 @@ define build_core
 	  --build-lib build/$(1)/lib --build-temp build/$(1)/tmp
 endef
 
+checked: export RELAY_EXPECT_BUILD = checked
 checked: setup
 	$(call build_core,checked)
-	PYTHONPATH=$(CURDIR)/build/checked/lib RELAY_EXPECT_BUILD=checked \
-	  $(PYTEST) $(WAITING) -m "core and not soak" $(ARGS)
+	export PYTHONPATH=$(CURDIR)/build/checked/lib; \
+	  $(call beside_others,build/cache/checked,-m "core and not soak" $(ARGS))
 
 # libstdc++ is preloaded too: libzmq throws, and the sanitizer must find the real throw.
 asan: setup
