@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from relay._probe_data import Scanner
 from tools.audio import decode
@@ -230,6 +230,10 @@ def test_webm_is_told_to_who_promised_another_format() -> None:
         CLUSTER + UNKNOWN + element(b"\xe7", b"\xff" * 8),  # a time beyond all bounds
         element(b"\x16\x54\xae\x6b", bytes(70_000)),      # a header too large, in mid-stream
         EBML + vint(1 << 30) + bytes(100),
+        b"\xec" + vint(1 << 27),                           # filler without an end …
+        b"\xec" + vint(100),                               # … or with a cluster in it
+        b"\x1c\x53\xbb\x6b" + vint(1 << 27),               # an index of a file, in mid-stream
+        CLUSTER + UNKNOWN + b"\xe7\x81\x07" + b"\xa3" + vint(80) + bytes(9),  # of no track of ours
     ],
 )  # fmt: skip
 def test_hostile_element_costs_no_more_than_its_cluster(lie: bytes) -> None:
@@ -254,6 +258,8 @@ def test_frames_are_bounded() -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(sorted(MATERIAL)), st.sampled_from(["flip", "drop", "junk"]),
        st.integers(0, 2**32))  # fmt: skip
+@example("opus-live", "junk", 409)  # begins like a Void of 36 kB
+@example("aac", "junk", 1829)
 def test_damage_costs_its_cluster_and_the_one_behind_it_at_most(
     name: str, fault: str, seed: int
 ) -> None:

@@ -22,10 +22,16 @@ class Answers(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """One that can be late for many: the system would make who finds no room wait for seconds."""
+
+    request_queue_size = 128
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[str, int]]:
     """A small HTTP server."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as one:
+    with Server(("127.0.0.1", 0), Answers) as one:
         thread = threading.Thread(target=one.serve_forever, daemon=True)
         thread.start()
         yield ("127.0.0.1", one.server_port)

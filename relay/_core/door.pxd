@@ -391,11 +391,17 @@ cdef inline void shard_join(
         shard_refuse(shard, index, refusal, head)
         return
     if stream != NULL and (
-        load_pointer(<void**>&stream.ring) != NULL or shard_falls_back(shard, stream)
+        stream_is_told(stream) or shard_falls_back(shard, stream)
     ):
         shard_begin(shard, index, head, now, False)
     else:
         shard_park(shard, index, head, now)
+
+cdef inline bint stream_is_told(const stream_t* stream) noexcept nogil:
+    # Is there audio, and is known what kind? From upstream the one may come before the other.
+    return load_pointer(<void**>&stream.ring) != NULL and (
+        load_pointer(<void**>&stream.info) != NULL or load_u32(&stream.writer) != WRITER_LINK
+    )
 
 cdef inline bint shard_falls_back(shard_t* shard, const stream_t* stream) noexcept nogil:
     # There is nothing of it here, nor on its way: does its fallback have audio?
@@ -478,7 +484,7 @@ cdef inline void shard_look_again(shard_t* shard, uint32_t index, uint64_t now) 
     elif listener.stream != NULL and load_u32(&listener.stream.closed):
         shard_refuse(shard, index, REFUSE_MISSING, head)
     elif listener.stream != NULL and (
-        load_pointer(<void**>&listener.stream.ring) != NULL or (late and up)
+        stream_is_told(listener.stream) or (late and up)
         or shard_falls_back(shard, listener.stream)
     ):
         shard_begin(shard, index, head, now, late)

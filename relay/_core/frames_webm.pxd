@@ -13,7 +13,9 @@
 #      their sum is the media time, whatever the codec. One that goes back, or on by more than
 #      WEBM_DURATION_S_MAX, lasts nothing.
 #   5. EBML has no checksum that a stream could use. A place where no element can be is damage: the
-#      rest of the cluster goes, and the next Cluster or EBML header is searched for.
+#      rest of the cluster goes, and the next Cluster or EBML header is searched for. What only
+#      fills, or is of no track of ours, is believed if there is no Cluster in it: damage may look
+#      like such an element of any size.
 
 from libc.string cimport memcpy
 
@@ -86,7 +88,8 @@ cdef enum:  # element ids (RFC 9559 §5.1, RFC 8794 §11.2)
 cdef enum:
     WEBM_HEAD_BYTES_MAX = 12      # an id of 4 bytes, a size of 8
     WEBM_EBML_BYTES_MAX = 4096    # of the EBML header, which takes about 40
-    WEBM_DISCARD_BYTES_MAX = 1 << 28  # a larger element is not believed
+    WEBM_DISCARD_BYTES_MAX = 1 << 28  # a larger element is not believed …
+    WEBM_BETWEEN_BYTES_MAX = 1 << 24  # … nor, once there was a cluster, one of more than this
     WEBM_DURATION_S_MAX = 10
     WEBM_SCALE_NS = 1000000       # RFC 9559 §5.1.2.9: the default
     WEBM_SCALE_NS_MAX = 1000000000
@@ -289,6 +292,27 @@ cdef inline int64_t webm_damage(
     return scan_junk(scan, cut, webm_next(bytes, size))
 
 
+cdef inline int webm_hides(const uint8_t* bytes, size_t size) noexcept nogil:
+    """Whether a Cluster or an EBML header begins behind the first of these bytes."""
+    return webm_next(bytes, size) + 4 <= size
+
+
+cdef inline int64_t webm_fill(
+    scan_t* scan, const uint8_t* bytes, size_t size, const webm_t* element, cut_t* cut
+) noexcept nogil:
+    """An element that is discarded, in a cluster or behind one."""
+    cdef uint64_t whole = element.head_bytes + element.body_bytes
+    if element.body_bytes > FRAME_BYTES_MAX or whole > FRAME_BYTES_MAX:
+        return webm_damage(scan, bytes, size, cut)
+    if webm_hides(bytes, <size_t>whole if size > whole else size):
+        return webm_damage(scan, bytes, size, cut)
+    if size < whole:
+        return SCAN_MORE
+    if scan.webm_place == WEBM_CLUSTER and scan.webm_left_bytes != WEBM_UNKNOWN:
+        scan.webm_left_bytes -= whole
+    return webm_discard(scan, cut, whole, size)
+
+
 cdef inline int64_t webm_begin(scan_t* scan, const webm_t* element, cut_t* cut) noexcept nogil:
     """An EBML header: the chain begins anew."""
     scan.webm_place = WEBM_HEADERS
@@ -342,22 +366,32 @@ cdef inline int64_t webm_cluster(
     return scan_frame(scan, cut, <uint32_t>end, 0, FRAME_START)
 
 
-cdef inline uint32_t webm_block_us(
+cdef inline uint32_t webm_is_main(
     scan_t* scan, const uint8_t* block, uint64_t size
 ) noexcept nogil:
-    """By how much this block moves the clock (RFC 9559 §10.1: track, 16 bits of time, flags)."""
+    """Whether this block is of the first audio track: how many bytes say so; 0: it is not."""
     cdef webm_t track  # a vint in the form of a size, so any id may stand before it
     cdef uint8_t front[9]
     cdef uint32_t here = 8 if size > 8 else <uint32_t>size
-    cdef int64_t us
-    cdef int64_t moved
     front[0] = WEBM_VOID
     memcpy(front + 1, block, here)
     if webm_element(front, here + 1, &track) != 1 or track.body_bytes != scan.webm_main or (
         size < track.head_bytes + 2
     ):
         return 0
-    block += track.head_bytes - 1
+    return track.head_bytes - 1
+
+
+cdef inline uint32_t webm_block_us(
+    scan_t* scan, const uint8_t* block, uint64_t size
+) noexcept nogil:
+    """By how much this block moves the clock (RFC 9559 §10.1: track, 16 bits of time, flags)."""
+    cdef uint32_t track_bytes = webm_is_main(scan, block, size)
+    cdef int64_t us
+    cdef int64_t moved
+    if track_bytes == 0:
+        return 0
+    block += track_bytes
     us = (scan.webm_cluster_ticks + <short>(block[0] << 8 | block[1])) * scan.webm_scale_ns // 1000
     moved = us - scan.webm_us
     if scan.webm_known and moved < 0 and moved > -1000000 * WEBM_DURATION_S_MAX:
@@ -384,23 +418,23 @@ cdef inline int64_t webm_in_cluster(
     ):
         return webm_damage(scan, bytes, size, cut)
     if element.id in (WEBM_CRC, WEBM_VOID, WEBM_POSITION, WEBM_PREV_SIZE, WEBM_SILENT_TRACKS):
-        if scan.webm_left_bytes != WEBM_UNKNOWN:
-            scan.webm_left_bytes -= whole
-        return webm_discard(scan, cut, whole, size)
+        return webm_fill(scan, bytes, size, element, cut)
     if element.id not in (
         WEBM_SIMPLE_BLOCK, WEBM_BLOCK_GROUP, WEBM_ENCRYPTED_BLOCK
     ) or element.body_bytes < 4:
         return webm_damage(scan, bytes, size, cut)
     if size < whole:
         return SCAN_MORE
-    if scan.webm_left_bytes != WEBM_UNKNOWN:
-        scan.webm_left_bytes -= whole
     block = element[0]
     while element.id == WEBM_BLOCK_GROUP and webm_child(bytes, <size_t>whole, at, &block):
         at += block.head_bytes
         if block.id == WEBM_BLOCK:
             break
         at += <size_t>block.body_bytes
+    if not webm_is_main(scan, bytes + at, whole - at) and webm_hides(bytes, <size_t>whole):
+        return webm_damage(scan, bytes, size, cut)
+    if scan.webm_left_bytes != WEBM_UNKNOWN:
+        scan.webm_left_bytes -= whole
     moved_us = webm_block_us(scan, bytes + at, whole - at)
     used = scan_frame(scan, cut, <uint32_t>whole, 0, 0)
     cut.duration_us = moved_us
@@ -423,9 +457,11 @@ cdef inline int64_t webm_in_segment(
             return webm_discard(scan, cut, element.head_bytes, size)
         scan.webm_headers_total += 1
         return scan_frame(scan, cut, element.head_bytes, 0, FRAME_HEADER)
-    if element.body_bytes > WEBM_DISCARD_BYTES_MAX or not (
-        webm_is_top(element.id) or element.id in (WEBM_CRC, WEBM_VOID)
-    ):
+    if scan.webm_place != WEBM_HEADERS and element.id in (WEBM_CRC, WEBM_VOID):
+        return webm_fill(scan, bytes, size, element, cut)
+    if element.body_bytes > (
+        WEBM_DISCARD_BYTES_MAX if scan.webm_place == WEBM_HEADERS else WEBM_BETWEEN_BYTES_MAX
+    ) or not (webm_is_top(element.id) or element.id in (WEBM_CRC, WEBM_VOID)):
         return webm_damage(scan, bytes, size, cut)
     if not is_header or whole > FRAME_BYTES_MAX:
         return webm_discard(scan, cut, whole, size)

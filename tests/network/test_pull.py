@@ -230,7 +230,8 @@ def test_a_server_that_falls_silent_is_left_for_the_next(
         wait_until(lambda: is_up(node), WAIT_S)
         radio.silent = True
         wait_until(lambda: second.listening == 1, WAIT_S, what="the second server")
-        assert f"no audio for {said_s} s" in node.output(1000)
+        said = f"no audio for {said_s} s"
+        wait_until(lambda: said in node.output(1000), WAIT_S, what=said)
 
 
 def test_redirects_are_followed_within_bounds(
