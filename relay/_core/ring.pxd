@@ -300,42 +300,37 @@ cdef inline bint ring_read_entry(ring_t* ring, uint64_t sequence, frame_t* out) 
         and not ring_entry_was_overtaken(ring, sequence)
     )
 
-cdef inline uint64_t ring_sequence_at(ring_t* ring, uint64_t position) noexcept nogil:
-    # The frame that holds this position (the head's sequence if it lies at or past the head; the
-    # tail's if before it). Binary search over the readable run: O(log frames).
+cdef inline uint64_t ring_search(ring_t* ring, uint64_t wanted, bint by_time) noexcept nogil:
+    # The first frame that ends behind this position, or media time. Binary search over the readable
+    # run: O(log frames).
     cdef uint64_t low = ring_tail_sequence(ring)
     cdef uint64_t high = load_u64(&ring.head_sequence)
     cdef uint64_t half
     cdef uint64_t middle
+    cdef uint64_t end
     cdef frame_t* frame
     while low < high:
         half = low + (high - low) // 2
         middle = ring_probe(ring, low, half)
         frame = ring_entry(ring, middle)
-        if not ring_has(ring, middle):
-            low = half + 1
-        elif frame.position + audio_bytes(frame) > position:
+        if by_time:
+            end = <uint64_t>frame.media_us + frame.duration_us
+        else:
+            end = frame.position + audio_bytes(frame)
+        if ring_has(ring, middle) and end > wanted:
             high = middle
         else:
             low = half + 1
     return low
 
+cdef inline uint64_t ring_sequence_at(ring_t* ring, uint64_t position) noexcept nogil:
+    # The frame that holds this position (the head's sequence if it lies at or past the head; the
+    # tail's if before it).
+    return ring_search(ring, position, False)
+
 cdef inline uint64_t ring_sequence_at_time(ring_t* ring, uint64_t media_us) noexcept nogil:
     # Likewise the frame that plays at this media time.
-    cdef uint64_t low = ring_tail_sequence(ring)
-    cdef uint64_t high = load_u64(&ring.head_sequence)
-    cdef uint64_t half
-    cdef uint64_t middle
-    cdef frame_t* frame
-    while low < high:
-        half = low + (high - low) // 2
-        middle = ring_probe(ring, low, half)
-        frame = ring_entry(ring, middle)
-        if ring_has(ring, middle) and <uint64_t>frame.media_us + frame.duration_us > media_us:
-            high = middle
-        else:
-            low = half + 1
-    return low
+    return ring_search(ring, media_us, True)
 
 cdef inline uint64_t ring_burst_sequence(ring_t* ring, uint64_t burst_us) noexcept nogil:
     # Where a new listener begins: the oldest start that is at most burst_us of media behind the

@@ -56,16 +56,20 @@ def row(ffmpeg: str, signal_wav: Path, tmp_path_factory: pytest.TempPathFactory)
             yield Row([started[0], started[2]], sent, files)
 
 
+def got(programs: Programs, curl: str, url: str, icy: bool) -> bytes:
+    """What curl has of a stream after three seconds, without title blocks."""
+    ask = ["-H", "Icy-MetaData: 1"] if icy else []
+    body = programs.run(curl, "-sS", *ask, "--max-time", "3", url).output
+    return IcyStripper(16_000).feed(body) if icy else body
+
+
 @pytest.mark.parametrize("number", [0, 1], ids=["origin", "edge"])
 @pytest.mark.parametrize("icy", [False, True])
 def test_an_mp3_begins_with_the_intro_and_goes_on_at_a_frame(
     row: Row, programs: Programs, curl: str, ffmpeg: str, number: int, icy: bool
 ) -> None:
     """Every byte of its frames, then a run of the stream; it decodes without an error."""
-    url = row.nodes[number].url(MP3.mount)
-    ask = ["-H", "Icy-MetaData: 1"] if icy else []
-    body = programs.run(curl, "-sS", *ask, "--max-time", "3", url).output
-    audio = IcyStripper(16_000).feed(body) if icy else body
+    audio = got(programs, curl, row.nodes[number].url(MP3.mount), icy)
     intro = row.files[MP3.mount].read_bytes()
     intro = intro[skip_id3(intro) :]
     size = next(n for n in range(len(intro), 0, -1) if audio[:n] == intro[:n])
@@ -83,10 +87,7 @@ def test_an_ogg_is_a_chain_of_its_own_before_the_stream(
     row: Row, programs: Programs, curl: str, ffmpeg: str, number: int, icy: bool
 ) -> None:
     """Its pages, then the stream's header pages, then audio."""
-    url = row.nodes[number].url(OPUS.mount)
-    ask = ["-H", "Icy-MetaData: 1"] if icy else []
-    body = programs.run(curl, "-sS", *ask, "--max-time", "3", url).output
-    audio = IcyStripper(16_000).feed(body) if icy else body
+    audio = got(programs, curl, row.nodes[number].url(OPUS.mount), icy)
     whole = audio[: audio.rindex(b"OggS")]
     intro, stream = chains(whole)[:2]
     assert intro == row.files[OPUS.mount].read_bytes()

@@ -116,6 +116,16 @@ class Station:
             lambda: float(str(self.state()["time_s"])) > 1.0, 20.0, what="audio", every_s=0.1
         )
 
+    def keeps_its_row(self) -> None:
+        """Expect that the row of a player that waits is kept, and that it plays on."""
+        assert self.state()["paused"]
+        self.browser.run_async(REFRESH)
+        assert self.browser.run(KEPT)
+        self.start()
+        self.browser.run(GO)
+        self.plays()
+        assert self.browser.run(KEPT)
+
     def held(self) -> int:
         """How many wait for `go()`."""
         return int(self.browser.run("return held.length"))
@@ -149,13 +159,7 @@ def test_a_player_whose_programme_ended_keeps_its_row_and_plays_on(station: Stat
     refreshing = wait_until(station.held, 10.0, what="the page's own timer", every_s=0.1)
     station.stop()
     wait_until(lambda: station.held() > refreshing, 20.0, what="its return", every_s=0.1)
-    assert station.state()["paused"]
-    station.browser.run_async(REFRESH)
-    assert station.browser.run(KEPT)
-    station.start()
-    station.browser.run(GO)
-    station.plays()
-    assert station.browser.run(KEPT)
+    station.keeps_its_row()
 
 
 def test_a_player_that_asks_for_its_place_keeps_its_row(station: Station) -> None:
@@ -166,13 +170,7 @@ def test_a_player_that_asks_for_its_place_keeps_its_row(station: Station) -> Non
     station.stop()
     station.browser.press_play(PLAYER)
     wait_until(lambda: not station.state()["src"], 10.0, what="its question", every_s=0.05)
-    assert station.state()["paused"]
-    station.browser.run_async(REFRESH)
-    assert station.browser.run(KEPT)
-    station.start()
-    station.browser.run(GO)
-    station.plays()
-    assert station.browser.run(KEPT)
+    station.keeps_its_row()
 
 
 def test_a_press_is_kept_when_its_place_arrives_at_that_moment(station: Station) -> None:
